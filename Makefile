@@ -1,0 +1,63 @@
+# envrt: see README.md.  Needs libsodium, jansson, libuv and libssh (their -dev packages).
+
+EXTENSION = envrt
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" envrt.control)
+
+MODULE_big = envrt
+COMMON_OBJS = $(patsubst %.c,%.o,$(wildcard src/common/*.c))
+EXT_OBJS = $(patsubst %.c,%.o,$(wildcard src/ext/*.c))
+HOST_OBJS = $(patsubst %.c,%.o,$(wildcard src/host/*.c))
+OBJS = $(EXT_OBJS) $(COMMON_OBJS)
+SHLIB_LINK = -lsodium -ljansson
+
+DATA_built = sql/envrt--$(EXTVERSION).sql
+DATA = $(wildcard sql/envrt--*--*.sql)
+
+HOST = envrt_driver_host
+HOST_LIBS = -luv -lssh -lsodium -ljansson -lcrypto
+# For example SANITIZE=address,undefined: builds the driver host (only) with these sanitizers.
+SANITIZE =
+HOST_FLAGS = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -g -O1)
+
+REGRESS_OPTS = --inputdir=test --outputdir=build/regress
+ISOLATION_OPTS = --inputdir=test --outputdir=build/isolation
+REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
+ISOLATION = $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec)))
+PROVE_TESTS = test/t/*.pl
+TAP_TESTS = 1
+
+PG_CPPFLAGS = -Isrc/common $(WARNINGS)
+# Set by `make check-warnings` and the test run; users of other compilers are not stopped by a new warning.
+WARNINGS =
+
+EXTRA_CLEAN = $(HOST) $(HOST_OBJS) build
+
+PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+override with_llvm = no
+include $(PGXS)
+
+all: $(HOST)
+
+$(HOST): $(HOST_OBJS) $(COMMON_OBJS)
+	$(CC) $(CFLAGS) $(HOST_FLAGS) -o $@ $^ $(LDFLAGS) $(HOST_LIBS)
+
+$(HOST_OBJS): src/host/%.o: src/host/%.c $(wildcard src/host/*.h src/common/*.h)
+	$(CC) $(filter-out -I% ,$(CFLAGS)) $(WARNINGS) $(HOST_FLAGS) -D_GNU_SOURCE -Isrc/common -c -o $@ $<
+
+$(EXT_OBJS): $(wildcard src/ext/*.h src/common/*.h)
+$(COMMON_OBJS): $(wildcard src/common/*.h)
+
+sql/envrt--$(EXTVERSION).sql: sql/envrt.sql
+	cp $< $@
+
+install: install-host
+uninstall: uninstall-host
+
+.PHONY: install-host uninstall-host
+install-host: $(HOST)
+	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
+	$(INSTALL_PROGRAM) $(HOST) '$(DESTDIR)$(pkglibdir)/$(HOST)'
+
+uninstall-host:
+	rm -f '$(DESTDIR)$(pkglibdir)/$(HOST)'

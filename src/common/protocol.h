@@ -1,0 +1,35 @@
+/*
+ * protocol.h
+ *		What the extension and the driver host must agree on.
+ *
+ * See README.md in this folder for the protocol itself.
+ */
+#ifndef ENVRT_PROTOCOL_H
+#define ENVRT_PROTOCOL_H
+
+/* Relative to the data directory, the working directory of both sides. */
+#define ENVRT_DIRECTORY "pg_envrt"
+#define ENVRT_RUN_DIRECTORY ENVRT_DIRECTORY "/run"
+#define ENVRT_SOCKET_NAME "host.sock"
+#define ENVRT_LOCK_NAME "host.lock"
+#define ENVRT_HOST_PROGRAM "envrt_driver_host"
+
+/* The longest line either side accepts, its newline included. */
+#define ENVRT_MAX_LINE (16 * 1024 * 1024)
+
+/* Error codes of the plugin protocol. */
+#define RPC_PARSE_ERROR (-32700)
+#define RPC_INVALID_REQUEST (-32600)
+#define RPC_METHOD_NOT_FOUND (-32601)
+#define RPC_INVALID_PARAMS (-32602)
+#define RPC_WORKER_ERROR (-32002)
+#define RPC_TIMEOUT (-32003)
+
+/* The SQLSTATEs that an error's data.sqlstate may carry. */
+#define ENVRT_SQLSTATES                                                                            \
+	{                                                                                              \
+		"08001", "08004", "08006", "22023", "28000", "38000", "42501", "42704", "53400", "55000",  \
+			"57014"                                                                                \
+	}
+
+#endif
