@@ -66,7 +66,9 @@ extern void rpc_message_clear(RpcMessage *message);
 
 /*
  * Builders.  All return a new reference, or NULL when out of memory; they
- * steal the json_t arguments, also on failure.
+ * steal the json_t arguments, also on failure.  A NULL argument counts as out
+ * of memory while it was built, so calls can be nested; only an error's data
+ * may be NULL for none.
  */
 extern json_t *rpc_request(json_int_t id, const char *method, json_t *params);
 extern json_t *rpc_response(json_t *id, json_t *result);
