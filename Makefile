@@ -61,3 +61,5 @@ install-host: $(HOST)
 
 uninstall-host:
 	rm -f '$(DESTDIR)$(pkglibdir)/$(HOST)'
+
+include test/tests.mk

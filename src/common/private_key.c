@@ -207,12 +207,12 @@ private_key_problem(const char *text, size_t length)
 			continue;
 		body += sizeof(tail) - 1;
 		armour_end = find(body, end, "-----END ");
-		if (armour_end == NULL)
+		if (armour_end == NULL || find(armour_end, end, tail) == NULL)
 			return problem_cut;
 		return armoured_problem(label, body, armour_end);
 	}
 
-	if (find(text, end, "PUBLIC KEY----") != NULL || starts_with(text, end, "ssh-") ||
+	if (find(text, end, "PUBLIC KEY") != NULL || starts_with(text, end, "ssh-") ||
 	    starts_with(text, end, "ecdsa-sha2-") || starts_with(text, end, "sk-"))
 		return problem_public;
 	return problem_none;

@@ -1,0 +1,55 @@
+# Targets of the tests that are not PGXS's own; included by the Makefile.
+#
+#   check-common   unit tests of src/common, under the sanitizers
+#   fuzz           every test/fuzz/fuzz_*.c for FUZZ_SECONDS each
+#   bench          what the extension costs, next to bare SQL and bare libssh
+#   test, demo     the same as test/all and test/demo
+#   psql           a throwaway server with the fixtures, and psql on it
+#   check-chroot   test/all and test/demo on a bare Debian, in a chroot (needs root)
+
+TEST_WARNINGS = -Wall -Wextra -Werror
+TEST_SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+TEST_CFLAGS = -std=gnu11 -g -O1 -D_GNU_SOURCE -Isrc/common -Isrc/host -Itest/common $(TEST_WARNINGS) $(TEST_SANITIZE)
+TEST_LIBS = $(HOST_LIBS)
+TEST_HEADERS = $(wildcard src/common/*.h src/host/*.h test/common/*.h)
+COMMON_SOURCES = $(wildcard src/common/*.c)
+PROVE ?= prove
+
+COMMON_TESTS = $(patsubst test/common/%.c,build/%,$(sort $(wildcard test/common/test_*.c)))
+
+# This one watches and fails allocations.
+build/test_jsonrpc: TEST_LDFLAGS = -Wl,--wrap=malloc,--wrap=free
+
+$(COMMON_TESTS): build/%: test/common/%.c $(COMMON_SOURCES) $(TEST_HEADERS)
+	@mkdir -p build
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(COMMON_SOURCES) $(TEST_LDFLAGS) $(TEST_LIBS)
+
+.PHONY: check-common
+check-common: $(COMMON_TESTS)
+	$(PROVE) --exec '' $(PROVE_FLAGS) $(COMMON_TESTS)
+
+# A fuzz target links all of src/common, and what it names in a line "fuzz: src/host/file.c ...".
+FUZZ_CC ?= clang
+FUZZ_SECONDS ?= 60
+FUZZ_CFLAGS = -std=gnu11 -g -O1 -D_GNU_SOURCE -Isrc/common -Isrc/host $(TEST_WARNINGS) \
+	-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+FUZZERS = $(patsubst test/fuzz/%.c,build/%,$(sort $(wildcard test/fuzz/fuzz_*.c)))
+fuzz_sources = $(shell sed -n 's/^ \* fuzz: //p' $(1))
+
+$(FUZZERS): build/%: test/fuzz/%.c $(COMMON_SOURCES) $(wildcard src/host/*.c) $(TEST_HEADERS)
+	@mkdir -p build
+	$(FUZZ_CC) $(FUZZ_CFLAGS) -o $@ $< $(call fuzz_sources,$<) $(COMMON_SOURCES) $(TEST_LIBS)
+
+# Seeds are in test/fuzz/<target>/, words in <target>.dict; what is found goes to build/.
+.PHONY: fuzz
+fuzz: $(FUZZERS)
+	@test -n '$(FUZZERS)' || { echo 'no fuzz target found' >&2; exit 1; }
+	set -e; for fuzzer in $(FUZZERS); do \
+		name=$${fuzzer#build/}; mkdir -p build/corpus/$$name; \
+		seeds=; if test -d test/fuzz/$$name; then seeds=test/fuzz/$$name; fi; \
+		dict=; if test -f test/fuzz/$$name.dict; then dict=-dict=test/fuzz/$$name.dict; fi; \
+		echo "== $$name: $(FUZZ_SECONDS) s"; \
+		$$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+			-verbosity=0 -artifact_prefix=build/$$name- $$dict \
+			build/corpus/$$name $$seeds; \
+	done
