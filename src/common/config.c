@@ -671,7 +671,7 @@ normalize_plugin(json_t *config, json_t *result, ConfigIssues *issues)
 
 	driver_config = json_object_get(config, "driverConfig");
 	if (driver_config == NULL)
-		complete &= store(result, "driverConfig", json_object());
+		complete &= store(result, "driverConfig", json_object_new());
 	else if (json_is_object(driver_config))
 		complete &= store(result, "driverConfig", json_deep_copy(driver_config));
 	else
@@ -689,11 +689,11 @@ config_normalize(const char *driver, json_t *config, ConfigIssues *issues)
 
 	memset(issues, 0, sizeof(*issues));
 	if (strcmp(driver, "local") == 0)
-		return json_is_object(config) ? json_deep_copy(config) : json_object();
+		return json_is_object(config) ? json_deep_copy(config) : json_object_new();
 
-	result = json_object();
+	result = json_object_new();
 	/* The seed reads anything but an object as an empty one. */
-	object = json_is_object(config) ? json_incref(config) : json_object();
+	object = json_is_object(config) ? json_incref(config) : json_object_new();
 	if (result == NULL || object == NULL)
 		complete = false;
 	else if (strcmp(driver, "ssh") == 0)

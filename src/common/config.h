@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include <jansson.h>
+#include "json_library.h"
 
 #define CONFIG_MAX_ISSUES 16
 

@@ -383,7 +383,7 @@ set_new(json_t *object, const char *key, json_t *value)
 json_t *
 rpc_request(json_int_t id, const char *method, json_t *params)
 {
-	json_t *message = json_object();
+	json_t *message = json_object_new();
 	bool complete;
 
 	complete = set_new(message, "jsonrpc", json_string("2.0"));
@@ -400,7 +400,7 @@ rpc_request(json_int_t id, const char *method, json_t *params)
 json_t *
 rpc_response(json_t *id, json_t *result)
 {
-	json_t *message = json_object();
+	json_t *message = json_object_new();
 	bool complete;
 
 	complete = set_new(message, "jsonrpc", json_string("2.0"));
@@ -416,8 +416,8 @@ rpc_response(json_t *id, json_t *result)
 json_t *
 rpc_error(json_t *id, int code, const char *message, json_t *data)
 {
-	json_t *error = json_object();
-	json_t *root = json_object();
+	json_t *error = json_object_new();
+	json_t *root = json_object_new();
 	bool complete;
 
 	complete = set_new(error, "code", json_integer(code));

@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include <jansson.h>
+#include "json_library.h"
 
 /*
  * Make jansson zero every block that it frees, since messages carry secrets.

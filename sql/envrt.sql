@@ -1,0 +1,483 @@
+-- The install script's source; copied to sql/envrt--<version>.sql by make.
+-- Functions go to the schema that CREATE EXTENSION was told, tables and views to schema envrt.
+
+\echo Use "CREATE EXTENSION envrt" to load this file. \quit
+
+CREATE SCHEMA envrt;
+COMMENT ON SCHEMA envrt IS 'envrt: tables and views; the functions envrt_* are in the extension''s schema';
+
+-- ---------------------------------------------------------------------------------------------
+-- The shared tables: names, columns, types, defaults and indexes as agent control planes that
+-- keep them in an application schema have them, so that their INSERTs work here.
+-- ---------------------------------------------------------------------------------------------
+
+CREATE TABLE envrt.companies (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    name text NOT NULL,
+    description text,
+    status text NOT NULL DEFAULT 'active'
+        CONSTRAINT companies_status_check CHECK (status IN ('active', 'paused', 'archived')),
+    budget_monthly_cents integer NOT NULL DEFAULT 0,
+    spent_monthly_cents integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    -- The control plane's default is the constant PAP under a unique index: a second company
+    -- could not be made by name alone.  Here a default never collides.
+    issue_prefix text NOT NULL DEFAULT ('PAP' OPERATOR(pg_catalog.||) pg_catalog.upper(pg_catalog.replace(pg_catalog.gen_random_uuid()::text, '-', ''))),
+    issue_counter integer NOT NULL DEFAULT 0,
+    require_board_approval_for_new_agents boolean NOT NULL DEFAULT true,
+    brand_color text,
+    pause_reason text,
+    paused_at timestamptz,
+    feedback_data_sharing_enabled boolean NOT NULL DEFAULT false,
+    feedback_data_sharing_consent_at timestamptz,
+    feedback_data_sharing_consent_by_user_id text,
+    feedback_data_sharing_terms_version text
+);
+CREATE UNIQUE INDEX companies_issue_prefix_idx ON envrt.companies (issue_prefix);
+COMMENT ON TABLE envrt.companies IS 'Tenants: nothing that belongs to one is ever used for another';
+
+CREATE TABLE envrt.execution_workspaces (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    company_id uuid NOT NULL REFERENCES envrt.companies,
+    project_id uuid NOT NULL,
+    project_workspace_id uuid,
+    source_issue_id uuid,
+    mode text NOT NULL,
+    strategy_type text NOT NULL,
+    name text NOT NULL,
+    status text NOT NULL DEFAULT 'active'
+        CONSTRAINT execution_workspaces_status_check
+        CHECK (status IN ('active', 'idle', 'in_review', 'archived', 'cleanup_failed')),
+    cwd text,
+    repo_url text,
+    base_ref text,
+    branch_name text,
+    provider_type text NOT NULL DEFAULT 'local_fs',
+    provider_ref text,
+    derived_from_execution_workspace_id uuid REFERENCES envrt.execution_workspaces ON DELETE SET NULL,
+    last_used_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    opened_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    closed_at timestamptz,
+    cleanup_eligible_at timestamptz,
+    cleanup_reason text,
+    metadata jsonb,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE INDEX execution_workspaces_company_source_issue_idx ON envrt.execution_workspaces (company_id, source_issue_id);
+CREATE INDEX execution_workspaces_company_last_used_idx ON envrt.execution_workspaces (company_id, last_used_at);
+CREATE INDEX execution_workspaces_company_branch_idx ON envrt.execution_workspaces (company_id, branch_name);
+CREATE INDEX execution_workspaces_company_project_status_idx ON envrt.execution_workspaces (company_id, project_id, status);
+CREATE INDEX execution_workspaces_company_project_workspace_status_idx ON envrt.execution_workspaces (company_id, project_workspace_id, status);
+COMMENT ON TABLE envrt.execution_workspaces IS 'Checkouts that runs work in; a lease can name one';
+
+CREATE TABLE envrt.environments (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    company_id uuid NOT NULL REFERENCES envrt.companies ON DELETE CASCADE,
+    name text NOT NULL,
+    description text,
+    driver text NOT NULL DEFAULT 'local'
+        CONSTRAINT environments_driver_check CHECK (driver IN ('local', 'ssh', 'sandbox', 'plugin')),
+    status text NOT NULL DEFAULT 'active'
+        CONSTRAINT environments_status_check CHECK (status IN ('active', 'archived')),
+    config jsonb NOT NULL DEFAULT '{}',
+    metadata jsonb,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE INDEX environments_company_status_idx ON envrt.environments (company_id, status);
+CREATE INDEX environments_company_name_idx ON envrt.environments (company_id, name);
+CREATE UNIQUE INDEX environments_company_driver_idx ON envrt.environments (company_id, driver) WHERE driver = 'local';
+COMMENT ON TABLE envrt.environments IS 'Where work can run: the local machine, an SSH host, a sandbox, or what a plugin provides';
+COMMENT ON COLUMN envrt.environments.config IS 'The driver''s config in its canonical shape (envrt_normalize_config); secrets are references to company_secrets';
+
+CREATE TABLE envrt.agents (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    company_id uuid NOT NULL REFERENCES envrt.companies,
+    name text NOT NULL,
+    role text NOT NULL DEFAULT 'general',
+    title text,
+    status text NOT NULL DEFAULT 'idle'
+        CONSTRAINT agents_status_check
+        CHECK (status IN ('active', 'paused', 'idle', 'running', 'error', 'pending_approval', 'terminated')),
+    reports_to uuid REFERENCES envrt.agents,
+    capabilities text,
+    adapter_type text NOT NULL DEFAULT 'process',
+    adapter_config jsonb NOT NULL DEFAULT '{}',
+    budget_monthly_cents integer NOT NULL DEFAULT 0,
+    spent_monthly_cents integer NOT NULL DEFAULT 0,
+    last_heartbeat_at timestamptz,
+    metadata jsonb,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    runtime_config jsonb NOT NULL DEFAULT '{}',
+    permissions jsonb NOT NULL DEFAULT '{}',
+    icon text,
+    pause_reason text,
+    paused_at timestamptz,
+    default_environment_id uuid REFERENCES envrt.environments ON DELETE SET NULL
+);
+CREATE INDEX agents_company_reports_to_idx ON envrt.agents (company_id, reports_to);
+CREATE INDEX agents_company_status_idx ON envrt.agents (company_id, status);
+CREATE INDEX agents_company_default_environment_idx ON envrt.agents (company_id, default_environment_id);
+COMMENT ON TABLE envrt.agents IS 'Who runs; an agent can name a default environment';
+
+CREATE TABLE envrt.heartbeat_runs (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    company_id uuid NOT NULL REFERENCES envrt.companies,
+    agent_id uuid NOT NULL REFERENCES envrt.agents,
+    invocation_source text NOT NULL DEFAULT 'on_demand',
+    status text NOT NULL DEFAULT 'queued'
+        CONSTRAINT heartbeat_runs_status_check
+        CHECK (status IN ('queued', 'scheduled_retry', 'running', 'succeeded', 'failed', 'cancelled', 'timed_out')),
+    started_at timestamptz,
+    finished_at timestamptz,
+    error text,
+    external_run_id text,
+    context_snapshot jsonb,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    trigger_detail text,
+    wakeup_request_id uuid,
+    exit_code integer,
+    signal text,
+    usage_json jsonb,
+    result_json jsonb,
+    session_id_before text,
+    session_id_after text,
+    log_store text,
+    log_ref text,
+    log_bytes bigint,
+    log_sha256 text,
+    log_compressed boolean NOT NULL DEFAULT false,
+    stdout_excerpt text,
+    stderr_excerpt text,
+    error_code text,
+    process_pid integer,
+    process_started_at timestamptz,
+    retry_of_run_id uuid REFERENCES envrt.heartbeat_runs ON DELETE SET NULL,
+    process_loss_retry_count integer NOT NULL DEFAULT 0,
+    issue_comment_status text NOT NULL DEFAULT 'not_applicable',
+    issue_comment_satisfied_by_comment_id uuid,
+    issue_comment_retry_queued_at timestamptz,
+    process_group_id integer,
+    liveness_state text,
+    liveness_reason text,
+    continuation_attempt integer NOT NULL DEFAULT 0,
+    last_useful_action_at timestamptz,
+    next_action text,
+    scheduled_retry_at timestamptz,
+    scheduled_retry_attempt integer NOT NULL DEFAULT 0,
+    scheduled_retry_reason text
+);
+CREATE INDEX heartbeat_runs_company_liveness_idx ON envrt.heartbeat_runs (company_id, liveness_state, created_at);
+CREATE INDEX heartbeat_runs_company_agent_started_idx ON envrt.heartbeat_runs (company_id, agent_id, started_at);
+-- Without it, each DELETE of a run scans the table for the foreign key above.
+CREATE INDEX heartbeat_runs_retry_of_run_idx ON envrt.heartbeat_runs (retry_of_run_id) WHERE retry_of_run_id IS NOT NULL;
+COMMENT ON TABLE envrt.heartbeat_runs IS 'Runs: one turn of an agent, a CI job, a batch task; leases belong to one';
+COMMENT ON COLUMN envrt.heartbeat_runs.status IS 'succeeded, failed, cancelled and timed_out are final: such a run gets no lease any more';
+
+CREATE TABLE envrt.environment_leases (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    company_id uuid NOT NULL REFERENCES envrt.companies ON DELETE CASCADE,
+    environment_id uuid NOT NULL REFERENCES envrt.environments ON DELETE CASCADE,
+    execution_workspace_id uuid REFERENCES envrt.execution_workspaces ON DELETE SET NULL,
+    issue_id uuid,
+    heartbeat_run_id uuid REFERENCES envrt.heartbeat_runs ON DELETE SET NULL,
+    status text NOT NULL DEFAULT 'active'
+        CONSTRAINT environment_leases_status_check
+        CHECK (status IN ('active', 'released', 'expired', 'failed', 'retained')),
+    lease_policy text NOT NULL DEFAULT 'ephemeral'
+        CONSTRAINT environment_leases_lease_policy_check
+        CHECK (lease_policy IN ('ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure')),
+    provider text,
+    provider_lease_id text,
+    acquired_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    last_used_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    expires_at timestamptz,
+    released_at timestamptz,
+    failure_reason text,
+    cleanup_status text
+        CONSTRAINT environment_leases_cleanup_status_check
+        CHECK (cleanup_status IN ('pending', 'success', 'failed')),
+    metadata jsonb,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+CREATE INDEX environment_leases_company_last_used_idx ON envrt.environment_leases (company_id, last_used_at);
+CREATE INDEX environment_leases_company_environment_status_idx ON envrt.environment_leases (company_id, environment_id, status);
+CREATE INDEX environment_leases_company_execution_workspace_idx ON envrt.environment_leases (company_id, execution_workspace_id);
+CREATE INDEX environment_leases_company_issue_idx ON envrt.environment_leases (company_id, issue_id);
+CREATE INDEX environment_leases_heartbeat_run_idx ON envrt.environment_leases (heartbeat_run_id);
+CREATE INDEX environment_leases_provider_lease_idx ON envrt.environment_leases (provider_lease_id);
+-- A reusable provider lease is held by one active lease at a time, whoever writes the rows.
+CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (provider, provider_lease_id)
+    WHERE status = 'active' AND lease_policy IN ('reuse_by_environment', 'reuse_by_execution_workspace');
+COMMENT ON TABLE envrt.environment_leases IS 'Leases: a run''s right to use an environment';
+COMMENT ON COLUMN envrt.environment_leases.status IS 'active until released, expired, failed, or (a failed retain_on_failure lease) retained';
+COMMENT ON COLUMN envrt.environment_leases.cleanup_status IS 'What became of the provider lease after the end: pending, success, failed; null when there was nothing to clean';
+COMMENT ON COLUMN envrt.environment_leases.metadata IS 'What the driver said, and driver and executionWorkspaceMode as they were at acquire';
+COMMENT ON INDEX envrt.environment_leases_holder_idx IS 'One active lease per reusable provider lease';
+
+CREATE TABLE envrt.company_secrets (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    company_id uuid NOT NULL REFERENCES envrt.companies,
+    name text NOT NULL,
+    provider text NOT NULL DEFAULT 'local_encrypted',
+    external_ref text,
+    latest_version integer NOT NULL DEFAULT 1
+        CONSTRAINT company_secrets_latest_version_check CHECK (latest_version > 0),
+    description text,
+    created_by_agent_id uuid REFERENCES envrt.agents ON DELETE SET NULL,
+    created_by_user_id text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE INDEX company_secrets_company_provider_idx ON envrt.company_secrets (company_id, provider);
+CREATE INDEX company_secrets_company_idx ON envrt.company_secrets (company_id);
+CREATE UNIQUE INDEX company_secrets_company_name_uq ON envrt.company_secrets (company_id, name);
+COMMENT ON TABLE envrt.company_secrets IS 'Secrets by name; their values are in company_secret_versions, encrypted';
+
+CREATE TABLE envrt.company_secret_versions (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    secret_id uuid NOT NULL REFERENCES envrt.company_secrets ON DELETE CASCADE,
+    version integer NOT NULL
+        CONSTRAINT company_secret_versions_version_check CHECK (version > 0),
+    material jsonb NOT NULL,
+    value_sha256 text NOT NULL,
+    created_by_agent_id uuid REFERENCES envrt.agents ON DELETE SET NULL,
+    created_by_user_id text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    revoked_at timestamptz
+);
+CREATE INDEX company_secret_versions_value_sha256_idx ON envrt.company_secret_versions (value_sha256);
+CREATE UNIQUE INDEX company_secret_versions_secret_version_uq ON envrt.company_secret_versions (secret_id, version);
+CREATE INDEX company_secret_versions_secret_idx ON envrt.company_secret_versions (secret_id, created_at);
+COMMENT ON TABLE envrt.company_secret_versions IS 'The encrypted values of secrets, a row a version';
+COMMENT ON COLUMN envrt.company_secret_versions.material IS 'XChaCha20-Poly1305 ciphertext bound to company, secret and version: a row copied elsewhere does not decrypt';
+COMMENT ON COLUMN envrt.company_secret_versions.value_sha256 IS 'A keyed hash (HMAC-SHA-256) of the value, never a plain digest';
+
+CREATE TABLE envrt.plugins (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    plugin_key text NOT NULL,
+    package_name text NOT NULL,
+    package_path text,
+    version text NOT NULL,
+    api_version integer NOT NULL DEFAULT 1,
+    categories jsonb NOT NULL DEFAULT '[]',
+    manifest_json jsonb NOT NULL,
+    status text NOT NULL DEFAULT 'installed'
+        CONSTRAINT plugins_status_check
+        CHECK (status IN ('installed', 'ready', 'disabled', 'error', 'upgrade_pending', 'uninstalled')),
+    install_order integer,
+    last_error text,
+    installed_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE UNIQUE INDEX plugins_plugin_key_idx ON envrt.plugins (plugin_key);
+CREATE INDEX plugins_status_idx ON envrt.plugins (status);
+COMMENT ON TABLE envrt.plugins IS 'Plugins that environments may refer to';
+
+CREATE TABLE envrt.activity_log (
+    id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    company_id uuid NOT NULL REFERENCES envrt.companies,
+    actor_type text NOT NULL DEFAULT 'system',
+    actor_id text NOT NULL,
+    action text NOT NULL,
+    entity_type text NOT NULL,
+    entity_id text NOT NULL,
+    agent_id uuid REFERENCES envrt.agents,
+    details jsonb,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    run_id uuid REFERENCES envrt.heartbeat_runs
+);
+CREATE INDEX activity_log_company_created_idx ON envrt.activity_log (company_id, created_at);
+CREATE INDEX activity_log_run_id_idx ON envrt.activity_log (run_id);
+CREATE INDEX activity_log_entity_type_id_idx ON envrt.activity_log (entity_type, entity_id);
+COMMENT ON TABLE envrt.activity_log IS 'What was done, by whom';
+
+-- ---------------------------------------------------------------------------------------------
+-- envrt's own tables
+-- ---------------------------------------------------------------------------------------------
+
+CREATE TABLE envrt.settings (
+    name text PRIMARY KEY,
+    value text NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE envrt.settings IS 'What envrt remembers about this database, such as the fingerprint of the master key its secrets are under';
+
+SELECT pg_catalog.pg_extension_config_dump('envrt.companies', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.execution_workspaces', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.environments', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.agents', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.heartbeat_runs', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.environment_leases', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.company_secrets', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.company_secret_versions', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.plugins', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.activity_log', '');
+SELECT pg_catalog.pg_extension_config_dump('envrt.settings', '');
+
+-- ---------------------------------------------------------------------------------------------
+-- Environments
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt_create_environment(company_id uuid, name text, driver text, config jsonb DEFAULT '{}',
+                                         description text DEFAULT NULL, metadata jsonb DEFAULT NULL)
+RETURNS envrt.environments
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_create_environment(uuid, text, text, jsonb, text, jsonb) IS
+'Validates the config, moves a privateKey in it into a company secret, and stores the environment. Errors: 22023 bad argument or config, 42704 no such company, 23505 a second local environment';
+
+CREATE FUNCTION envrt_ensure_local_environment(company_id uuid)
+RETURNS envrt.environments
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_ensure_local_environment(uuid) IS
+'The company''s one local environment, made if there is none; an existing one is returned as it is. Errors: 42704 no such company';
+
+CREATE FUNCTION envrt_normalize_config(driver text, config jsonb)
+RETURNS jsonb
+AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION envrt_normalize_config(text, jsonb) IS
+'The canonical stored shape of a driver''s config; touches nothing. Errors: 22023 naming the field, all issues in the DETAIL';
+
+CREATE FUNCTION envrt_probe(environment_id uuid, OUT ok boolean, OUT driver text, OUT summary text, OUT details jsonb)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_probe(uuid) IS
+'Tries whether an environment can be used; a failing probe is a row with ok = false. Errors: 42704 no such environment, 55000 no driver host';
+
+CREATE FUNCTION envrt_probe_config(company_id uuid, driver text, config jsonb,
+                                   OUT ok boolean, OUT driver text, OUT summary text, OUT details jsonb)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_probe_config(uuid, text, jsonb) IS
+'Like envrt_probe, for a config that is not stored; nothing is stored, a privateKey in it is used as it is';
+
+-- ---------------------------------------------------------------------------------------------
+-- Leases
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt_acquire_lease(company_id uuid, environment_id uuid, heartbeat_run_id uuid, issue_id uuid DEFAULT NULL,
+                                    execution_workspace_id uuid DEFAULT NULL, execution_workspace_mode text DEFAULT NULL,
+                                    expires_in interval DEFAULT NULL)
+RETURNS envrt.environment_leases
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) IS
+'Leases the environment to the run, in the caller''s transaction, and returns the active lease. Errors: 22023 bad argument or config, 42704 no such company, environment, run or workspace, 42501 belongs to another company, 55000 environment not active, run over or no driver host, 55P03 reusable provider lease held, 08001/08004/08006/28000/38000 from the driver';
+
+CREATE FUNCTION envrt_release_leases(heartbeat_run_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
+RETURNS SETOF envrt.environment_leases
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
+COMMENT ON FUNCTION envrt_release_leases(uuid, text, text) IS
+'Ends all active leases of a run (status released, expired or failed) and returns them; of concurrent calls exactly one gets them, the others no rows';
+
+CREATE FUNCTION envrt_release_lease(lease_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
+RETURNS SETOF envrt.environment_leases
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
+COMMENT ON FUNCTION envrt_release_lease(uuid, text, text) IS
+'Ends one active lease (status released, expired or failed) and returns it; no row when it is not active. Errors: 42704 no such lease';
+
+-- ---------------------------------------------------------------------------------------------
+-- Secrets
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt_create_secret(company_id uuid, name text, value text, description text DEFAULT NULL)
+RETURNS uuid
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_create_secret(uuid, text, text, text) IS
+'Stores a company''s secret, encrypted. The value is part of the statement: use envrt_create_sealed_secret where statements are logged. Errors: 23505 name taken, 42704 no such company, 55000 master key missing or wrong';
+
+CREATE FUNCTION envrt_rotate_secret(secret_id uuid, value text)
+RETURNS integer
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_rotate_secret(uuid, text) IS
+'Stores a new version of a secret and returns its number. Errors: 42704 no such secret';
+
+CREATE FUNCTION envrt_sealing_key()
+RETURNS bytea
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_sealing_key() IS
+'The public key (32 bytes, X25519) that clients seal secrets to with libsodium''s crypto_box_seal, over the JSON object {companyId, name, version, value}';
+
+CREATE FUNCTION envrt_create_sealed_secret(company_id uuid, name text, sealed bytea, description text DEFAULT NULL)
+RETURNS uuid
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_create_sealed_secret(uuid, text, bytea, text) IS
+'Like envrt_create_secret, with a value sealed by the client for this company and name and version 1. Errors: 22023 not sealed to this key, or for something else';
+
+CREATE FUNCTION envrt_rotate_sealed_secret(secret_id uuid, sealed bytea)
+RETURNS integer
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) IS
+'Like envrt_rotate_secret, with a value sealed by the client for the next version. Errors: 22023 not sealed to this key, or for something else';
+
+-- ---------------------------------------------------------------------------------------------
+-- Views
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt.driver_host_stats(OUT pid integer, OUT state text, OUT up_since timestamptz, OUT restarts bigint,
+                                        OUT last_exit text, OUT calls bigint, OUT active_calls integer, OUT memory bigint)
+AS 'MODULE_PATHNAME', 'envrt_driver_host_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.driver_host_stats() IS 'Behind the view envrt.stat_driver_host';
+
+CREATE VIEW envrt.stat_driver_host AS
+    SELECT pid, state, up_since, restarts, last_exit, calls, active_calls, memory FROM envrt.driver_host_stats();
+COMMENT ON VIEW envrt.stat_driver_host IS
+'The driver host: its process, state (stopped, starting, running), restarts since the server started, why the last one ended, calls served and in flight, resident memory in bytes; no row without preload';
+
+CREATE FUNCTION envrt.call_stats(OUT pid integer, OUT method text, OUT driver text, OUT target text, OUT state text,
+                                 OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_call_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.call_stats() IS 'Behind the view envrt.stat_calls';
+
+CREATE VIEW envrt.stat_calls AS
+    SELECT pid, method, driver, target, state, since FROM envrt.call_stats();
+COMMENT ON VIEW envrt.stat_calls IS 'Driver calls in flight: backend, method, driver, target, what it is waiting for, since when';
+
+CREATE FUNCTION envrt.ssh_session_stats(OUT host text, OUT port integer, OUT username text, OUT company_id uuid,
+                                        OUT channels integer, OUT idle_since timestamptz, OUT calls bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_ssh_session_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.ssh_session_stats() IS 'Behind the view envrt.stat_ssh_sessions';
+
+CREATE VIEW envrt.stat_ssh_sessions AS
+    SELECT host, port, username AS "user", company_id, channels, idle_since, calls FROM envrt.ssh_session_stats();
+COMMENT ON VIEW envrt.stat_ssh_sessions IS 'Open ssh sessions: whose, channels in use, idle since when (null: in use), calls served';
+
+CREATE FUNCTION envrt.scheduler_stats(OUT database_id oid, OUT pid integer, OUT state text, OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_scheduler_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.scheduler_stats() IS 'Behind the view envrt.stat_schedulers';
+
+CREATE VIEW envrt.stat_schedulers AS
+    SELECT s.database_id, d.datname AS database, s.pid, s.state, s.since
+    FROM envrt.scheduler_stats() s LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.database_id;
+COMMENT ON VIEW envrt.stat_schedulers IS 'The scheduler of each database that has envrt, on the whole server: starting, running, or stopping; no row without preload';
+
+-- ---------------------------------------------------------------------------------------------
+-- Privileges: nothing for PUBLIC; statistics for monitoring roles
+-- ---------------------------------------------------------------------------------------------
+
+REVOKE ALL ON FUNCTION envrt_create_environment(uuid, text, text, jsonb, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_ensure_local_environment(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_normalize_config(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_probe(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_probe_config(uuid, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_release_leases(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_release_lease(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_create_secret(uuid, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_rotate_secret(uuid, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_sealing_key() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_create_sealed_secret(uuid, text, bytea, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.driver_host_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.call_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.ssh_session_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.scheduler_stats() FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA envrt TO pg_monitor;
+GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.scheduler_stats() TO pg_monitor;
+GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_schedulers TO pg_monitor;

@@ -1,0 +1,57 @@
+/*
+ * compat.h
+ *		Differences between the PostgreSQL versions that envrt supports (14 to 18).
+ */
+#ifndef ENVRT_COMPAT_H
+#define ENVRT_COMPAT_H
+
+#include "postgres.h"
+
+#include "catalog/pg_database.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+
+#if PG_VERSION_NUM < 150000
+#define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
+#endif
+
+#if PG_VERSION_NUM < 160000
+#define object_ownercheck_database(oid, role) pg_database_ownercheck(oid, role)
+#else
+#define object_ownercheck_database(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
+#endif
+
+/* Begin a set-returning function's result: a tuplestore in rsinfo->setResult. */
+static inline void
+compat_begin_result_set(FunctionCallInfo fcinfo)
+{
+#if PG_VERSION_NUM >= 150000
+	InitMaterializedSRF(fcinfo, 0);
+#else
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext context;
+	TupleDesc	desc;
+
+	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) || !(rsinfo->allowedModes & SFRM_Materialize))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("set-valued function called in context that cannot accept a set")));
+	context = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	rsinfo->returnMode = SFRM_Materialize;
+	rsinfo->setResult = tuplestore_begin_heap(rsinfo->allowedModes & SFRM_Materialize_Random, false, work_mem);
+	rsinfo->setDesc = desc;
+	MemoryContextSwitchTo(context);
+#endif
+}
+
+#if PG_VERSION_NUM < 170000
+#define compat_create_wait_event_set(nevents) CreateWaitEventSet(CurrentMemoryContext, nevents)
+#else
+#define compat_create_wait_event_set(nevents) CreateWaitEventSet(NULL, nevents)
+#endif
+
+#endif

@@ -1,0 +1,208 @@
+/*
+ * database_ddl.c
+ *		What CREATE and DROP of databases and of the extension mean to schedulers.
+ *
+ * CREATE EXTENSION, CREATE DATABASE and DROP EXTENSION are seen by the object
+ * access hook; the launcher or the scheduler is told when the transaction
+ * commits, and nobody when it rolls back.
+ *
+ * DROP DATABASE, CREATE DATABASE ... TEMPLATE, and moving or renaming one,
+ * need the database to be free of other sessions, and a scheduler is one.  So
+ * before such a statement the scheduler is asked to end and its slot is held,
+ * which keeps the launcher from starting another, until the transaction is
+ * over; if the database is still there it gets its scheduler back then.  Only
+ * for who owns the database: others would stop it for nothing.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "shared_state.h"
+#include "tcop/utility.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+#include "workers.h"
+
+#define STOP_WAIT_MS 10000
+
+static object_access_hook_type previous_object_access_hook = NULL;
+static ProcessUtility_hook_type previous_utility_hook = NULL;
+
+/* Of the transaction under way. */
+static bool database_created = false;
+static bool extension_created = false;
+static bool extension_dropped = false;
+static Oid	held_database = InvalidOid;
+
+static void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (previous_object_access_hook)
+		previous_object_access_hook(access, classId, objectId, subId, arg);
+	if (access == OAT_POST_CREATE && classId == DatabaseRelationId)
+		database_created = true;
+	else if (access == OAT_POST_CREATE && classId == ExtensionRelationId)
+		extension_created = true;	/* ours or another: the scheduler will see */
+	else if (access == OAT_DROP && classId == ExtensionRelationId)
+	{
+		char	   *name = get_extension_name(objectId);
+
+		if (name != NULL && strcmp(name, "envrt") == 0)
+			extension_dropped = true;
+	}
+}
+
+static void
+transaction_end(XactEvent event, void *arg)
+{
+	bool		committed = event == XACT_EVENT_COMMIT;
+	bool		wake = false;
+
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	if (!database_created && !extension_created && !extension_dropped && !OidIsValid(held_database))
+		return;
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	if (committed && database_created)
+		shared_state->rescan = wake = true;
+	if (committed && extension_created)
+	{
+		wake = true;
+		if (shared_state->nwanted < MAX_WANTED)
+			shared_state->wanted[shared_state->nwanted++] = MyDatabaseId;
+		else
+			shared_state->recheck_all = true;
+	}
+	if (committed && extension_dropped)
+	{
+		SchedulerSlot *slot = scheduler_slot(MyDatabaseId);
+
+		if (slot != NULL)
+		{
+			slot->recheck = true;
+			if (slot->latch != NULL)
+				SetLatch(slot->latch);
+		}
+	}
+	if (OidIsValid(held_database))
+	{
+		SchedulerSlot *slot = scheduler_slot(held_database);
+
+		if (slot != NULL && slot->held_by == MyProcPid)
+			slot->held_by = 0;
+		shared_state->rescan = wake = true;
+	}
+	if (wake && shared_state->launcher_latch != NULL)
+		SetLatch(shared_state->launcher_latch);
+	LWLockRelease(shared_state->lock);
+	database_created = extension_created = extension_dropped = false;
+	held_database = InvalidOid;
+}
+
+/* Have the database's scheduler end, and stay away until the transaction is over. */
+static void
+hold_database(const char *name)
+{
+	Oid			database = name != NULL ? get_database_oid(name, true) : InvalidOid;
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_WAIT_MS);
+	SchedulerSlot *slot;
+
+	if (!OidIsValid(database) || !object_ownercheck_database(database, GetUserId()))
+		return;
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	slot = scheduler_slot(database);
+	if (slot != NULL && slot->held_by == 0)
+	{
+		slot->held_by = MyProcPid;
+		held_database = database;
+		if (slot->state == SCHEDULER_RUNNING || slot->state == SCHEDULER_STARTING)
+			slot->state = SCHEDULER_STOPPING;
+		if (slot->latch != NULL)
+			SetLatch(slot->latch);
+	}
+	LWLockRelease(shared_state->lock);
+	if (!OidIsValid(held_database))
+		return;
+
+	ConditionVariablePrepareToSleep(&shared_state->scheduler_changed);
+	for (;;)
+	{
+		bool		ended;
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+		LWLockAcquire(shared_state->lock, LW_SHARED);
+		ended = slot->state == SCHEDULER_ENDED;
+		LWLockRelease(shared_state->lock);
+		/* Late: the statement itself says what is in its way. */
+		if (ended || left == 0)
+			break;
+		(void) ConditionVariableTimedSleep(&shared_state->scheduler_changed, left, PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+}
+
+/* The database that a statement needs free of sessions, or NULL. */
+static const char *
+needed_database(Node *statement)
+{
+	ListCell   *cell;
+
+	switch (nodeTag(statement))
+	{
+		case T_DropdbStmt:
+			return ((DropdbStmt *) statement)->dbname;
+		case T_CreatedbStmt:
+			foreach(cell, ((CreatedbStmt *) statement)->options)
+			{
+				DefElem    *option = lfirst_node(DefElem, cell);
+
+				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+					return defGetString(option);
+			}
+			return NULL;
+		case T_RenameStmt:
+			if (((RenameStmt *) statement)->renameType == OBJECT_DATABASE)
+				return ((RenameStmt *) statement)->subname;
+			return NULL;
+		case T_AlterDatabaseStmt:
+			foreach(cell, ((AlterDatabaseStmt *) statement)->options)
+				if (strcmp(lfirst_node(DefElem, cell)->defname, "tablespace") == 0)
+					return ((AlterDatabaseStmt *) statement)->dbname;
+			return NULL;
+		default:
+			return NULL;
+	}
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, ProcessUtilityContext context,
+				ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	const char *name = needed_database(pstmt->utilityStmt);
+
+	if (name != NULL)
+		hold_database(name);
+	if (previous_utility_hook)
+		previous_utility_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+}
+
+void
+database_ddl_install_hooks(void)
+{
+	previous_object_access_hook = object_access_hook;
+	object_access_hook = object_access;
+	previous_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	RegisterXactCallback(transaction_end, NULL);
+}

@@ -1,0 +1,25 @@
+/*
+ * driver_call.h
+ *		Calls to the driver host; see driver_call.c.
+ */
+#ifndef ENVRT_DRIVER_CALL_H
+#define ENVRT_DRIVER_CALL_H
+
+#include "postgres.h"
+
+#include "json_library.h"
+
+/* The time limits of a call's phases, as {connectMs, commandMs, apiProbeMs}. */
+extern json_t *call_limits(void);
+
+/*
+ * driver_host_call
+ *		Calls a method and waits for the answer; its result, guarded.
+ *
+ * params is stolen.  timeout_ms is what the driver host may take; it keeps its
+ * own limits, so this is for one that does not answer at all.  Raises what
+ * the driver reports, and 08006 when the driver host is lost meanwhile.
+ */
+extern json_t *driver_host_call(const char *method, json_t *params, int64 timeout_ms);
+
+#endif

@@ -1,0 +1,46 @@
+/*
+ * drivers.c
+ *		Which driver serves an environment.
+ *
+ * A driver has two sides.  The extension's side, a Driver, turns an
+ * environment into a call and the answer into a lease; the code that meets
+ * the outside runs in the driver host (src/host).  local and the fake sandbox
+ * have no outside and no other side.
+ */
+#include "postgres.h"
+
+#include "drivers.h"
+#include "json.h"
+
+static const Driver *const drivers[] = {&local_driver, &fake_driver, &ssh_driver};
+
+/* The driver of that name (and, for a sandbox, of the config's provider), or ERROR 42704. */
+const Driver *
+driver_find(const char *name, Jsonb *config)
+{
+	char	   *provider = NULL;
+
+	if (strcmp(name, "sandbox") == 0)
+	{
+		provider = jsonb_string_member(config, "provider");
+		/* as config_normalize reads it */
+		if (provider == NULL || provider[strspn(provider, " \t\r\n")] == '\0')
+			provider = "fake";
+	}
+	for (int i = 0; i < lengthof(drivers); i++)
+	{
+		const Driver *driver = drivers[i];
+
+		if (strcmp(driver->name, name) == 0 &&
+			(driver->provider == NULL || strcmp(driver->provider, provider) == 0))
+			return driver;
+	}
+	if (provider != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("Sandbox provider \"%s\" is not registered as a built-in provider and no matching plugin is available.",
+						provider)));
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("Environment driver \"%s\" is not registered in the environment runtime yet.", name)));
+}

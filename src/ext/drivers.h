@@ -1,0 +1,62 @@
+/*
+ * drivers.h
+ *		What the extension's side of a driver does; see drivers.c.
+ */
+#ifndef ENVRT_DRIVERS_H
+#define ENVRT_DRIVERS_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "environments.h"
+#include "utils/jsonb.h"
+
+typedef struct AcquireRequest
+{
+	const Environment *environment;
+	const pg_uuid_t *run_id;
+	const pg_uuid_t *lease_id;
+	const char *workspace_mode; /* NULL: none */
+} AcquireRequest;
+
+/* What the driver made of it, ready for the lease's row. */
+typedef struct AcquiredLease
+{
+	const char *provider;
+	const char *provider_lease_id;	/* NULL: none */
+	const char *lease_policy;
+	Jsonb	   *metadata;
+} AcquiredLease;
+
+typedef struct ProbeResult
+{
+	bool		ok;
+	const char *summary;
+	Jsonb	   *details;
+} ProbeResult;
+
+typedef struct Driver
+{
+	const char *name;			/* environments.driver */
+	const char *provider;		/* of the sandbox driver, else NULL */
+
+	/*
+	 * Whether acquire calls the outside.  Such a call comes before the run is
+	 * locked, so that no lock is held while the outside is awaited.
+	 */
+	bool		calls_outside;
+
+	/* cleanup_status of a lease that ends; NULL when there is nothing behind it */
+	const char *cleanup_status;
+
+	void		(*acquire) (const AcquireRequest *request, AcquiredLease *lease);
+	void		(*probe) (const Environment *environment, ProbeResult *result);
+} Driver;
+
+extern const Driver local_driver;
+extern const Driver fake_driver;
+extern const Driver ssh_driver;
+
+extern const Driver *driver_find(const char *name, Jsonb *config);
+
+#endif

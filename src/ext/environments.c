@@ -1,0 +1,430 @@
+/*
+ * environments.c
+ *		Environments: create, the one local environment, normalize and probe.
+ *
+ * A config is stored in its canonical shape only.  A raw ssh privateKey is
+ * taken out before anything is validated or stored, becomes a company secret
+ * in the same transaction, and its reference takes its place: the config
+ * never holds key text, and a rollback leaves no secret behind.
+ */
+#include "postgres.h"
+
+#include "arguments.h"
+#include "catalog/pg_type.h"
+#include "common/string.h"
+#include "config.h"
+#include "drivers.h"
+#include "environments.h"
+#include "funcapi.h"
+#include "json.h"
+#include "secrets.h"
+#include "tables.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(envrt_create_environment);
+PG_FUNCTION_INFO_V1(envrt_ensure_local_environment);
+PG_FUNCTION_INFO_V1(envrt_normalize_config);
+PG_FUNCTION_INFO_V1(envrt_probe);
+PG_FUNCTION_INFO_V1(envrt_probe_config);
+
+/* In the order of envrt.environments, the type that these functions return. */
+#define ENVIRONMENT_COLUMNS \
+	"id, company_id, name, description, driver, status, config, metadata, created_at, updated_at"
+#define ENVIRONMENT_COLUMN_COUNT 10
+
+/* ERROR 42704 unless there is such a company and the caller can see it. */
+void
+company_require(const ApiCall *call, const pg_uuid_t *company_id)
+{
+	static Statement find = {
+		"SELECT 1 FROM @companies@ WHERE id OPERATOR(pg_catalog.=) $1",
+		1,
+		{UUIDOID},
+	};
+	Datum		values[1] = {UUIDPGetDatum(company_id)};
+
+	if (!caller_can_see(call, TABLE_COMPANIES, company_id) ||
+		statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("Company \"%s\" not found.", uuid_text(company_id))));
+}
+
+Environment *
+environment_load(const ApiCall *call, const pg_uuid_t *id)
+{
+	static Statement find = {
+		"SELECT id, company_id, name, driver, status, config FROM @environments@"
+		" WHERE id OPERATOR(pg_catalog.=) $1",
+		1,
+		{UUIDOID},
+	};
+	Datum		values[1] = {UUIDPGetDatum(id)};
+	Environment *environment;
+	bool		isnull;
+
+	if (!caller_can_see(call, TABLE_ENVIRONMENTS, id) || statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("Environment \"%s\" not found.", uuid_text(id)),
+				 errdetail("environment_not_found")));
+	environment = palloc0(sizeof(Environment));
+	environment->id = result_uuid(0, 1);
+	environment->company_id = result_uuid(0, 2);
+	environment->name = result_text(0, 3);
+	environment->driver = result_text(0, 4);
+	environment->status = result_text(0, 5);
+	environment->config = DatumGetJsonbPCopy(result_datum(0, 6, &isnull));
+	return environment;
+}
+
+static Datum
+environment_datum(FunctionCallInfo fcinfo)
+{
+	TupleDesc	desc;
+	Datum		values[ENVIRONMENT_COLUMN_COUNT];
+	bool		nulls[ENVIRONMENT_COLUMN_COUNT];
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != ENVIRONMENT_COLUMN_COUNT)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("type envrt.environments is not the one that this version of envrt has"),
+				 errhint("ALTER EXTENSION envrt UPDATE;")));
+	BlessTupleDesc(desc);
+	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values, nulls);
+	return HeapTupleHeaderGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
+}
+
+/*
+ * Take a non-blank privateKey out of an ssh config.
+ *
+ * Returns the trimmed key (guarded, so zeroed with its context), or NULL.  A
+ * key of another JSON type stays for config_normalize to refuse.
+ */
+static const char *
+take_private_key(json_t *config)
+{
+	json_t	   *member = json_object_get(config, "privateKey");
+	const char *text;
+	size_t		length;
+	json_t	   *trimmed;
+
+	if (!json_is_string(member))
+		return NULL;
+	text = json_string_value(member);
+	length = json_string_length(member);
+	while (length > 0 && isspace((unsigned char) *text))
+		text++, length--;
+	while (length > 0 && isspace((unsigned char) text[length - 1]))
+		length--;
+	trimmed = json_guard(json_stringn_nocheck(text, length));
+	json_object_set_new(config, "privateKey", json_null());
+	if (length == 0)
+		return NULL;
+	return json_string_value(trimmed);
+}
+
+/* ERROR 22023 when envrt could not use the key; the text never has a part of it. */
+static void
+check_private_key(const char *key)
+{
+	const char *problem = private_key_problem(key, strlen(key));
+
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("privateKey: %s", problem)));
+}
+
+/* "environment-ssh-<slug>-private-key-<8 hex>" */
+static char *
+private_key_secret_name(const char *environment_name)
+{
+	char		slug[49];
+	int			length = 0;
+	uint32		suffix;
+
+	for (const char *p = environment_name; *p != '\0' && length < 48; p++)
+	{
+		char		c = pg_ascii_tolower((unsigned char) *p);
+
+		if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))
+			slug[length++] = c;
+		else if (length > 0 && slug[length - 1] != '-')
+			slug[length++] = '-';
+	}
+	while (length > 0 && slug[length - 1] == '-')
+		length--;
+	slug[length] = '\0';
+	if (!pg_strong_random(&suffix, sizeof(suffix)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+	return psprintf("environment-ssh-%s-private-key-%08x", length > 0 ? slug : "environment", suffix);
+}
+
+static bool
+is_blank(const char *text)
+{
+	return text[strspn(text, " \t\r\n")] == '\0';
+}
+
+/*
+ * envrt_create_environment(company_id, name, driver, config, description, metadata)
+ */
+Datum
+envrt_create_environment(PG_FUNCTION_ARGS)
+{
+	static Statement insert = {
+		"INSERT INTO @environments@ (company_id, name, driver, config, description, metadata, created_at, updated_at)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $7)"
+		" ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
+		" RETURNING " ENVIRONMENT_COLUMNS,
+		7,
+		{UUIDOID, TEXTOID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, TIMESTAMPTZOID},
+	};
+	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
+	char	   *name = text_argument(fcinfo, 1, "name");
+	char	   *driver = text_argument(fcinfo, 2, "driver");
+	Jsonb	   *stored = jsonb_argument(fcinfo, 3, "config");
+	Datum		values[7];
+	char		nulls[8] = "       ";
+	json_t	   *canonical;
+	const char *private_key = NULL;
+	ApiCall		call;
+	Datum		result;
+
+	if (is_blank(name))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("name must not be empty")));
+	if (!PG_ARGISNULL(5) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(5)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("metadata must be a JSON object")));
+
+	api_enter(&call, "envrt_create_environment()");
+	company_require(&call, company_id);
+	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(stored))
+	{
+		json_t	   *given = json_from_jsonb(stored);
+
+		private_key = take_private_key(given);
+		if (private_key != NULL)
+			json_object_set_new(given, "privateKeySecretRef", json_null());
+		canonical = config_canonical_json(driver, given);
+		if (private_key != NULL)
+		{
+			pg_uuid_t  *secret_id;
+
+			check_private_key(private_key);
+			secret_id = secret_create(company_id,
+									  private_key_secret_name(name),
+									  private_key,
+									  strlen(private_key),
+									  psprintf("Secret for %s private-key.", name));
+			json_object_set_new(canonical,
+								"privateKeySecretRef",
+								json_pack("{s:s, s:s, s:s}", "type", "secret_ref", "secretId",
+										  uuid_text(secret_id), "version", "latest"));
+		}
+	}
+	else
+		canonical = config_canonical(driver, stored);
+	if (strcmp(driver, "sandbox") == 0 &&
+		strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("Built-in fake sandbox environments are reserved for internal probes and cannot be saved.")));
+	if (strcmp(driver, "plugin") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("Plugin environment config validation requires a running plugin worker manager.")));
+
+	values[0] = UUIDPGetDatum(company_id);
+	values[1] = CStringGetTextDatum(name);
+	values[2] = CStringGetTextDatum(driver);
+	values[3] = JsonbPGetDatum(config_stored(driver, stored, canonical));
+	values[4] = PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4);
+	nulls[4] = PG_ARGISNULL(4) ? 'n' : ' ';
+	values[5] = PG_ARGISNULL(5) ? (Datum) 0 : PG_GETARG_DATUM(5);
+	nulls[5] = PG_ARGISNULL(5) ? 'n' : ' ';
+	values[6] = TimestampTzGetDatum(GetCurrentTimestamp());
+	if (statement_execute(&insert, values, nulls) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNIQUE_VIOLATION),
+				 errmsg("Company \"%s\" has a local environment already.", uuid_text(company_id)),
+				 errhint("There is one local environment a company: use envrt_ensure_local_environment.")));
+	result = environment_datum(fcinfo);
+	api_leave(&call);
+	PG_RETURN_DATUM(result);
+}
+
+/*
+ * envrt_ensure_local_environment(company_id)
+ *		The unique index lets one of any number of concurrent calls insert.
+ */
+Datum
+envrt_ensure_local_environment(PG_FUNCTION_ARGS)
+{
+	static Statement find = {
+		"SELECT " ENVIRONMENT_COLUMNS " FROM @environments@"
+		" WHERE company_id OPERATOR(pg_catalog.=) $1 AND driver OPERATOR(pg_catalog.=) 'local'",
+		1,
+		{UUIDOID},
+	};
+	static Statement insert = {
+		"INSERT INTO @environments@ (company_id, name, description, driver, status, config, metadata, created_at, updated_at)"
+		" VALUES ($1, 'Local', 'Default execution environment for Paperclip runs on this machine.', 'local', 'active',"
+		"   '{}', '{\"managedByPaperclip\": true, \"defaultForCompany\": true}', $2, $2)"
+		" ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
+		" RETURNING " ENVIRONMENT_COLUMNS,
+		2,
+		{UUIDOID, TIMESTAMPTZOID},
+	};
+	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
+	Datum		values[2] = {UUIDPGetDatum(company_id)};
+	ApiCall		call;
+	Datum		result;
+
+	api_enter(&call, "envrt_ensure_local_environment()");
+	company_require(&call, company_id);
+	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	if (statement_execute(&find, values, NULL) == 0 &&
+		statement_execute(&insert, values, NULL) == 0 &&
+		statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("Failed to ensure local environment"),
+				 errdetail("It was made and deleted by others meanwhile."),
+				 errhint("Try again.")));
+	result = environment_datum(fcinfo);
+	api_leave(&call);
+	PG_RETURN_DATUM(result);
+}
+
+/*
+ * envrt_normalize_config(driver, config)
+ */
+Datum
+envrt_normalize_config(PG_FUNCTION_ARGS)
+{
+	char	   *driver = text_argument(fcinfo, 0, "driver");
+	Jsonb	   *config = jsonb_argument(fcinfo, 1, "config");
+
+	PG_RETURN_JSONB_P(config_stored(driver, config, config_canonical(driver, config)));
+}
+
+static Datum
+probe_datum(FunctionCallInfo fcinfo, const char *driver, const ProbeResult *probe)
+{
+	TupleDesc	desc;
+	Datum		values[4];
+	bool		nulls[4] = {false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	BlessTupleDesc(desc);
+	values[0] = BoolGetDatum(probe->ok);
+	values[1] = CStringGetTextDatum(driver);
+	values[2] = CStringGetTextDatum(probe->summary);
+	values[3] = JsonbPGetDatum(probe->details);
+	return HeapTupleHeaderGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
+}
+
+/* The driver's probe, or what the control plane says where there is no driver for it. */
+static void
+probe(const Environment *environment, ProbeResult *result)
+{
+	JsonbObject details;
+	char	   *provider;
+
+	jsonb_object_begin(&details);
+	if (strcmp(environment->driver, "plugin") == 0)
+	{
+		char	   *plugin_key = jsonb_string_member(environment->config, "pluginKey");
+		char	   *driver_key = jsonb_string_member(environment->config, "driverKey");
+
+		jsonb_object_string(&details, "pluginKey", plugin_key);
+		jsonb_object_string(&details, "driverKey", driver_key);
+		result->ok = false;
+		result->summary =
+			psprintf("Plugin environment probes require a plugin worker manager for \"%s:%s\".",
+					 plugin_key != NULL ? plugin_key : "",
+					 driver_key != NULL ? driver_key : "");
+		result->details = jsonb_object_end(&details);
+		return;
+	}
+	provider = jsonb_string_member(environment->config, "provider");
+	if (strcmp(environment->driver, "sandbox") == 0 && provider != NULL && !is_blank(provider) &&
+		strcmp(provider, "fake") != 0)
+	{
+		jsonb_object_string(&details, "provider", provider);
+		result->ok = false;
+		result->summary = psprintf("Sandbox provider \"%s\" is not installed or its plugin worker is not running.",
+								   provider);
+		result->details = jsonb_object_end(&details);
+		return;
+	}
+	driver_find(environment->driver, environment->config)->probe(environment, result);
+}
+
+/*
+ * envrt_probe(environment_id)
+ */
+Datum
+envrt_probe(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id = uuid_argument(fcinfo, 0, "environment_id");
+	ApiCall		call;
+	Environment *environment;
+	ProbeResult result = {0};
+	Datum		datum;
+
+	api_enter(&call, "envrt_probe()");
+	environment = environment_load(&call, id);
+	probe(environment, &result);
+	datum = probe_datum(fcinfo, environment->driver, &result);
+	api_leave(&call);
+	PG_RETURN_DATUM(datum);
+}
+
+/*
+ * envrt_probe_config(company_id, driver, config)
+ */
+Datum
+envrt_probe_config(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
+	char	   *driver = text_argument(fcinfo, 1, "driver");
+	Jsonb	   *config = jsonb_argument(fcinfo, 2, "config");
+	Environment environment = {0};
+	json_t	   *canonical;
+	ApiCall		call;
+	ProbeResult result = {0};
+	Datum		datum;
+
+	api_enter(&call, "envrt_probe_config()");
+	company_require(&call, company_id);
+	environment.company_id = company_id;
+	environment.name = "Unsaved environment";
+	environment.driver = driver;
+	environment.status = "active";
+	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(config))
+	{
+		json_t	   *given = json_from_jsonb(config);
+		const char *private_key = take_private_key(given);
+
+		if (private_key != NULL)
+		{
+			json_object_set_new(given, "privateKeySecretRef", json_null());
+			check_private_key(private_key);
+		}
+		canonical = config_canonical_json(driver, given);
+		environment.unsaved_private_key = private_key;
+	}
+	else
+		canonical = config_canonical(driver, config);
+	environment.config = config_stored(driver, config, canonical);
+	probe(&environment, &result);
+	datum = probe_datum(fcinfo, driver, &result);
+	api_leave(&call);
+	PG_RETURN_DATUM(datum);
+}

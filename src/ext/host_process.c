@@ -1,0 +1,418 @@
+/*
+ * host_process.c
+ *		The launcher's care for the driver host: start, watch, replace.
+ *
+ * The driver host is started with a clean slate: between fork and exec the
+ * child does nothing but reset signals, leave the session, and arrange five
+ * descriptors (/dev/null twice, the log pipe as stderr, its end of the
+ * control channel, the postmaster-death pipe); every other one is closed, and
+ * of the server's environment nothing is passed on.
+ *
+ * States: stopped -> starting (until it answers the first configure: it
+ * listens then) -> running -> stopped.  It is found dead by the end of its
+ * control channel.  It is found hung when a backend got no answer in time:
+ * then it is pinged, and killed when it does not answer that either.  There
+ * is no regular ping: an idle server stays idle.
+ *
+ * It is started again at once when it had lived for a while, else with
+ * growing delays.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/file_perm.h"
+#include "jsonrpc.h"
+#include "miscadmin.h"
+#include "postmaster/postmaster.h"
+#include "protocol.h"
+#include "settings.h"
+#include "shared_state.h"
+#include "storage/fd.h"
+#include "workers.h"
+
+#define READY_TIMEOUT_MS 10000
+#define PING_TIMEOUT_MS 2000
+#define LIVED_LONG_MS 10000
+#define MAX_DELAY_MS 30000
+#define MAX_CONTROL_LINE 65536
+#define MAX_LOG_LINE 4096
+
+static struct
+{
+	pid_t		pid;			/* 0: none */
+	pgsocket	control;
+	int			log;
+	RpcReader  *reader;
+	RpcReader  *log_reader;
+	json_int_t	last_id;
+	bool		ready;
+	TimestampTz started;
+	TimestampTz ready_deadline;
+	TimestampTz ping_deadline;	/* DT_NOEND: no ping in flight */
+	json_int_t	ping_id;
+	TimestampTz start_at;		/* while there is none */
+	int			failures;		/* in a row, each soon after the start */
+	bool		changed;		/* descriptors differ from the wait event set's */
+} host = {.control = PGINVALID_SOCKET, .log = -1, .ping_deadline = DT_NOEND};
+
+/* host_state in shared memory, and whoever waits for it. */
+static void
+publish(HostState state, const char *last_exit)
+{
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	if (state == HOST_STOPPED && shared_state->host_state != HOST_STOPPED)
+		shared_state->host_restarts++;
+	shared_state->host_state = state;
+	shared_state->host_pid = host.pid;
+	shared_state->host_since = GetCurrentTimestamp();
+	if (last_exit != NULL)
+		strlcpy(shared_state->host_last_exit, last_exit, sizeof(shared_state->host_last_exit));
+	LWLockRelease(shared_state->lock);
+	ConditionVariableBroadcast(&shared_state->host_changed);
+}
+
+static void
+make_directory(const char *path)
+{
+	if (mkdir(path, S_IRWXU) != 0 && errno != EEXIST)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not create directory \"%s\": %m", path)));
+}
+
+/*
+ * In the child, after fork: nothing here may allocate, lock or use stdio.
+ */
+static void
+exec_host(const char *program, int log_fd, int control_fd, int postmaster_fd)
+{
+	char	   *const arguments[] = {ENVRT_HOST_PROGRAM, "--directory",
+									 ENVRT_RUN_DIRECTORY, "--control-fd", "3",
+									 "--postmaster-fd", "4", NULL};
+	char	   *const environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8", NULL};
+	int			from[5];
+	sigset_t	none;
+
+	for (int signal_number = 1; signal_number < NSIG; signal_number++)
+		(void) signal(signal_number, SIG_DFL);
+	sigemptyset(&none);
+	(void) sigprocmask(SIG_SETMASK, &none, NULL);
+	(void) setsid();
+
+	/* First out of the way of the target numbers, then onto them. */
+	from[0] = open("/dev/null", O_RDWR);
+	from[1] = from[0];
+	from[2] = log_fd;
+	from[3] = control_fd;
+	from[4] = postmaster_fd;
+	for (int i = 0; i < lengthof(from); i++)
+		if ((from[i] = fcntl(from[i], F_DUPFD, 16)) < 0)
+			_exit(126);
+	for (int i = 0; i < lengthof(from); i++)
+		if (dup2(from[i], i) < 0)
+			_exit(126);
+#ifdef SYS_close_range
+	if (syscall(SYS_close_range, 5U, ~0U, 0U) != 0)
+#endif
+		for (int fd = 5; fd < 65536; fd++)
+			(void) close(fd);
+	execve(program, arguments, environment);
+	_exit(127);
+}
+
+static void
+send_control(json_t *message)
+{
+	size_t		length;
+	char	   *line = rpc_dump_line(message, &length);
+
+	json_decref(message);
+	if (line == NULL)
+		return;
+	/*
+	 * A few hundred bytes into an empty socket buffer; where they don't fit,
+	 * the host has not read for long and the ping's deadline deals with it.
+	 */
+	if (send(host.control, line, length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		ereport(DEBUG1, (errmsg("could not write to the driver host: %m")));
+	rpc_line_free(line, length);
+}
+
+void
+host_process_configure(void)
+{
+	json_t	   *allowed;
+	ListCell   *cell;
+
+	if (host.pid == 0)
+		return;
+	allowed = json_array();
+	foreach(cell, settings_list(envrt_allowed_hosts))
+		json_array_append_new(allowed, json_string(lfirst(cell)));
+	send_control(rpc_request(++host.last_id,
+							 "configure",
+							 json_pack("{s:i, s:i, s:i, s:o}",
+									   "sshIdleTimeoutMs", envrt_ssh_idle_timeout,
+									   "sshSessionsPerHost", envrt_ssh_sessions_per_host,
+									   "maxCalls", envrt_max_calls,
+									   "allowedHosts", allowed)));
+}
+
+static void
+start(void)
+{
+	char		program[MAXPGPATH];
+	int			control[2];
+	int			log[2];
+	pid_t		pid;
+
+	make_directory(ENVRT_DIRECTORY);
+	make_directory(ENVRT_RUN_DIRECTORY);
+	snprintf(program, sizeof(program), "%s/%s", pkglib_path, ENVRT_HOST_PROGRAM);
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, control) != 0)
+		ereport(ERROR, (errmsg("could not make the driver host's control channel: %m")));
+	if (pipe2(log, O_CLOEXEC | O_NONBLOCK) != 0)
+	{
+		close(control[0]);
+		close(control[1]);
+		ereport(ERROR, (errmsg("could not make the driver host's log pipe: %m")));
+	}
+
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0)
+		exec_host(program, log[1], control[1], postmaster_alive_fds[POSTMASTER_FD_WATCH]);
+	close(control[1]);
+	close(log[1]);
+	if (pid < 0)
+	{
+		close(control[0]);
+		close(log[0]);
+		host.failures++;
+		host.start_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+		ereport(LOG, (errmsg("could not start the driver host: %m")));
+		return;
+	}
+	host.pid = pid;
+	host.control = control[0];
+	host.log = log[0];
+	host.reader = rpc_reader_new(MAX_CONTROL_LINE);
+	host.log_reader = rpc_reader_new(MAX_LOG_LINE);
+	host.ready = false;
+	host.started = GetCurrentTimestamp();
+	host.ready_deadline = TimestampTzPlusMilliseconds(host.started, READY_TIMEOUT_MS);
+	host.ping_deadline = DT_NOEND;
+	host.changed = true;
+	publish(HOST_STARTING, NULL);
+	host_process_configure();
+}
+
+/* What the driver host wrote to stderr, a line a log entry. */
+static void
+read_log(void)
+{
+	char		buffer[4096];
+	ssize_t		n = read(host.log, buffer, sizeof(buffer));
+	const char *line;
+	size_t		length;
+
+	if (n <= 0)
+		return;
+	if (rpc_reader_feed(host.log_reader, buffer, n) == RPC_READ_TOO_LONG)
+	{
+		rpc_reader_free(host.log_reader);
+		host.log_reader = rpc_reader_new(MAX_LOG_LINE);
+		return;
+	}
+	for (;;)
+	{
+		RpcReadStatus status = rpc_reader_next(host.log_reader, &line, &length);
+		int			level = LOG;
+
+		if (status == RPC_READ_TOO_LONG)
+		{
+			rpc_reader_free(host.log_reader);
+			host.log_reader = rpc_reader_new(MAX_LOG_LINE);
+			return;
+		}
+		if (status != RPC_READ_LINE)
+			return;
+		if (length > 7 && memcmp(line, "DEBUG: ", 7) == 0)
+			level = DEBUG1, line += 7, length -= 7;
+		else if (length > 5 && memcmp(line, "LOG: ", 5) == 0)
+			line += 5, length -= 5;
+		else if (length > 9 && memcmp(line, "WARNING: ", 9) == 0)
+			level = WARNING, line += 9, length -= 9;
+		ereport(level, (errmsg_internal("envrt driver host: %.*s", (int) length, line)));
+	}
+}
+
+static void
+close_all(void)
+{
+	close(host.control);
+	close(host.log);
+	rpc_reader_free(host.reader);
+	rpc_reader_free(host.log_reader);
+	host.control = PGINVALID_SOCKET;
+	host.log = -1;
+	host.reader = host.log_reader = NULL;
+	host.pid = 0;
+	host.ready = false;
+	host.ping_deadline = DT_NOEND;
+	host.changed = true;
+}
+
+/* Take leave of a driver host that has ended, or end it; `reason` or its exit status says why. */
+static void
+bury(const char *reason)
+{
+	char		why[128];
+	int			status = 0;
+	pid_t		pid = host.pid;
+	bool		lived_long;
+
+	/* Its control channel is closed, or it hangs: nothing is lost by a kill. */
+	(void) kill(pid, SIGKILL);
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	read_log();
+	if (reason != NULL)
+		strlcpy(why, reason, sizeof(why));
+	else if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+		snprintf(why, sizeof(why), "The program %s could not be executed.", ENVRT_HOST_PROGRAM);
+	else if (WIFEXITED(status))
+		snprintf(why, sizeof(why), "It exited with status %d.", WEXITSTATUS(status));
+	else
+		snprintf(why, sizeof(why), "It was ended by signal %d.", WTERMSIG(status));
+	close_all();
+
+	lived_long = TimestampDifferenceExceeds(host.started, GetCurrentTimestamp(), LIVED_LONG_MS);
+	host.failures = lived_long ? 0 : host.failures + 1;
+	host.start_at = GetCurrentTimestamp();
+	if (host.failures > 1)
+		host.start_at = TimestampTzPlusMilliseconds(host.start_at,
+													Min(100 << Min(host.failures, 16), MAX_DELAY_MS));
+	publish(HOST_STOPPED, why);
+	ereport(LOG, (errmsg("envrt driver host (PID %d) has ended", (int) pid), errdetail_internal("%s", why)));
+}
+
+/* Answers on the control channel. */
+static bool
+read_control(void)
+{
+	char		buffer[4096];
+	ssize_t		n = recv(host.control, buffer, sizeof(buffer), MSG_DONTWAIT);
+	const char *line;
+	size_t		length;
+	RpcReadStatus status;
+
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+		return true;
+	if (n <= 0)
+		return false;
+	(void) rpc_reader_feed(host.reader, buffer, n);
+	while ((status = rpc_reader_next(host.reader, &line, &length)) == RPC_READ_LINE)
+	{
+		RpcMessage	message;
+
+		rpc_parse(line, length, &message);
+		if (message.kind == RPC_RESPONSE)
+		{
+			if (json_integer_value(message.id) == host.ping_id)
+				host.ping_deadline = DT_NOEND;
+			if (!host.ready)
+			{
+				host.ready = true;
+				publish(HOST_RUNNING, NULL);
+				ereport(LOG, (errmsg("envrt driver host is running as PID %d", (int) host.pid)));
+			}
+		}
+		rpc_message_clear(&message);
+	}
+	return status == RPC_READ_MORE;
+}
+
+/* Called when one of its descriptors is readable. */
+void
+host_process_read(void)
+{
+	if (host.pid == 0)
+		return;
+	read_log();
+	if (!read_control())
+		bury(NULL);
+}
+
+/*
+ * Do what is due; when to come again, DT_NOEND for not before something
+ * happens.
+ */
+TimestampTz
+host_process_tend(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		suspect;
+
+	if (host.pid == 0 && now >= host.start_at)
+		start();
+	if (host.pid == 0)
+		return host.start_at;
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	suspect = shared_state->host_suspect;
+	shared_state->host_suspect = false;
+	LWLockRelease(shared_state->lock);
+
+	if (!host.ready)
+	{
+		if (now < host.ready_deadline)
+			return host.ready_deadline;
+		bury("It did not get ready in time.");
+		return host.start_at;
+	}
+	if (host.ping_deadline == DT_NOEND && suspect)
+	{
+		host.ping_id = ++host.last_id;
+		host.ping_deadline = TimestampTzPlusMilliseconds(now, PING_TIMEOUT_MS);
+		send_control(rpc_request(host.ping_id, "envrt/ping", NULL));
+	}
+	if (now >= host.ping_deadline)
+	{
+		bury("It did not answer any more.");
+		return host.start_at;
+	}
+	return host.ping_deadline;
+}
+
+bool
+host_process_take_change(void)
+{
+	bool		changed = host.changed;
+
+	host.changed = false;
+	return changed;
+}
+
+void
+host_process_add_events(WaitEventSet *events)
+{
+	if (host.pid == 0)
+		return;
+	AddWaitEventToSet(events, WL_SOCKET_READABLE, host.control, NULL, NULL);
+	AddWaitEventToSet(events, WL_SOCKET_READABLE, host.log, NULL, NULL);
+}
+
+/* At the launcher's end. */
+void
+host_process_stop(const char *reason)
+{
+	if (host.pid != 0)
+		bury(reason);
+}

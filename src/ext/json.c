@@ -1,0 +1,237 @@
+/*
+ * json.c
+ *		Between jsonb and the JSON library.
+ *
+ * Configs and the driver host's answers are handled as jansson objects, since
+ * the code that checks them is shared with the driver host.  jansson
+ * allocates by malloc, which knows nothing of ereport: every object is tied
+ * to a memory context by json_guard right where it is made, and goes with it.
+ * rpc_protect_memory (called at load) has jansson zero what it frees.
+ *
+ * jansson speaks UTF-8 only; text is converted at this border.
+ */
+#include "postgres.h"
+
+#include "config.h"
+#include "json.h"
+#include "jsonrpc.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+static void
+json_release(void *json)
+{
+	json_decref(json);
+}
+
+/* Ties the object to CurrentMemoryContext; NULL means out of memory. */
+json_t *
+json_guard(json_t *json)
+{
+	MemoryContextCallback *callback;
+
+	if (json == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	callback = MemoryContextAllocExtended(CurrentMemoryContext,
+										  sizeof(MemoryContextCallback),
+										  MCXT_ALLOC_NO_OOM);
+	if (callback == NULL)
+	{
+		json_decref(json);
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
+	callback->func = json_release;
+	callback->arg = json;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, callback);
+	return json;
+}
+
+char *
+text_to_utf8(const char *text)
+{
+	return pg_server_to_any(text, strlen(text), PG_UTF8);
+}
+
+char *
+text_from_utf8(const char *text)
+{
+	return pg_any_to_server(text, strlen(text), PG_UTF8);
+}
+
+json_t *
+json_from_jsonb(Jsonb *jsonb)
+{
+	char	   *text = text_to_utf8(JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb)));
+	json_error_t error;
+	json_t	   *json = json_loads(text, JSON_DECODE_ANY, &error);
+
+	if (json == NULL)
+	{
+		if (json_error_code(&error) == json_error_out_of_memory)
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		/* jsonb holds numbers and depths that other JSON software does not. */
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("config is not usable: %s", text_from_utf8(error.text))));
+	}
+	return json_guard(json);
+}
+
+Jsonb *
+jsonb_from_json(const json_t *json)
+{
+	size_t		length;
+	char	   *line = rpc_dump_line(json, &length);
+	char	   *text;
+
+	if (line == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	text = MemoryContextAllocExtended(CurrentMemoryContext, length + 1, MCXT_ALLOC_NO_OOM);
+	if (text != NULL)
+	{
+		memcpy(text, line, length);
+		text[length] = '\0';
+	}
+	rpc_line_free(line, length);
+	if (text == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text_from_utf8(text))));
+}
+
+char *
+jsonb_string_member(Jsonb *jsonb, const char *key)
+{
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_OBJECT(jsonb) ||
+		getKeyJsonValueFromContainer(&jsonb->root, key, strlen(key), &value) == NULL ||
+		value.type != jbvString)
+		return NULL;
+	return pnstrdup(value.val.string.val, value.val.string.len);
+}
+
+void
+jsonb_object_begin(JsonbObject *object)
+{
+	object->state = NULL;
+	pushJsonbValue(&object->state, WJB_BEGIN_OBJECT, NULL);
+}
+
+static void
+push_key(JsonbObject *object, const char *key)
+{
+	JsonbValue	value = {.type = jbvString};
+
+	value.val.string.val = unconstify(char *, key);
+	value.val.string.len = strlen(key);
+	pushJsonbValue(&object->state, WJB_KEY, &value);
+}
+
+/* A NULL value makes a JSON null. */
+void
+jsonb_object_string(JsonbObject *object, const char *key, const char *string)
+{
+	JsonbValue	value = {.type = jbvNull};
+
+	if (string != NULL)
+	{
+		value.type = jbvString;
+		value.val.string.val = unconstify(char *, string);
+		value.val.string.len = strlen(string);
+	}
+	push_key(object, key);
+	pushJsonbValue(&object->state, WJB_VALUE, &value);
+}
+
+void
+jsonb_object_bool(JsonbObject *object, const char *key, bool boolean)
+{
+	JsonbValue	value = {.type = jbvBool};
+
+	value.val.boolean = boolean;
+	push_key(object, key);
+	pushJsonbValue(&object->state, WJB_VALUE, &value);
+}
+
+Jsonb *
+jsonb_object_end(JsonbObject *object)
+{
+	return JsonbValueToJsonb(pushJsonbValue(&object->state, WJB_END_OBJECT, NULL));
+}
+
+static char *
+issues_detail(const ConfigIssues *issues)
+{
+	json_t	   *list = json_guard(json_array());
+	json_t	   *root;
+
+	for (int i = 0; i < issues->count; i++)
+	{
+		const ConfigIssue *issue = &issues->issue[i];
+		json_t	   *path = json_array();
+		char	   *copy = pstrdup(issue->path);
+		char	   *rest = NULL;
+
+		for (char *key = strtok_r(copy, ".", &rest); key != NULL; key = strtok_r(NULL, ".", &rest))
+			json_array_append_new(path, json_string(key));
+		json_array_append_new(list, json_pack("{s:o, s:s}", "path", path, "message", issue->message));
+	}
+	root = json_guard(json_pack("{s:O}", "issues", list));
+	return JsonbToCString(NULL, &jsonb_from_json(root)->root, 0);
+}
+
+json_t *
+config_canonical_json(const char *driver, json_t *config)
+{
+	ConfigIssues *issues = palloc0(sizeof(ConfigIssues));
+	json_t	   *canonical = config_normalize(text_to_utf8(driver), config, issues);
+	char		text[512];
+
+	if (canonical == NULL && issues->count > 0)
+	{
+		config_issue_text(&issues->issue[0], text, sizeof(text));
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg_internal("%s", text_from_utf8(text)),
+				 errdetail_internal("%s", issues_detail(issues))));
+	}
+	return json_guard(canonical);
+}
+
+json_t *
+config_canonical(const char *driver, Jsonb *config)
+{
+	return config_canonical_json(driver, json_from_jsonb(config));
+}
+
+/*
+ * jsonb keeps numbers that the JSON library can't (1.10, 30 digits).  Where
+ * keys pass through unchanged, the given value is stored with the known keys
+ * laid over it, so that nothing is rounded on the way.
+ */
+Jsonb *
+config_stored(const char *driver, Jsonb *given, const json_t *canonical)
+{
+	Jsonb	   *known;
+	json_t	   *overlay;
+	static const char *const provider_keys[] = {"provider", "timeoutMs", "reuseLease"};
+
+	if (!JB_ROOT_IS_OBJECT(given))
+		return jsonb_from_json(canonical);
+	if (strcmp(driver, "local") == 0)
+		return given;
+	if (strcmp(driver, "sandbox") != 0 ||
+		strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
+		return jsonb_from_json(canonical);
+	overlay = json_guard(json_object_new());
+	for (int i = 0; i < lengthof(provider_keys); i++)
+	{
+		json_t	   *value = json_object_get(canonical, provider_keys[i]);
+
+		if (value != NULL)
+			json_object_set(overlay, provider_keys[i], value);
+	}
+	known = jsonb_from_json(overlay);
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(given), JsonbPGetDatum(known)));
+}

@@ -1,0 +1,24 @@
+/*
+ * secrets.h
+ *		Company secrets; see secrets.c.
+ */
+#ifndef ENVRT_SECRETS_H
+#define ENVRT_SECRETS_H
+
+#include "postgres.h"
+
+#include "json_library.h"
+
+#include "tables.h"
+
+/* value: UTF-8. */
+extern pg_uuid_t *secret_create(const pg_uuid_t *company_id, const char *name, const char *value,
+								size_t length, const char *description);
+
+/*
+ * The value that a {"type": "secret_ref", "secretId", "version"} names, as a
+ * guarded JSON string: zeroed when its memory context ends.
+ */
+extern json_t *secret_resolve(const pg_uuid_t *company_id, const json_t *reference);
+
+#endif

@@ -1,0 +1,27 @@
+/*
+ * settings.h
+ *		The settings envrt.*; see settings.c.
+ */
+#ifndef ENVRT_SETTINGS_H
+#define ENVRT_SETTINGS_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+
+extern char *envrt_runtime_api_candidates;
+extern int	envrt_api_probe_timeout;
+extern int	envrt_ssh_connect_timeout;
+extern int	envrt_ssh_command_timeout;
+extern int	envrt_ssh_idle_timeout;
+extern int	envrt_ssh_sessions_per_host;
+extern int	envrt_max_calls;
+extern char *envrt_allowed_hosts;
+extern char *envrt_master_key_file;
+
+extern void settings_define(void);
+
+/* A comma-separated setting as a list of palloc'd strings, blanks removed. */
+extern List *settings_list(const char *value);
+
+#endif

@@ -1,0 +1,201 @@
+/*
+ * stats.c
+ *		The functions behind the views envrt.stat_*.
+ *
+ * Processes are read from shared memory.  What the driver host is doing is
+ * asked from it, over the same connection as calls; a view of it is empty
+ * while there is none, rather than an error in a monitoring query.
+ */
+#include "postgres.h"
+
+#include "arguments.h"
+#include "compat.h"
+#include "driver_call.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "json.h"
+#include "shared_state.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(envrt_driver_host_stats);
+PG_FUNCTION_INFO_V1(envrt_call_stats);
+PG_FUNCTION_INFO_V1(envrt_ssh_session_stats);
+PG_FUNCTION_INFO_V1(envrt_scheduler_stats);
+
+#define STATS_TIMEOUT_MS 2000
+
+/* The driver host's answer, or NULL while there is none. */
+static json_t *
+ask_driver_host(void)
+{
+	HostState	state;
+
+	if (shared_state == NULL)
+		return NULL;
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	state = shared_state->host_state;
+	LWLockRelease(shared_state->lock);
+	if (state != HOST_RUNNING)
+		return NULL;
+	return driver_host_call("envrt/stats", json_object_new(), STATS_TIMEOUT_MS);
+}
+
+static Datum
+timestamp_member(const json_t *object, const char *key, bool *isnull)
+{
+	const json_t *value = json_object_get(object, key);
+
+	*isnull = !json_is_number(value);
+	if (*isnull)
+		return (Datum) 0;
+	/* Unix milliseconds to PostgreSQL's microseconds since 2000. */
+	return TimestampTzGetDatum((TimestampTz) json_number_value(value) * 1000 -
+							   (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY);
+}
+
+static Datum
+text_member(const json_t *object, const char *key, bool *isnull)
+{
+	const char *value = json_string_value(json_object_get(object, key));
+
+	*isnull = value == NULL;
+	return value != NULL ? CStringGetTextDatum(text_from_utf8(value)) : (Datum) 0;
+}
+
+static int64
+integer_member(const json_t *object, const char *key)
+{
+	return (int64) json_integer_value(json_object_get(object, key));
+}
+
+/*
+ * envrt.driver_host_stats()
+ */
+Datum
+envrt_driver_host_stats(PG_FUNCTION_ARGS)
+{
+	static const char *const states[] = {"stopped", "starting", "running"};
+	TupleDesc	desc;
+	Datum		values[8] = {0};
+	bool		nulls[8] = {false};
+	HostState	state;
+	char		last_exit[128];
+	json_t	   *host;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (shared_state == NULL)
+		PG_RETURN_NULL();
+	host = json_object_get(ask_driver_host(), "host");
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	state = shared_state->host_state;
+	values[0] = Int32GetDatum(shared_state->host_pid);
+	values[2] = TimestampTzGetDatum(shared_state->host_since);
+	values[3] = Int64GetDatum(shared_state->host_restarts);
+	strlcpy(last_exit, shared_state->host_last_exit, sizeof(last_exit));
+	LWLockRelease(shared_state->lock);
+
+	nulls[0] = state == HOST_STOPPED;
+	values[1] = CStringGetTextDatum(states[state]);
+	nulls[2] = state != HOST_RUNNING;
+	nulls[4] = last_exit[0] == '\0';
+	values[4] = CStringGetTextDatum(last_exit);
+	nulls[5] = nulls[6] = nulls[7] = host == NULL;
+	values[5] = Int64GetDatum(integer_member(host, "calls"));
+	values[6] = Int32GetDatum((int32) integer_member(host, "activeCalls"));
+	values[7] = Int64GetDatum(integer_member(host, "rssBytes"));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * envrt.call_stats()
+ */
+Datum
+envrt_call_stats(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	size_t		i;
+	json_t	   *call;
+
+	compat_begin_result_set(fcinfo);
+	json_array_foreach(json_object_get(ask_driver_host(), "calls"), i, call)
+	{
+		Datum		values[6];
+		bool		nulls[6] = {false};
+
+		values[0] = Int32GetDatum((int32) integer_member(call, "pid"));
+		values[1] = text_member(call, "method", &nulls[1]);
+		values[2] = text_member(call, "driver", &nulls[2]);
+		values[3] = text_member(call, "target", &nulls[3]);
+		values[4] = text_member(call, "state", &nulls[4]);
+		values[5] = timestamp_member(call, "startedAt", &nulls[5]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt.ssh_session_stats()
+ */
+Datum
+envrt_ssh_session_stats(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	size_t		i;
+	json_t	   *session;
+
+	compat_begin_result_set(fcinfo);
+	json_array_foreach(json_object_get(ask_driver_host(), "sshSessions"), i, session)
+	{
+		const char *company = json_string_value(json_object_get(session, "companyId"));
+		Datum		values[7];
+		bool		nulls[7] = {false};
+
+		values[0] = text_member(session, "host", &nulls[0]);
+		values[1] = Int32GetDatum((int32) integer_member(session, "port"));
+		values[2] = text_member(session, "user", &nulls[2]);
+		nulls[3] = company == NULL;
+		if (company != NULL)
+			values[3] = DirectFunctionCall1(uuid_in, CStringGetDatum(company));
+		values[4] = Int32GetDatum((int32) integer_member(session, "channels"));
+		values[5] = timestamp_member(session, "idleSince", &nulls[5]);
+		values[6] = Int64GetDatum(integer_member(session, "calls"));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt.scheduler_stats()
+ */
+Datum
+envrt_scheduler_stats(PG_FUNCTION_ARGS)
+{
+	static const char *const states[] = {"free", "starting", "running", "stopping", "stopping"};
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	SchedulerSlot *slots;
+	int			nslots = 0;
+
+	compat_begin_result_set(fcinfo);
+	if (shared_state == NULL)
+		return (Datum) 0;
+	slots = palloc(sizeof(SchedulerSlot) * shared_state->nslots);
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	for (int i = 0; i < shared_state->nslots; i++)
+		if (shared_state->slots[i].state != SCHEDULER_FREE)
+			slots[nslots++] = shared_state->slots[i];
+	LWLockRelease(shared_state->lock);
+	for (int i = 0; i < nslots; i++)
+	{
+		Datum		values[4];
+		bool		nulls[4] = {false};
+
+		values[0] = ObjectIdGetDatum(slots[i].database);
+		nulls[1] = slots[i].pid == 0;
+		values[1] = Int32GetDatum(slots[i].pid);
+		values[2] = CStringGetTextDatum(states[slots[i].state]);
+		values[3] = TimestampTzGetDatum(slots[i].since);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}

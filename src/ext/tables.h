@@ -1,0 +1,73 @@
+/*
+ * tables.h
+ *		The shared tables' names, statements on them, and whose rights they run with.
+ */
+#ifndef ENVRT_TABLES_H
+#define ENVRT_TABLES_H
+
+#include "postgres.h"
+
+#include "executor/spi.h"
+#include "utils/uuid.h"
+
+/* Keep in step with shared_tables in tables.c. */
+typedef enum SharedTable
+{
+	TABLE_COMPANIES,
+	TABLE_AGENTS,
+	TABLE_HEARTBEAT_RUNS,
+	TABLE_ENVIRONMENTS,
+	TABLE_ENVIRONMENT_LEASES,
+	TABLE_COMPANY_SECRETS,
+	TABLE_COMPANY_SECRET_VERSIONS,
+	TABLE_PLUGINS,
+	TABLE_ACTIVITY_LOG,
+	TABLE_EXECUTION_WORKSPACES,
+	SHARED_TABLE_COUNT
+} SharedTable;
+
+#define STATEMENT_MAX_ARGUMENTS 20
+
+/*
+ * A statement with a saved plan.  In the text, @name@ stands for a shared
+ * table's qualified name.  Define as static; the plan lives as long as the
+ * backend.
+ */
+typedef struct Statement
+{
+	const char *text;
+	int			nargs;
+	Oid			argtypes[STATEMENT_MAX_ARGUMENTS];
+	SPIPlanPtr	plan;
+} Statement;
+
+/* What a call of an API function changed and has to put back; see api_enter. */
+typedef struct ApiCall
+{
+	Oid			caller;
+	int			caller_context;
+	int			guc_level;
+} ApiCall;
+
+extern const char *shared_table(SharedTable table);
+extern Oid	shared_table_oid(SharedTable table);
+
+extern void api_enter(ApiCall *call, const char *function);
+extern void api_leave(ApiCall *call);
+extern void api_forbid_read_only(const char *function);
+
+extern void caller_needs_select(const ApiCall *call, SharedTable table);
+extern bool caller_is_restricted(const ApiCall *call, SharedTable table);
+extern bool caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id);
+
+extern int	statement_execute(Statement *statement, Datum *values, const char *nulls);
+
+/* Column number `column` of row `row` of the last statement's result. */
+extern Datum result_datum(int row, int column, bool *isnull);
+extern char *result_text(int row, int column);	/* NULL for null */
+extern pg_uuid_t *result_uuid(int row, int column);
+
+extern pg_uuid_t *uuid_generate(void);
+extern char *uuid_text(const pg_uuid_t *uuid);
+
+#endif
