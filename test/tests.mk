@@ -53,3 +53,51 @@ fuzz: $(FUZZERS)
 			-verbosity=0 -artifact_prefix=build/$$name- $$dict \
 			build/corpus/$$name $$seeds; \
 	done
+
+# ---------------------------------------------------------------------------------------------
+# Checks that are no tests
+# ---------------------------------------------------------------------------------------------
+
+C_FILES = $(wildcard src/*/*.[ch] test/*/*.[ch])
+CLANG_FORMAT ?= clang-format
+CPPCHECK ?= cppcheck
+WARNING_COMPILERS ?= gcc clang
+
+.PHONY: check-format check-warnings check-cppcheck
+check-format:
+	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
+
+# Every file by every compiler, each a target of its own for make -j.  The server's headers are
+# not ours to keep clean; its function interface has parameters that not every function needs.
+CHECKED_FILES = $(filter %.c,$(C_FILES))
+warnings_of = $(if $(filter src/ext/%,$(1)),-isystem $(shell $(PG_CONFIG) --includedir-server) -Wno-unused-parameter)
+
+define check_warnings_rule
+.PHONY: warnings-$(1)-$(2)
+warnings-$(1)-$(2):
+	$(1) -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -Isrc/common -Isrc/host -Isrc/ext -Itest/common \
+		$$(call warnings_of,$(2)) -c -o /dev/null $(2)
+check-warnings: warnings-$(1)-$(2)
+endef
+$(foreach compiler,$(WARNING_COMPILERS),$(foreach file,$(CHECKED_FILES),$(eval $(call check_warnings_rule,$(compiler),$(file)))))
+
+check-cppcheck:
+	$(CPPCHECK) --quiet --error-exitcode=1 --inline-suppr --std=c11 -j2 \
+		--enable=warning,performance,portability --suppress=missingInclude --suppress=missingIncludeSystem \
+		--suppress=normalCheckLevelMaxBranches -D__GNUC__ -Isrc/common $(CHECKED_FILES)
+
+# ---------------------------------------------------------------------------------------------
+# The commands, for whoever has make
+# ---------------------------------------------------------------------------------------------
+
+.PHONY: test demo psql bench check-chroot
+test:
+	test/all
+demo:
+	test/demo
+psql:
+	test/psql
+bench:
+	test/bench/run
+check-chroot:
+	test/chroot

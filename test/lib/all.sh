@@ -1,0 +1,115 @@
+# The test run itself: test/all calls this as a normal user in a copy of the tree that is built and
+# installed.  Its last line counts: each assertion of a TAP or unit test, each regress test and
+# each isolation test.  A check that is no test (format, warnings, cppcheck) counts when it fails,
+# and so does a runner that ran nothing.
+
+. test/lib/server.sh
+
+passed=0
+failed=0
+failures=()
+
+say()
+{
+	printf '\n== %s\n' "$*"
+}
+
+add_failure()
+{
+	failed=$((failed + 1))
+	failures+=("$1")
+}
+
+check()
+{
+	local name=$1
+
+	shift
+	say "$name"
+	"$@" || add_failure "$name"
+}
+
+# Runs something that counts its TAP by way of test/lib/prove.
+run_tap()
+{
+	local name=$1 status=0 p f ran=0 bad=0
+
+	shift
+	say "$name"
+	export ENVRT_COUNTS=$ENVRT_WORK/counts
+	: >"$ENVRT_COUNTS"
+	"$@" || status=$?
+	while read -r p f; do
+		ran=$((ran + p + f))
+		bad=$((bad + f))
+		passed=$((passed + p))
+		failed=$((failed + f))
+	done <"$ENVRT_COUNTS"
+	unset ENVRT_COUNTS
+	[ "$bad" = 0 ] || failures+=("$name: $bad")
+	if [ "$ran" = 0 ]; then
+		add_failure "$name: no test was run"
+	elif [ "$status" != 0 ] && [ "$bad" = 0 ]; then
+		add_failure "$name: exit status $status"
+	fi
+}
+
+# Runs pg_regress or its isolation kind by way of the PGXS target that users call.
+run_regress()
+{
+	local name=$1 directory=$2 status=0 ok bad
+
+	shift 2
+	say "$name"
+	mkdir -p "$directory"
+	make -s installcheck "$@" 2>&1 | tee "$directory/output" || status=$?
+	ok=$(grep -cE '\.\.\. ok( |$)' "$directory/output" || true)
+	bad=$(grep -cE '\.\.\. (FAILED|failed)' "$directory/output" || true)
+	passed=$((passed + ok))
+	failed=$((failed + bad))
+	[ "$bad" = 0 ] || failures+=("$name: $bad")
+	if [ -s "$directory/regression.diffs" ]; then
+		cat "$directory/regression.diffs"
+	fi
+	if [ $((ok + bad)) = 0 ]; then
+		add_failure "$name: no test was run"
+	elif [ "$status" != 0 ] && [ "$bad" = 0 ]; then
+		add_failure "$name: exit status $status"
+	fi
+}
+
+make_has()
+{
+	make -s -n "$1" >/dev/null 2>&1
+}
+
+check format make -s check-format
+check warnings make -s -j"$(nproc)" check-warnings
+check cppcheck make -s check-cppcheck
+
+prove=$PWD/test/lib/prove
+run_tap "unit tests of src/common" make -s check-common PROVE="$prove"
+if make_has check-host; then
+	run_tap "unit tests of src/host" make -s check-host PROVE="$prove"
+fi
+
+fixture_start
+server_start "fsync = off" "envrt.runtime_api_candidates = '$ENVRT_TEST_API'"
+run_regress regress build/regress ISOLATION= TAP_TESTS=
+run_regress isolation build/isolation REGRESS= TAP_TESTS=
+server_stop
+fixture_stop
+
+unset "${!PGH@}" PGPORT PGUSER PGDATABASE
+run_tap "TAP tests" "$prove" -I test/lib test/t
+
+echo
+for failure in ${failures[@]+"${failures[@]}"}; do
+	printf 'FAILED: %s\n' "$failure"
+done
+status=0
+[ "$failed" = 0 ] || status=1
+server_stop
+fixture_stop
+printf '%d passed, %d failed\n' "$passed" "$failed"
+exit "$status"
