@@ -1,0 +1,196 @@
+/*
+ * call.c
+ *		One call of a client, from its request to its answer, and the table of
+ *		all calls in flight.
+ *
+ * A call is begun by the server, given to a driver, and ends exactly once:
+ * answered, failed (both by the driver), or cancelled (by the server, when the
+ * connection is gone).  Whoever ends it frees it.  Between, the driver owns
+ * what it keeps for the call and registers how to undo it; the call itself
+ * knows nothing about drivers.  A call never outlives its connection.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "call.h"
+#include "jsonrpc.h"
+#include "memory.h"
+#include "server.h"
+#include "timer.h"
+
+struct Call
+{
+	Call *next;
+	Call *previous;
+	struct Connection *connection;
+	pid_t peer;
+	json_t *id;
+	char *method;
+	char *driver;
+	char *target;
+	const char *state;
+	int64_t started_at;
+	CallCancelled cancelled;
+	void *data;
+};
+
+static Call *first_call;
+static size_t active;
+static json_int_t total;
+static size_t max_active = 500;
+
+void
+calls_set_max(size_t max)
+{
+	max_active = max;
+}
+
+Call *
+call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
+           const char *driver)
+{
+	Call *call;
+
+	if (active >= max_active)
+		return NULL;
+	call = xcalloc(1, sizeof *call);
+	call->connection = connection;
+	call->peer = peer;
+	call->id = json_incref(id);
+	call->method = xstrdup(method);
+	call->driver = driver ? xstrdup(driver) : NULL;
+	call->state = "starting";
+	call->started_at = epoch_ms();
+	call->next = first_call;
+	if (first_call != NULL)
+		first_call->previous = call;
+	first_call = call;
+	active++;
+	total++;
+	return call;
+}
+
+HostError *
+calls_too_many(void)
+{
+	HostError *error =
+	    error_new("53400", "the driver host is busy with %zu calls, its limit", active);
+
+	error_hint(error, "Try again later, or raise envrt.max_calls.");
+	return error;
+}
+
+void
+call_set_target(Call *call, const char *target)
+{
+	free(call->target);
+	call->target = xstrdup(target);
+}
+
+void
+call_set_state(Call *call, const char *state)
+{
+	call->state = state;
+}
+
+void
+call_on_cancel(Call *call, CallCancelled cancelled, void *data)
+{
+	call->cancelled = cancelled;
+	call->data = data;
+}
+
+static void
+call_free(Call *call)
+{
+	if (call->previous != NULL)
+		call->previous->next = call->next;
+	else
+		first_call = call->next;
+	if (call->next != NULL)
+		call->next->previous = call->previous;
+	active--;
+	json_decref(call->id);
+	free(call->method);
+	free(call->driver);
+	free(call->target);
+	free(call);
+}
+
+static void
+call_end(Call *call, json_t *message)
+{
+	struct Connection *connection = call->connection;
+
+	call_free(call);
+	connection_send(connection, message);
+}
+
+void
+call_answer(Call *call, json_t *result)
+{
+	call_end(call, rpc_response(json_incref(call->id), result));
+}
+
+void
+call_fail(Call *call, HostError *error)
+{
+	call_end(call, error_response(json_incref(call->id), error));
+	error_free(error);
+}
+
+void
+calls_cancel(const struct Connection *connection)
+{
+	Call *call = first_call;
+
+	/* A driver that undoes one call can end others, so the walk begins anew after each. */
+	while (call != NULL)
+	{
+		if (connection == NULL || call->connection == connection)
+		{
+			CallCancelled cancelled = call->cancelled;
+			void *data = call->data;
+
+			call_free(call);
+			if (cancelled != NULL)
+				cancelled(data);
+			call = first_call;
+		}
+		else
+			call = call->next;
+	}
+}
+
+size_t
+calls_active(void)
+{
+	return active;
+}
+
+json_int_t
+calls_total(void)
+{
+	return total;
+}
+
+json_t *
+calls_describe(void)
+{
+	json_t *calls = json_array();
+
+	for (Call *call = first_call; call != NULL; call = call->next)
+	{
+		json_t *row = json_object();
+
+		json_object_set_new(row, "pid", json_integer(call->peer));
+		json_object_set_new(row, "method", json_string(call->method));
+		json_object_set_new(row, "driver", call->driver ? json_string(call->driver) : json_null());
+		json_object_set_new(row, "target", call->target ? json_string(call->target) : json_null());
+		json_object_set_new(row, "state", json_string(call->state));
+		json_object_set_new(row, "startedAt", json_integer(call->started_at));
+		json_array_append_new(calls, row);
+	}
+	return calls;
+}

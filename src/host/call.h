@@ -1,0 +1,49 @@
+/*
+ * call.h
+ *		One call of a client, from its request to its answer, and the table of
+ *		all calls in flight.
+ */
+#ifndef ENVRT_HOST_CALL_H
+#define ENVRT_HOST_CALL_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include <jansson.h>
+
+#include "host_error.h"
+
+struct Connection;
+
+typedef struct Call Call;
+
+/* Called when the client is gone: undo the call, free data, never touch the call again. */
+typedef void (*CallCancelled)(void *data);
+
+extern void calls_set_max(size_t max);
+
+/* Takes the id (a new reference); NULL when there are too many calls already. */
+extern Call *call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
+                        const char *driver);
+
+/* For envrt/stats.  The state must be a constant. */
+extern void call_set_target(Call *call, const char *target);
+extern void call_set_state(Call *call, const char *state);
+
+extern void call_on_cancel(Call *call, CallCancelled cancelled, void *data);
+
+/* Both end the call and take their second argument. */
+extern void call_answer(Call *call, json_t *result);
+extern void call_fail(Call *call, HostError *error);
+
+/* Cancels the calls that came over a connection; NULL: every call. */
+extern void calls_cancel(const struct Connection *connection);
+
+extern size_t calls_active(void);
+extern json_int_t calls_total(void);
+extern json_t *calls_describe(void);
+
+/* What to say when call_begin says no. */
+extern HostError *calls_too_many(void);
+
+#endif

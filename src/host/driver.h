@@ -1,0 +1,43 @@
+/*
+ * driver.h
+ *		The drivers, and which methods each answers.
+ */
+#ifndef ENVRT_HOST_DRIVER_H
+#define ENVRT_HOST_DRIVER_H
+
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "call.h"
+
+typedef struct DriverMethod
+{
+	const char *name;
+	/* Owns the call from here on; params are the caller's. */
+	void (*start)(Call *call, const json_t *params);
+} DriverMethod;
+
+typedef struct Driver
+{
+	const char *key;
+	const DriverMethod *methods; /* up to one without a name */
+} Driver;
+
+extern const Driver *driver_find(const char *key);
+extern const DriverMethod *driver_method(const Driver *driver, const char *name);
+
+/* The time limits that come with a call. */
+typedef struct CallLimits
+{
+	uint64_t connect_ms;
+	uint64_t command_ms;
+	uint64_t api_probe_ms;
+} CallLimits;
+
+extern CallLimits call_limits(const json_t *params);
+
+/* The drivers. */
+extern const Driver ssh_driver;
+
+#endif

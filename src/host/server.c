@@ -1,0 +1,422 @@
+/*
+ * server.c
+ *		The unix socket, its clients, and the control channel.
+ *
+ * A connection is a libuv pipe and a line reader.  Its lines become calls
+ * (call.c) for the drivers; the few methods of the host itself are answered
+ * here.  What breaks the protocol, and a client that lets answers pile up,
+ * ends the connection.  Its end, for whatever reason, cancels its calls.
+ *
+ * The control channel is a connection too, with its own methods; its end is
+ * the end of the process.
+ *
+ * Secrets come in here: the receive buffer is shared by all connections and
+ * zeroed after each read, the line reader and JSON zero their own memory, and
+ * a line that goes out is zeroed when it has been written.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include "call.h"
+#include "driver.h"
+#include "jsonrpc.h"
+#include "log.h"
+#include "memory.h"
+#include "protocol.h"
+#include "server.h"
+#include "settings.h"
+#include "ssh_pool.h"
+#include "timer.h"
+
+/* More answers than this waiting to be read, and the client is dropped. */
+#define MAX_UNREAD ((size_t) ENVRT_MAX_LINE + 1024 * 1024)
+
+struct Connection
+{
+	uv_pipe_t pipe;
+	Connection *next;
+	Connection *previous;
+	RpcReader *reader;
+	pid_t peer;
+	Timer *doom; /* runs when the connection is to be closed soon */
+	bool control;
+	bool closing;
+};
+
+typedef struct Write
+{
+	uv_write_t request;
+	char *line;
+	size_t length;
+} Write;
+
+static uv_pipe_t listener;
+static bool listening;
+static Connection *first_connection;
+static char receive_buffer[65536];
+static int64_t started_at;
+
+static void
+connection_closed(uv_handle_t *handle)
+{
+	Connection *connection = handle->data;
+
+	rpc_reader_free(connection->reader);
+	free(connection);
+}
+
+static void
+connection_close(Connection *connection)
+{
+	if (connection->closing)
+		return;
+	connection->closing = true;
+	timer_stop(&connection->doom);
+	if (connection->control)
+		_exit(0);
+	if (connection->previous != NULL)
+		connection->previous->next = connection->next;
+	else
+		first_connection = connection->next;
+	if (connection->next != NULL)
+		connection->next->previous = connection->previous;
+	uv_close((uv_handle_t *) &connection->pipe, connection_closed);
+	calls_cancel(connection);
+}
+
+static void
+close_doomed(void *data)
+{
+	connection_close(data);
+}
+
+/*
+ * A send happens deep inside of whatever ended a call; to cancel other calls
+ * from there would pull the ground from under it.  So not now, but next.
+ */
+static void
+close_soon(Connection *connection)
+{
+	timer_start(&connection->doom, 0, close_doomed, connection);
+}
+
+static void
+write_done(uv_write_t *request, int status)
+{
+	Write *write = request->data;
+	Connection *connection = request->handle->data;
+
+	rpc_line_free(write->line, write->length);
+	free(write);
+	if (status < 0)
+		connection_close(connection);
+}
+
+void
+connection_send(Connection *connection, json_t *message)
+{
+	Write *write;
+	uv_buf_t buffer;
+
+	if (message == NULL || connection->closing)
+	{
+		json_decref(message);
+		return;
+	}
+	write = xcalloc(1, sizeof *write);
+	write->line = rpc_dump_line(message, &write->length);
+	json_decref(message);
+	if (write->line == NULL)
+	{
+		free(write);
+		close_soon(connection);
+		return;
+	}
+	buffer = uv_buf_init(write->line, (unsigned) write->length);
+	write->request.data = write;
+	if (uv_write(&write->request, (uv_stream_t *) &connection->pipe, &buffer, 1, write_done) < 0)
+	{
+		rpc_line_free(write->line, write->length);
+		free(write);
+		close_soon(connection);
+		return;
+	}
+	if (uv_stream_get_write_queue_size((uv_stream_t *) &connection->pipe) > MAX_UNREAD)
+	{
+		log_message(LOG_WARNING, "client %d does not read its answers: dropped",
+		            (int) connection->peer);
+		close_soon(connection);
+	}
+}
+
+static void
+fail(Connection *connection, json_t *id, int code, HostError *error)
+{
+	error->code = code;
+	connection_send(connection, error_response(json_incref(id), error));
+	error_free(error);
+}
+
+static json_int_t
+resident_bytes(void)
+{
+	size_t bytes = 0;
+
+	uv_resident_set_memory(&bytes);
+	return (json_int_t) bytes;
+}
+
+static json_t *
+stats(void)
+{
+	json_t *host = json_object();
+	json_t *result = json_object();
+
+	json_object_set_new(host, "pid", json_integer(getpid()));
+	json_object_set_new(host, "startedAt", json_integer(started_at));
+	json_object_set_new(host, "calls", json_integer(calls_total()));
+	json_object_set_new(host, "activeCalls", json_integer((json_int_t) calls_active()));
+	json_object_set_new(host, "rssBytes", json_integer(resident_bytes()));
+	json_object_set_new(result, "host", host);
+	json_object_set_new(result, "calls", calls_describe());
+	json_object_set_new(result, "sshSessions", ssh_pool_describe());
+	return result;
+}
+
+static void
+dispatch_driver(Connection *connection, const RpcMessage *message)
+{
+	const char *key = json_string_value(json_object_get(message->params, "driverKey"));
+	const Driver *driver = key ? driver_find(key) : NULL;
+	const DriverMethod *method = driver ? driver_method(driver, message->method) : NULL;
+	Call *call;
+
+	if (key == NULL)
+		fail(connection, message->id, RPC_INVALID_PARAMS,
+		     error_new("22023", "%s: driverKey is missing", message->method));
+	else if (driver == NULL)
+		fail(connection, message->id, RPC_METHOD_NOT_FOUND,
+		     error_new("42704", "the driver host has no driver \"%s\"", key));
+	else if (method == NULL)
+		fail(connection, message->id, RPC_METHOD_NOT_FOUND,
+		     error_new("42704", "the %s driver has no method %s", key, message->method));
+	else if ((call = call_begin(connection, connection->peer, message->id, method->name, key)) ==
+	         NULL)
+		fail(connection, message->id, RPC_WORKER_ERROR, calls_too_many());
+	else
+		method->start(call, message->params);
+}
+
+static void
+dispatch(Connection *connection, const RpcMessage *message)
+{
+	json_t *id = message->id;
+	const char *method = message->method;
+
+	if (strcmp(method, "envrt/ping") == 0)
+		connection_send(connection, rpc_response(json_incref(id), json_null()));
+	else if (connection->control && strcmp(method, "configure") == 0)
+	{
+		settings_configure(message->params);
+		connection_send(connection, rpc_response(json_incref(id), json_true()));
+	}
+	else if (connection->control)
+		fail(connection, id, RPC_METHOD_NOT_FOUND,
+		     error_new("42704", "the control channel has no method %s", method));
+	else if (strcmp(method, "envrt/stats") == 0)
+		connection_send(connection, rpc_response(json_incref(id), stats()));
+	else if (strncmp(method, "environment", strlen("environment")) == 0)
+		dispatch_driver(connection, message);
+	else
+		fail(connection, id, RPC_METHOD_NOT_FOUND,
+		     error_new("42704", "the driver host has no method %s", method));
+}
+
+/* False when the connection is to end. */
+static bool
+handle_line(Connection *connection, const char *line, size_t length)
+{
+	RpcMessage message;
+	bool valid;
+
+	rpc_parse(line, length, &message);
+	valid = message.kind == RPC_REQUEST || message.kind == RPC_NOTIFICATION;
+	if (message.kind == RPC_REQUEST)
+		dispatch(connection, &message);
+	else if (!valid)
+		log_message(LOG_WARNING, "client %d broke the protocol: %s", (int) connection->peer,
+		            message.kind == RPC_INVALID ? message.error_text : "an answer to no request");
+	rpc_message_clear(&message);
+	return valid;
+}
+
+static void
+lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+{
+	(void) handle;
+	(void) suggested;
+	*buffer = uv_buf_init(receive_buffer, sizeof receive_buffer);
+}
+
+static void
+data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+{
+	Connection *connection = stream->data;
+	RpcReadStatus status = RPC_READ_MORE;
+	const char *line;
+	size_t length;
+
+	if (count == 0)
+		return;
+	if (count < 0)
+	{
+		connection_close(connection);
+		return;
+	}
+	status = rpc_reader_feed(connection->reader, buffer->base, (size_t) count);
+	explicit_bzero(buffer->base, (size_t) count);
+	while (!connection->closing && (status == RPC_READ_MORE || status == RPC_READ_LINE) &&
+	       (status = rpc_reader_next(connection->reader, &line, &length)) == RPC_READ_LINE)
+	{
+		if (!handle_line(connection, line, length))
+			connection_close(connection);
+	}
+	if (status != RPC_READ_MORE && status != RPC_READ_LINE)
+	{
+		log_message(LOG_WARNING, "client %d broke the protocol: line too long",
+		            (int) connection->peer);
+		connection_close(connection);
+	}
+}
+
+static Connection *
+connection_new(void)
+{
+	Connection *connection = xcalloc(1, sizeof *connection);
+
+	connection->reader = rpc_reader_new(ENVRT_MAX_LINE);
+	uv_pipe_init(uv_default_loop(), &connection->pipe, 0);
+	connection->pipe.data = connection;
+	connection->next = first_connection;
+	if (first_connection != NULL)
+		first_connection->previous = connection;
+	first_connection = connection;
+	return connection;
+}
+
+static void
+connection_read(Connection *connection)
+{
+	if (connection->reader == NULL ||
+	    uv_read_start((uv_stream_t *) &connection->pipe, lend_buffer, data_read) < 0)
+		connection_close(connection);
+}
+
+/* Whether the peer runs as our own user; others have no business here. */
+static bool
+check_peer(Connection *connection)
+{
+	struct ucred peer;
+	socklen_t length = sizeof peer;
+	uv_os_fd_t fd;
+
+	if (uv_fileno((uv_handle_t *) &connection->pipe, &fd) < 0 ||
+	    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 || peer.uid != geteuid())
+		return false;
+	connection->peer = peer.pid;
+	return true;
+}
+
+static void
+client_came(uv_stream_t *server, int status)
+{
+	Connection *connection;
+
+	if (status < 0)
+		return;
+	connection = connection_new();
+	if (uv_accept(server, (uv_stream_t *) &connection->pipe) < 0 || !check_peer(connection))
+	{
+		connection_close(connection);
+		return;
+	}
+	connection_read(connection);
+}
+
+bool
+server_listen(void)
+{
+	/* Bound under another name and then renamed: what a dead predecessor left is replaced. */
+	static const char temporary[] = ENVRT_SOCKET_NAME ".new";
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	memcpy(address.sun_path, temporary, sizeof temporary);
+	if (fd < 0 || (unlink(temporary) < 0 && errno != ENOENT) ||
+	    bind(fd, (struct sockaddr *) &address, sizeof address) < 0 || listen(fd, SOMAXCONN) < 0 ||
+	    rename(temporary, ENVRT_SOCKET_NAME) < 0)
+	{
+		log_message(LOG_WARNING, "could not listen on %s: %s", ENVRT_SOCKET_NAME, strerror(errno));
+		if (fd >= 0)
+			close(fd);
+		return false;
+	}
+	started_at = epoch_ms();
+	uv_pipe_init(uv_default_loop(), &listener, 0);
+	if (uv_pipe_open(&listener, fd) < 0 ||
+	    uv_listen((uv_stream_t *) &listener, SOMAXCONN, client_came) < 0)
+	{
+		log_message(LOG_WARNING, "could not serve %s", ENVRT_SOCKET_NAME);
+		return false;
+	}
+	listening = true;
+	return true;
+}
+
+void
+server_control(int fd)
+{
+	Connection *connection = connection_new();
+
+	connection->control = true;
+	connection->peer = getppid();
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	if (uv_pipe_open(&connection->pipe, fd) < 0)
+	{
+		log_message(LOG_WARNING, "the control channel is unusable");
+		_exit(1);
+	}
+	connection_read(connection);
+}
+
+void
+server_close(void)
+{
+	Connection *next;
+
+	if (listening)
+	{
+		uv_close((uv_handle_t *) &listener, NULL);
+		unlink(ENVRT_SOCKET_NAME);
+		listening = false;
+	}
+	for (Connection *connection = first_connection; connection != NULL; connection = next)
+	{
+		next = connection->next;
+		if (connection->control)
+		{
+			/* Its end would end the process before the rest is undone. */
+			connection->control = false;
+		}
+		connection_close(connection);
+		next = first_connection;
+	}
+}

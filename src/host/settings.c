@@ -1,0 +1,39 @@
+/*
+ * settings.c
+ *		What the launcher tells the host about its settings.
+ *
+ * A key that is missing or absurd leaves the setting as it is: the launcher
+ * has checked what a person wrote.  allowedHosts is the exception: what is no
+ * list must not open every host.
+ */
+#include "call.h"
+#include "log.h"
+#include "settings.h"
+#include "ssh_pool.h"
+
+Settings settings = {.ssh_idle_timeout_ms = 60000, .ssh_sessions_per_host = 4};
+
+void
+settings_configure(const json_t *params)
+{
+	const json_t *idle = json_object_get(params, "sshIdleTimeoutMs");
+	const json_t *sessions = json_object_get(params, "sshSessionsPerHost");
+	const json_t *max_calls = json_object_get(params, "maxCalls");
+	const json_t *hosts = json_object_get(params, "allowedHosts");
+
+	if (json_is_integer(idle) && json_integer_value(idle) >= 0)
+		settings.ssh_idle_timeout_ms = (uint64_t) json_integer_value(idle);
+	if (json_is_integer(sessions) && json_integer_value(sessions) > 0 &&
+	    json_integer_value(sessions) <= 1000)
+		settings.ssh_sessions_per_host = (unsigned) json_integer_value(sessions);
+	if (json_is_integer(max_calls) && json_integer_value(max_calls) > 0)
+		calls_set_max((size_t) json_integer_value(max_calls));
+	if (json_is_array(hosts))
+	{
+		allowed_hosts_free(settings.allowed_hosts);
+		settings.allowed_hosts = allowed_hosts_new(hosts);
+	}
+	else if (hosts != NULL && !json_is_null(hosts))
+		log_message(LOG_WARNING, "configure: allowedHosts is no list, left as it was");
+	ssh_pool_settings_changed();
+}

@@ -1,0 +1,375 @@
+/*
+ * ssh_channel.c
+ *		One command's channel on an SSH session.
+ *
+ * A channel is opened, asks for the command to be run, has its input closed,
+ * delivers output, and is gone when the server has closed it:
+ *
+ *		OPENING -> ASKING -> RUNNING -> (gone)
+ *		   any of these -> CLOSING -> (gone)
+ *
+ * An owner that gives up abandons it.  It is not simply freed then, since the
+ * server would go on counting it (MaxSessions) and libssh could not make sense
+ * of what still comes for it: it goes on, without an owner, until the server
+ * has confirmed its end.  How long it has been trying is what tells the pool
+ * whether the session is still to be trusted.
+ *
+ * libssh's callbacks run deep inside of libssh, so they only take notes; what
+ * follows from them happens in ssh_channels_advance(), which the session calls
+ * whenever something may have changed.  Within that, owners' callbacks may
+ * begin and abandon channels, so the list only shrinks at its end.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include <libssh/callbacks.h>
+
+#include "memory.h"
+#include "ssh_channel.h"
+#include "timer.h"
+
+/* A channel that still sends so much after it was closed will never stop. */
+#define CLOSING_MAX_BYTES (4 * 1024 * 1024)
+
+typedef enum
+{
+	OPENING,
+	ASKING,
+	RUNNING,
+	CLOSING,
+	GONE
+} ChannelState;
+
+struct SshChannel
+{
+	SshChannel *next;
+	ChannelList *list;
+	ChannelState state;
+	const SshChannelEvents *events;
+	void *owner; /* NULL: abandoned */
+	char *command_line;
+	bool asked;             /* the command was sent */
+	bool kill;              /* abandoned, and the command is to be ended */
+	uint64_t closing_since; /* since when it is abandoned */
+	size_t closing_bytes;
+
+	ssh_channel channel;
+	struct ssh_channel_callbacks_struct callbacks;
+
+	/* Notes of the callbacks. */
+	bool has_data;
+	bool closed;
+	bool has_status;
+	int status;
+	char *signal;
+};
+
+static int
+on_data(ssh_session session, ssh_channel ssh, void *data, uint32_t length, int is_stderr,
+        void *user)
+{
+	SshChannel *channel = user;
+
+	(void) session;
+	(void) ssh;
+	if (channel->owner != NULL)
+	{
+		channel->events->data(channel->owner, data, length, is_stderr != 0);
+		channel->has_data = true;
+	}
+	else
+		channel->closing_bytes += length;
+	return (int) length;
+}
+
+static void
+on_close(ssh_session session, ssh_channel ssh, void *user)
+{
+	SshChannel *channel = user;
+
+	(void) session;
+	(void) ssh;
+	channel->closed = true;
+}
+
+static void
+on_exit_status(ssh_session session, ssh_channel ssh, int status, void *user)
+{
+	SshChannel *channel = user;
+
+	(void) session;
+	(void) ssh;
+	channel->has_status = true;
+	channel->status = status;
+}
+
+static void
+on_exit_signal(ssh_session session, ssh_channel ssh, const char *signal, int core,
+               const char *message, const char *language, void *user)
+{
+	SshChannel *channel = user;
+
+	(void) session;
+	(void) ssh;
+	(void) core;
+	(void) message;
+	(void) language;
+	free(channel->signal);
+	channel->signal = clean_text(signal, strlen(signal), 32, false);
+}
+
+SshChannel *
+ssh_channel_run(struct SshSession *session, const char *command_line,
+                const SshChannelEvents *events, void *owner)
+{
+	ChannelList *list = ssh_session_channel_list(session);
+	SshChannel *channel = xcalloc(1, sizeof *channel);
+
+	channel->list = list;
+	channel->events = events;
+	channel->owner = owner;
+	channel->command_line = xstrdup(command_line);
+	channel->channel = ssh_channel_new(list->ssh);
+	channel->callbacks.userdata = channel;
+	channel->callbacks.channel_data_function = on_data;
+	channel->callbacks.channel_close_function = on_close;
+	channel->callbacks.channel_exit_status_function = on_exit_status;
+	channel->callbacks.channel_exit_signal_function = on_exit_signal;
+	ssh_callbacks_init(&channel->callbacks);
+	if (channel->channel != NULL)
+		ssh_set_channel_callbacks(channel->channel, &channel->callbacks);
+	channel->next = list->first;
+	list->first = channel;
+	list->count++;
+	ssh_session_advance_soon(session);
+	return channel;
+}
+
+void
+ssh_channel_abandon(SshChannel *channel, bool kill)
+{
+	channel->owner = NULL;
+	channel->kill = kill;
+	channel->closing_since = now_ms();
+	ssh_session_advance_soon(channel->list->session);
+}
+
+static void
+end_channel(SshChannel *channel, ChannelEndKind kind, int status, const char *text)
+{
+	ChannelEnd end = {.kind = kind, .status = status, .text = text};
+	void *owner = channel->owner;
+
+	channel->state = GONE;
+	channel->owner = NULL;
+	if (owner != NULL)
+		channel->events->ended(owner, &end);
+}
+
+static void
+end_closed_channel(SshChannel *channel)
+{
+	if (channel->signal != NULL)
+		end_channel(channel, CHANNEL_SIGNALED, 0, channel->signal);
+	else if (channel->has_status)
+		end_channel(channel, CHANNEL_EXITED, channel->status, NULL);
+	else
+		end_channel(channel, CHANNEL_LOST, 0,
+		            "the server closed the channel without an exit status");
+}
+
+/* Ends the command, if asked to, and the channel on our side. */
+static void
+close_channel(SshChannel *channel)
+{
+	if (channel->kill && channel->state == RUNNING && !channel->has_status)
+		ssh_channel_request_send_signal(channel->channel, "KILL");
+	/* The first try may get no further than the end of file, which goes before. */
+	if (ssh_channel_close(channel->channel) == SSH_AGAIN)
+		ssh_channel_close(channel->channel);
+	channel->state = CLOSING;
+}
+
+static void
+advance_opening(SshChannel *channel)
+{
+	char *reason;
+
+	switch (channel->channel ? ssh_channel_open_session(channel->channel) : SSH_ERROR)
+	{
+		case SSH_AGAIN:
+			break;
+		case SSH_OK:
+			channel->state = ASKING;
+			if (channel->owner != NULL)
+				channel->events->opened(channel->owner);
+			break;
+		default:
+			/* If it was the session that broke, it will tell with a better text. */
+			if (!ssh_is_connected(channel->list->ssh))
+				break;
+			reason = xstrdup(ssh_get_error(channel->list->ssh));
+			end_channel(channel, CHANNEL_REFUSED, 0, reason);
+			free(reason);
+	}
+}
+
+static void
+advance_asking(SshChannel *channel)
+{
+	if (channel->closed)
+	{
+		end_channel(channel, CHANNEL_DENIED, 0, "the server closed the channel");
+		return;
+	}
+	channel->asked = true;
+	switch (ssh_channel_request_exec(channel->channel, channel->command_line))
+	{
+		case SSH_AGAIN:
+			break;
+		case SSH_OK:
+			channel->state = RUNNING;
+			/* No input: what reads it anyway sees its end. */
+			ssh_channel_send_eof(channel->channel);
+			if (channel->owner != NULL)
+				channel->events->accepted(channel->owner);
+			break;
+		default:
+			if (!ssh_is_connected(channel->list->ssh))
+				break;
+			end_channel(channel, CHANNEL_DENIED, 0, "the server refused to run a command");
+			channel->closing_since = now_ms();
+			close_channel(channel);
+	}
+}
+
+static void
+advance_running(SshChannel *channel)
+{
+	if (channel->owner != NULL && channel->has_data)
+	{
+		channel->has_data = false;
+		channel->events->progress(channel->owner);
+	}
+	if (channel->closed)
+		end_closed_channel(channel);
+	else if (channel->owner == NULL)
+		close_channel(channel);
+}
+
+static void
+advance(SshChannel *channel)
+{
+	if (channel->state == OPENING)
+		advance_opening(channel);
+	/* An open channel whose owner has gone need not ask for anything. */
+	if (channel->state == ASKING && channel->owner == NULL && !channel->asked)
+		close_channel(channel);
+	if (channel->state == ASKING)
+		advance_asking(channel);
+	if (channel->state == RUNNING)
+		advance_running(channel);
+	if (channel->state == CLOSING && channel->closed)
+		channel->state = GONE;
+}
+
+static void
+free_channel(SshChannel *channel)
+{
+	free(channel->command_line);
+	free(channel->signal);
+	free(channel);
+}
+
+bool
+ssh_channels_advance(ChannelList *list)
+{
+	bool gone = false;
+
+	for (SshChannel *channel = list->first; channel != NULL; channel = channel->next)
+		if (channel->state != GONE)
+			advance(channel);
+
+	for (SshChannel **link = &list->first; *link != NULL;)
+	{
+		SshChannel *channel = *link;
+
+		if (channel->state != GONE)
+		{
+			link = &channel->next;
+			continue;
+		}
+		*link = channel->next;
+		list->count--;
+		gone = true;
+		if (channel->channel != NULL)
+		{
+			ssh_remove_channel_callbacks(channel->channel, &channel->callbacks);
+			ssh_channel_free(channel->channel);
+		}
+		free_channel(channel);
+	}
+	return gone;
+}
+
+void
+ssh_channels_lost(ChannelList *list, const char *text)
+{
+	for (SshChannel *channel = list->first; channel != NULL; channel = channel->next)
+	{
+		if (channel->state == GONE)
+			continue;
+		if (channel->state == RUNNING && (channel->has_status || channel->signal != NULL))
+			end_closed_channel(channel);
+		else
+			end_channel(channel, CHANNEL_LOST, 0, text);
+	}
+}
+
+void
+ssh_channels_kill(ChannelList *list)
+{
+	for (SshChannel *channel = list->first; channel != NULL; channel = channel->next)
+	{
+		channel->owner = NULL;
+		if (channel->state == RUNNING && !channel->closed)
+		{
+			channel->kill = true;
+			close_channel(channel);
+		}
+	}
+}
+
+void
+ssh_channels_free(ChannelList *list)
+{
+	while (list->first != NULL)
+	{
+		SshChannel *channel = list->first;
+
+		list->first = channel->next;
+		free_channel(channel);
+	}
+	list->count = 0;
+}
+
+uint64_t
+ssh_channels_closing_since(const ChannelList *list)
+{
+	uint64_t since = 0;
+
+	for (const SshChannel *channel = list->first; channel != NULL; channel = channel->next)
+		if (channel->closing_since != 0 && channel->state != GONE &&
+		    (since == 0 || channel->closing_since < since))
+			since = channel->closing_since;
+	return since;
+}
+
+bool
+ssh_channels_flooded(const ChannelList *list)
+{
+	for (const SshChannel *channel = list->first; channel != NULL; channel = channel->next)
+		if (channel->closing_bytes > CLOSING_MAX_BYTES)
+			return true;
+	return false;
+}

@@ -1,0 +1,94 @@
+/*
+ * ssh_channel.h
+ *		One command's channel on an SSH session.
+ */
+#ifndef ENVRT_HOST_SSH_CHANNEL_H
+#define ENVRT_HOST_SSH_CHANNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <libssh/libssh.h>
+
+struct SshSession;
+
+typedef struct SshChannel SshChannel;
+
+/* How a channel ended. */
+typedef enum
+{
+	CHANNEL_EXITED,   /* the command ended with a status */
+	CHANNEL_SIGNALED, /* the command was ended by a signal */
+	CHANNEL_REFUSED,  /* the server opens no further channel */
+	CHANNEL_DENIED,   /* the server did not run the command */
+	CHANNEL_LOST      /* the connection or the channel broke */
+} ChannelEndKind;
+
+typedef struct ChannelEnd
+{
+	ChannelEndKind kind;
+	int status;       /* CHANNEL_EXITED */
+	const char *text; /* the signal's name, or what went wrong */
+} ChannelEnd;
+
+typedef struct SshChannelEvents
+{
+	/* The server answered: the channel is open. */
+	void (*opened)(void *owner);
+
+	/* The server runs the command. */
+	void (*accepted)(void *owner);
+
+	/*
+	 * Output.  Runs from within libssh: it may only store, and must not call
+	 * anything of a session or a channel.
+	 */
+	void (*data)(void *owner, const char *data, size_t length, bool is_stderr);
+
+	/* After data(): here anything may be done. */
+	void (*progress)(void *owner);
+
+	/* The channel is gone; the owner forgets it. */
+	void (*ended)(void *owner, const ChannelEnd *end);
+} SshChannelEvents;
+
+/* Opens a channel on a session that is ready, and runs a command line in it. */
+extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
+                                   const SshChannelEvents *events, void *owner);
+
+/* The owner wants nothing more of it.  kill: the command is to be ended too. */
+extern void ssh_channel_abandon(SshChannel *channel, bool kill);
+
+/* For ssh_session.c. */
+
+typedef struct ChannelList
+{
+	struct SshSession *session;
+	ssh_session ssh;
+	SshChannel *first;
+	int count;
+} ChannelList;
+
+/* Does what can be done without waiting; returns whether a channel went. */
+extern bool ssh_channels_advance(ChannelList *list);
+
+/* Tells the owners that the connection is lost. */
+extern void ssh_channels_lost(ChannelList *list, const char *text);
+
+/* Sends what ends the commands of channels that still run. */
+extern void ssh_channels_kill(ChannelList *list);
+
+/* Frees them; libssh's part has been freed with its session before. */
+extern void ssh_channels_free(ChannelList *list);
+
+extern uint64_t ssh_channels_closing_since(const ChannelList *list);
+
+/* Whether a channel that is being closed goes on sending without end. */
+extern bool ssh_channels_flooded(const ChannelList *list);
+
+/* Called by ssh_channel.c: the list to put a channel into, and work to be done soon. */
+extern ChannelList *ssh_session_channel_list(struct SshSession *session);
+extern void ssh_session_advance_soon(struct SshSession *session);
+
+#endif

@@ -1,0 +1,334 @@
+/*
+ * ssh_command.c
+ *		One command on a remote host.
+ *
+ * A command waits for a place on a session (ssh_pool.c), runs in a channel
+ * (ssh_channel.c), and ends: it exited, its output is complete, it failed, one of
+ * its two deadlines passed, or it was cancelled.  It is freed then, before its
+ * caller is told.
+ *
+ * A session that has been used before may turn out to be dead, and only the
+ * attempt shows it.  If it breaks before the server has said that it runs the
+ * command, or, after a long idleness, does not even open a channel in time,
+ * the command goes back to the pool once, at the head of the queue.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "protocol.h"
+#include "ssh_channel.h"
+#include "ssh_command.h"
+#include "ssh_pool.h"
+#include "timer.h"
+
+/* A session idle for longer has to show that it is alive within a short time. */
+#define STALE_AFTER_MS 15000
+#define STALE_ANSWER_MS 2000
+
+struct SshCommand
+{
+	SshWaiter waiter;
+	SshCommandSpec spec;
+	char *command_line;
+	SshDestination *destination;
+	uint64_t started;
+	Timer *deadline;
+	Timer *stale;
+	SshPooled *pooled;   /* NULL while waiting */
+	SshChannel *channel; /* likewise */
+	bool used_session;   /* others ran on it before */
+	bool opened;
+	bool accepted;
+	bool replaced; /* a dead session, once */
+	bool overflow;
+	SshCommandResult result;
+};
+
+static void
+free_command(SshCommand *command)
+{
+	timer_stop(&command->deadline);
+	timer_stop(&command->stale);
+	bytes_free(&command->result.output);
+	bytes_free(&command->result.errors);
+	ssh_destination_release(command->destination);
+	free(command->command_line);
+	free(command);
+}
+
+/* Ends the command; it has neither a place nor a channel any more.  Takes the error. */
+static void
+finish(SshCommand *command, HostError *error)
+{
+	SshCommandSpec spec = command->spec;
+
+	timer_stop(&command->deadline);
+	timer_stop(&command->stale);
+	spec.done(spec.data, error, error ? NULL : &command->result);
+	free_command(command);
+}
+
+static void
+leave_channel(SshCommand *command, bool kill, PlaceState state)
+{
+	SshPooled *pooled = command->pooled;
+
+	ssh_channel_abandon(command->channel, kill);
+	command->channel = NULL;
+	command->pooled = NULL;
+	ssh_pool_done(pooled, state);
+}
+
+void
+ssh_command_cancel(SshCommand *command)
+{
+	if (command->channel != NULL)
+		leave_channel(command, true, PLACE_ABANDONED);
+	else
+		ssh_pool_withdraw(&command->waiter);
+	free_command(command);
+}
+
+/*
+ * Deadlines
+ */
+
+static HostError *
+timeout_error(const SshCommand *command, uint64_t milliseconds, const char *phase,
+              const char *setting)
+{
+	HostError *error =
+	    error_new("08006", "%s: timed out after %llu ms while %s", command->destination->target,
+	              (unsigned long long) milliseconds, phase);
+
+	error->code = RPC_TIMEOUT;
+	error_hint(error, "Check that the host answers, or raise %s.", setting);
+	return error;
+}
+
+static void
+connect_timed_out(void *data)
+{
+	SshCommand *command = data;
+	const char *phase = ssh_pool_phase(&command->waiter);
+	const char *trouble = ssh_pool_trouble(&command->waiter);
+	HostError *error =
+	    timeout_error(command, command->spec.connect_ms, phase, "envrt.ssh_connect_timeout");
+
+	if (trouble != NULL)
+		error_detail(error, "%s", trouble);
+	ssh_pool_withdraw(&command->waiter);
+	finish(command, error);
+}
+
+static void
+command_timed_out(void *data)
+{
+	SshCommand *command = data;
+	const char *phase = command->accepted ? "running the remote command"
+	                    : command->opened ? "starting the remote command"
+	                                      : "opening a channel";
+	HostError *error =
+	    timeout_error(command, command->spec.command_ms, phase, "envrt.ssh_command_timeout");
+
+	if (command->result.errors.length > 0)
+		error_detail(error, "%s", command->result.errors.data);
+	leave_channel(command, true, PLACE_DOUBTFUL);
+	finish(command, error);
+}
+
+/*
+ * The channel
+ */
+
+static void
+wait_for_place(SshCommand *command, bool first)
+{
+	uint64_t now = now_ms();
+	uint64_t end = command->started + command->spec.connect_ms + command->spec.command_ms;
+	uint64_t time = command->spec.connect_ms;
+
+	/* A second try has its own time to connect, but the call has only what it has. */
+	if (now + time > end)
+		time = end > now ? end - now : 1;
+	command->waiter.deadline = now + time;
+	command->opened = command->accepted = false;
+	call_set_state(command->spec.call, "connecting");
+	timer_start(&command->deadline, time, connect_timed_out, command);
+	ssh_pool_ask(&command->waiter, first);
+}
+
+static void
+channel_opened(void *owner)
+{
+	SshCommand *command = owner;
+
+	command->opened = true;
+	timer_stop(&command->stale);
+}
+
+static void
+channel_accepted(void *owner)
+{
+	SshCommand *command = owner;
+
+	command->accepted = true;
+	call_set_state(command->spec.call, "running");
+}
+
+static void
+channel_data(void *owner, const char *data, size_t length, bool is_stderr)
+{
+	SshCommand *command = owner;
+	size_t room =
+	    command->spec.max_output - command->result.output.length - command->result.errors.length;
+
+	if (length > room)
+	{
+		command->overflow = true;
+		length = room;
+	}
+	bytes_append(is_stderr ? &command->result.errors : &command->result.output, data, length);
+}
+
+static void
+channel_progress(void *owner)
+{
+	SshCommand *command = owner;
+	HostError *error = NULL;
+
+	if (command->spec.complete != NULL &&
+	    command->spec.complete(command->spec.data, &command->result.output))
+		leave_channel(command, false, PLACE_ABANDONED);
+	else if (command->overflow)
+	{
+		error = error_new("38000", "%s: the remote command wrote more than %zu bytes",
+		                  command->destination->target, command->spec.max_output);
+		error_hint(error, "Check what the user's login shell prints there.");
+		leave_channel(command, true, PLACE_ABANDONED);
+	}
+	else
+		return;
+	finish(command, error);
+}
+
+/* Whether a break means no more than that the session was dead. */
+static bool
+may_replace(const SshCommand *command)
+{
+	return command->used_session && !command->replaced && !command->accepted &&
+	       (command->spec.repeatable || !command->opened);
+}
+
+static void
+channel_ended(void *owner, const ChannelEnd *end)
+{
+	SshCommand *command = owner;
+	const char *target = command->destination->target;
+	SshPooled *pooled = command->pooled;
+	HostError *error = NULL;
+
+	command->channel = NULL;
+	command->pooled = NULL;
+	timer_stop(&command->stale);
+	if (end->kind == CHANNEL_REFUSED)
+	{
+		if (ssh_pool_refused(pooled))
+		{
+			wait_for_place(command, true);
+			return;
+		}
+		error =
+		    error_new("08006", "%s: the server opens no session channel: %s", target, end->text);
+		error_hint(error, "Check MaxSessions in the host's sshd_config.");
+		finish(command, error);
+		return;
+	}
+	ssh_pool_done(pooled, PLACE_FREE);
+	switch (end->kind)
+	{
+		case CHANNEL_EXITED:
+			command->result.exited = true;
+			command->result.status = end->status;
+			break;
+		case CHANNEL_SIGNALED:
+			command->result.signal = end->text;
+			break;
+		case CHANNEL_DENIED:
+			error = error_new("38000", "%s: no command can be run: %s", target, end->text);
+			error_hint(error, "Check that the user may run commands on the host.");
+			break;
+		default:
+			if (may_replace(command))
+			{
+				command->replaced = true;
+				wait_for_place(command, true);
+				return;
+			}
+			error = error_new("08006", "%s: the connection was lost while %s: %s", target,
+			                  command->accepted ? "the remote command ran"
+			                                    : "the remote command was being started",
+			                  end->text);
+	}
+	finish(command, error);
+}
+
+static const SshChannelEvents channel_events = {.opened = channel_opened,
+                                                .accepted = channel_accepted,
+                                                .data = channel_data,
+                                                .progress = channel_progress,
+                                                .ended = channel_ended};
+
+static void
+session_stale(void *data)
+{
+	SshCommand *command = data;
+
+	command->replaced = true;
+	leave_channel(command, false, PLACE_DOUBTFUL);
+	wait_for_place(command, true);
+}
+
+/*
+ * The place
+ */
+
+static void
+place_granted(SshWaiter *waiter, SshPooled *pooled)
+{
+	SshCommand *command = (SshCommand *) waiter;
+	uint64_t patience = command->spec.command_ms;
+
+	command->pooled = pooled;
+	command->used_session = ssh_pooled_is_used(pooled);
+	call_set_state(command->spec.call, "opening a channel");
+	timer_start(&command->deadline, command->spec.command_ms, command_timed_out, command);
+	if (patience > STALE_ANSWER_MS)
+		patience = STALE_ANSWER_MS;
+	if (ssh_pooled_idle_ms(pooled) > STALE_AFTER_MS && !command->replaced)
+		timer_start(&command->stale, patience, session_stale, command);
+	command->channel = ssh_channel_run(ssh_pooled_session(pooled), command->command_line,
+	                                   &channel_events, command);
+}
+
+static void
+place_failed(SshWaiter *waiter, const HostError *error)
+{
+	finish((SshCommand *) waiter, error_copy(error));
+}
+
+SshCommand *
+ssh_command_start(SshDestination *destination, const SshCommandSpec *spec)
+{
+	SshCommand *command = xcalloc(1, sizeof *command);
+
+	command->spec = *spec;
+	command->command_line = xstrdup(spec->command_line);
+	command->destination = ssh_destination_keep(destination);
+	command->waiter.destination = destination;
+	command->waiter.granted = place_granted;
+	command->waiter.failed = place_failed;
+	command->started = now_ms();
+	wait_for_place(command, false);
+	return command;
+}

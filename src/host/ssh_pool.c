@@ -1,0 +1,491 @@
+/*
+ * ssh_pool.c
+ *		Which session a command runs on.
+ *
+ * Sessions that are alike (same pool key: ssh_destination.c) form a group, and
+ * so do those who wait for a place on one.  A place is a channel.  Whenever
+ * something changes, pump() looks at the group again: it gives places away,
+ * first come, first served; if there are too few and no session is being
+ * connected, it connects another, up to envrt.ssh_sessions_per_host; if nobody
+ * waits any more, it drops what is being connected.  So simultaneous cold
+ * calls share one connection, and a caller that gives up takes its half-made
+ * connection with it.
+ *
+ * When a session can't be made, all who wait are told, unless another session
+ * of the group is in use: then they wait for that.
+ *
+ * A session is closed when it has been idle for long; when its server ended it;
+ * when a call gave up on an answer (then it is not given to anybody any more,
+ * and closed after its last command); and when a channel that was closed before
+ * its time is not gone after some seconds.
+ *
+ * pump() runs from a timer, never from within one of the calls below, so no
+ * caller finds its group changed behind its back.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "memory.h"
+#include "settings.h"
+#include "ssh_pool.h"
+#include "timer.h"
+
+/* A default sshd allows ten. */
+#define CHANNELS_PER_SESSION 8
+
+/* With an unfinished close older than this, a session is given to nobody. */
+#define CLOSING_SLOW_MS 1000
+#define CLOSING_MAX_MS 5000
+
+/* After a failure to connect, while other sessions work. */
+#define CONNECT_PAUSE_MS 1000
+
+typedef struct SshGroup SshGroup;
+
+struct SshPooled
+{
+	SshPooled *next;
+	SshGroup *group;
+	SshSession *session;
+	int limit;  /* channels */
+	int active; /* places given away */
+	bool retired;
+	json_int_t calls;
+	uint64_t idle_since; /* in terms of now_ms(); 0: not idle */
+	uint64_t idle_ms;    /* how long it had been idle when the last place was given away */
+	int64_t idle_since_epoch;
+	Timer *idle;
+	Timer *closing;
+};
+
+struct SshGroup
+{
+	SshGroup *next;
+	unsigned char key[crypto_generichash_BYTES];
+	char *company_id;
+	char *host;
+	int port;
+	char *username;
+	SshPooled *sessions;
+	SshWaiter *waiters;
+	Timer *pump;
+	uint64_t no_connect_before;
+};
+
+static SshGroup *first_group;
+
+static void pump(void *data);
+
+static void
+pump_after(SshGroup *group, uint64_t milliseconds)
+{
+	timer_start(&group->pump, milliseconds, pump, group);
+}
+
+static SshGroup *
+find_group(const SshDestination *destination)
+{
+	SshGroup *group;
+
+	for (group = first_group; group != NULL; group = group->next)
+		if (memcmp(group->key, destination->pool_key, sizeof group->key) == 0)
+			return group;
+	group = xcalloc(1, sizeof *group);
+	memcpy(group->key, destination->pool_key, sizeof group->key);
+	group->company_id = destination->company_id ? xstrdup(destination->company_id) : NULL;
+	group->host = xstrdup(destination->host);
+	group->port = destination->port;
+	group->username = xstrdup(destination->username);
+	group->next = first_group;
+	first_group = group;
+	return group;
+}
+
+static void
+free_group(SshGroup *group)
+{
+	SshGroup **link = &first_group;
+
+	while (*link != group)
+		link = &(*link)->next;
+	*link = group->next;
+	timer_stop(&group->pump);
+	free(group->company_id);
+	free(group->host);
+	free(group->username);
+	free(group);
+}
+
+/* Closes a session and forgets it. */
+static void
+drop(SshPooled *pooled)
+{
+	SshPooled **link = &pooled->group->sessions;
+
+	while (*link != pooled)
+		link = &(*link)->next;
+	*link = pooled->next;
+	timer_stop(&pooled->idle);
+	timer_stop(&pooled->closing);
+	pump_after(pooled->group, 0);
+	ssh_session_close(pooled->session);
+	free(pooled);
+}
+
+/* Nobody gets it any more; it goes when its last command has ended. */
+static void
+retire(SshPooled *pooled)
+{
+	pooled->retired = true;
+	if (pooled->active == 0)
+		drop(pooled);
+}
+
+/*
+ * Events of sessions
+ */
+
+static void
+idle_for_long(void *data)
+{
+	SshPooled *pooled = data;
+
+	if (pooled->active == 0)
+		drop(pooled);
+}
+
+static void
+note_idle(SshPooled *pooled)
+{
+	if (pooled->active > 0 || ssh_session_channels(pooled->session) > 0)
+		return;
+	pooled->idle_since = now_ms();
+	pooled->idle_since_epoch = epoch_ms();
+	timer_start(&pooled->idle, pooled->retired ? 0 : settings.ssh_idle_timeout_ms, idle_for_long,
+	            pooled);
+}
+
+static void
+session_ready(void *owner)
+{
+	SshPooled *pooled = owner;
+
+	note_idle(pooled);
+	pump_after(pooled->group, 0);
+}
+
+static void
+session_channel_gone(void *owner)
+{
+	SshPooled *pooled = owner;
+
+	note_idle(pooled);
+	pump_after(pooled->group, 0);
+}
+
+/* Whether some session of the group may give places away, now or later. */
+static bool
+has_usable(const SshGroup *group)
+{
+	for (const SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+		if (!pooled->retired && ssh_session_is_ready(pooled->session))
+			return true;
+	return false;
+}
+
+static void
+session_ended(void *owner, const HostError *error)
+{
+	SshPooled *pooled = owner;
+	SshGroup *group = pooled->group;
+	/* One that had been logged in has told its channels, and those decide for themselves. */
+	bool failed_to_connect = pooled->idle_since_epoch == 0;
+
+	drop(pooled);
+	if (!failed_to_connect)
+		return;
+	if (has_usable(group))
+	{
+		group->no_connect_before = now_ms() + CONNECT_PAUSE_MS;
+		return;
+	}
+	while (group->waiters != NULL)
+	{
+		SshWaiter *waiter = group->waiters;
+
+		group->waiters = waiter->next;
+		waiter->group = NULL;
+		waiter->failed(waiter, error);
+	}
+}
+
+static const SshSessionEvents session_events = {
+    .ready = session_ready, .channel_gone = session_channel_gone, .ended = session_ended};
+
+/*
+ * Places
+ */
+
+static bool
+is_allowed(const SshPooled *pooled)
+{
+	return allowed_hosts_name(settings.allowed_hosts, pooled->group->host) ||
+	       allowed_hosts_address(settings.allowed_hosts, ssh_session_address(pooled->session));
+}
+
+static bool
+has_place(const SshPooled *pooled)
+{
+	uint64_t closing_since = ssh_session_closing_since(pooled->session);
+
+	return !pooled->retired && ssh_session_is_ready(pooled->session) &&
+	       ssh_session_channels(pooled->session) < pooled->limit &&
+	       (closing_since == 0 || now_ms() - closing_since < CLOSING_SLOW_MS);
+}
+
+static void
+give_places(SshGroup *group)
+{
+	SshPooled *pooled = group->sessions;
+
+	while (group->waiters != NULL && pooled != NULL)
+	{
+		SshWaiter *waiter = group->waiters;
+
+		if (!has_place(pooled))
+		{
+			pooled = pooled->next;
+			continue;
+		}
+		group->waiters = waiter->next;
+		waiter->group = NULL;
+		timer_stop(&pooled->idle);
+		pooled->idle_ms = pooled->idle_since ? now_ms() - pooled->idle_since : 0;
+		pooled->idle_since = 0;
+		pooled->active++;
+		pooled->calls++;
+		waiter->granted(waiter, pooled);
+	}
+}
+
+static void
+connect_another(SshGroup *group)
+{
+	SshPooled *pooled = xcalloc(1, sizeof *pooled);
+	uint64_t deadline = 0;
+
+	for (SshWaiter *waiter = group->waiters; waiter != NULL; waiter = waiter->next)
+		if (waiter->deadline > deadline)
+			deadline = waiter->deadline;
+	pooled->group = group;
+	pooled->limit = CHANNELS_PER_SESSION;
+	pooled->session =
+	    ssh_session_new(group->waiters->destination, deadline, &session_events, pooled);
+	pooled->next = group->sessions;
+	group->sessions = pooled;
+}
+
+static SshPooled *
+find_connecting(const SshGroup *group)
+{
+	for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+		if (!ssh_session_is_ready(pooled->session))
+			return pooled;
+	return NULL;
+}
+
+static void
+pump(void *data)
+{
+	SshGroup *group = data;
+	SshPooled *connecting = find_connecting(group);
+	unsigned count = 0;
+	SshPooled *next;
+
+	for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = next)
+	{
+		next = pooled->next;
+		if (!pooled->retired && ssh_session_is_ready(pooled->session) && !is_allowed(pooled))
+			retire(pooled);
+	}
+	give_places(group);
+
+	if (group->waiters == NULL && connecting != NULL)
+		drop(connecting);
+	for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+		if (!pooled->retired)
+			count++;
+	if (group->waiters != NULL && connecting == NULL && count < settings.ssh_sessions_per_host)
+	{
+		uint64_t now = now_ms();
+
+		if (now < group->no_connect_before && count > 0)
+			pump_after(group, group->no_connect_before - now);
+		else
+			connect_another(group);
+	}
+	if (group->waiters == NULL && group->sessions == NULL)
+		free_group(group);
+}
+
+void
+ssh_pool_ask(SshWaiter *waiter, bool first)
+{
+	SshGroup *group = find_group(waiter->destination);
+	SshWaiter **link = &group->waiters;
+	SshPooled *connecting = find_connecting(group);
+
+	while (!first && *link != NULL)
+		link = &(*link)->next;
+	waiter->group = group;
+	waiter->next = *link;
+	*link = waiter;
+	if (connecting != NULL)
+		ssh_session_set_deadline(connecting->session, waiter->deadline);
+	pump_after(group, 0);
+}
+
+void
+ssh_pool_withdraw(SshWaiter *waiter)
+{
+	SshWaiter **link = &waiter->group->waiters;
+
+	while (*link != waiter)
+		link = &(*link)->next;
+	*link = waiter->next;
+	pump_after(waiter->group, 0);
+	waiter->group = NULL;
+}
+
+const char *
+ssh_pool_phase(const SshWaiter *waiter)
+{
+	const SshPooled *connecting = find_connecting(waiter->group);
+
+	if (connecting != NULL)
+		return ssh_session_phase(connecting->session);
+	return "waiting for a free channel";
+}
+
+const char *
+ssh_pool_trouble(const SshWaiter *waiter)
+{
+	const SshPooled *connecting = find_connecting(waiter->group);
+
+	return connecting ? ssh_session_trouble(connecting->session) : NULL;
+}
+
+SshSession *
+ssh_pooled_session(const SshPooled *pooled)
+{
+	return pooled->session;
+}
+
+bool
+ssh_pooled_is_used(const SshPooled *pooled)
+{
+	return pooled->calls > 1;
+}
+
+uint64_t
+ssh_pooled_idle_ms(const SshPooled *pooled)
+{
+	return pooled->idle_ms;
+}
+
+static void
+check_closing(void *data)
+{
+	SshPooled *pooled = data;
+	uint64_t since = ssh_session_closing_since(pooled->session);
+	uint64_t age = since ? now_ms() - since : 0;
+
+	if (since == 0)
+		return;
+	if (age >= CLOSING_MAX_MS)
+		retire(pooled);
+	else
+		timer_start(&pooled->closing, CLOSING_MAX_MS - age, check_closing, pooled);
+}
+
+void
+ssh_pool_done(SshPooled *pooled, PlaceState state)
+{
+	pooled->active--;
+	if (pooled->closing == NULL && state == PLACE_ABANDONED)
+		timer_start(&pooled->closing, CLOSING_MAX_MS, check_closing, pooled);
+	if (state == PLACE_DOUBTFUL)
+		pooled->retired = true;
+	/* Not from here: the caller may be one of the session's own callbacks. */
+	pump_after(pooled->group, 0);
+	if (pooled->retired && pooled->active == 0)
+		timer_start(&pooled->idle, 0, idle_for_long, pooled);
+}
+
+bool
+ssh_pool_refused(SshPooled *pooled)
+{
+	/* The refused one is still among them. */
+	int others = ssh_session_channels(pooled->session) - 1;
+
+	ssh_pool_done(pooled, PLACE_FREE);
+	if (others < 1)
+	{
+		retire(pooled);
+		return false;
+	}
+	if (others < pooled->limit)
+		pooled->limit = others;
+	return true;
+}
+
+void
+ssh_pool_settings_changed(void)
+{
+	for (SshGroup *group = first_group; group != NULL; group = group->next)
+		pump_after(group, 0);
+}
+
+json_t *
+ssh_pool_describe(void)
+{
+	json_t *sessions = json_array();
+
+	for (SshGroup *group = first_group; group != NULL; group = group->next)
+	{
+		for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+		{
+			json_t *row;
+
+			if (!ssh_session_is_ready(pooled->session))
+				continue;
+			row = json_object();
+			json_object_set_new(row, "host", json_string(group->host));
+			json_object_set_new(row, "port", json_integer(group->port));
+			json_object_set_new(row, "user", json_string(group->username));
+			json_object_set_new(row, "companyId",
+			                    group->company_id ? json_string(group->company_id) : json_null());
+			json_object_set_new(row, "channels",
+			                    json_integer(ssh_session_channels(pooled->session)));
+			json_object_set_new(row, "idleSince",
+			                    pooled->idle_since ? json_integer(pooled->idle_since_epoch)
+			                                       : json_null());
+			json_object_set_new(row, "calls", json_integer(pooled->calls));
+			json_array_append_new(sessions, row);
+		}
+	}
+	return sessions;
+}
+
+void
+ssh_pool_close(void)
+{
+	while (first_group != NULL)
+	{
+		SshGroup *group = first_group;
+
+		while (group->sessions != NULL)
+			drop(group->sessions);
+		free_group(group);
+	}
+}

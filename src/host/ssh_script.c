@@ -1,0 +1,212 @@
+/*
+ * ssh_script.c
+ *		The one remote command of an acquire or a probe, and its answer.
+ *
+ * The user's login shell, whatever it is, gets "exec sh -c '...' arguments" and
+ * hands over at once.  The script is a constant without quotes and backslashes,
+ * so that every shell reads it alike; what varies goes in as arguments, quoted
+ * so that sh, dash, bash, zsh and fish agree.
+ *
+ * Login profiles print things, before and after.  So the answer stands between
+ * lines that begin with a marker, random for each call:
+ *
+ *		<marker> cwd
+ *		/the/path
+ *		<marker> api 1		(or none, nocurl, skip)
+ *		<marker> end
+ *
+ * or "<marker> fail <status>" and the end when there is no path.  A path may
+ * hold line breaks: it is all that stands between the two lines.  stderr has the
+ * marker too, where the script's own part begins.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <sodium.h>
+
+#include "ssh_script.h"
+
+/* $0 is the marker; the arguments are the path, the time for a probe, and the candidates. */
+static const char script[] =
+    "p=$1; t=$2; shift 2; unset CDPATH; echo; echo \"$0 begin\" >&2\n"
+    "mkdir -p -- \"$p\" && cd -- \"$p\" || { s=$?; echo \"$0 fail $s\"; echo \"$0 end\"; exit $s; "
+    "}\n"
+    "echo \"$0 cwd\"; pwd\n"
+    "if [ $# -eq 0 ]; then echo \"$0 api skip\"\n"
+    "elif command -v curl >/dev/null 2>&1; then\n"
+    "r=none; i=0\n"
+    "for u do\n"
+    "if curl -fsS -m \"$t\" \"$u/api/health\" </dev/null >/dev/null; then r=$i; break; fi\n"
+    "i=$((i+1))\n"
+    "done\n"
+    "echo \"$0 api $r\"\n"
+    "else echo \"$0 api nocurl\"; fi\n"
+    "echo \"$0 end\"\n";
+
+void
+ssh_script_marker(char marker[SSH_SCRIPT_MARKER_SIZE])
+{
+	unsigned char bytes[16];
+
+	randombytes_buf(bytes, sizeof bytes);
+	memcpy(marker, "envrt-", 6);
+	sodium_bin2hex(marker + 6, SSH_SCRIPT_MARKER_SIZE - 6, bytes, sizeof bytes);
+}
+
+/*
+ * In single quotes nothing has a meaning, except that fish gives one to
+ * backslashes there; those and single quotes go into double quotes.
+ */
+static void
+append_quoted(Bytes *line, const char *text)
+{
+	bytes_append_text(line, "'");
+	for (; *text != '\0'; text++)
+	{
+		if (*text == '\'')
+			bytes_append_text(line, "'\"'\"'");
+		else if (*text == '\\')
+			bytes_append_text(line, "'\"\\\\\"'");
+		else
+			bytes_append(line, text, 1);
+	}
+	bytes_append_text(line, "'");
+}
+
+char *
+ssh_script_command_line(const char *marker, const char *path, double probe_seconds,
+                        const char *const *candidates, size_t candidate_count)
+{
+	Bytes line = {0};
+	char seconds[32];
+
+	snprintf(seconds, sizeof seconds, "%g", probe_seconds);
+	bytes_append_text(&line, "exec sh -c ");
+	append_quoted(&line, script);
+	bytes_append_text(&line, " ");
+	bytes_append_text(&line, marker);
+	bytes_append_text(&line, " ");
+	append_quoted(&line, path);
+	bytes_append_text(&line, " ");
+	append_quoted(&line, seconds);
+	for (size_t i = 0; i < candidate_count; i++)
+	{
+		bytes_append_text(&line, " ");
+		append_quoted(&line, candidates[i]);
+	}
+	return line.data;
+}
+
+/*
+ * The first line in text, before end, that is the marker and then the word;
+ * NULL when there is none.  *rest is what follows the word, without the space.
+ */
+static const char *
+find_line(const char *text, const char *end, const char *marker, const char *word,
+          const char **rest)
+{
+	size_t marker_length = strlen(marker);
+	size_t word_length = strlen(word);
+
+	while (text < end)
+	{
+		const char *found = memmem(text, (size_t) (end - text), marker, marker_length);
+		const char *after;
+
+		if (found == NULL)
+			return NULL;
+		after = found + marker_length;
+		text = after;
+		if ((size_t) (end - after) <= word_length + 1 || after[0] != ' ' ||
+		    memcmp(after + 1, word, word_length) != 0)
+			continue;
+		after += 1 + word_length;
+		if (*after != ' ' && *after != '\n')
+			continue;
+		*rest = *after == ' ' ? after + 1 : after;
+		return found;
+	}
+	return NULL;
+}
+
+bool
+ssh_script_is_complete(const char *marker, const Bytes *output)
+{
+	const char *rest;
+
+	return output->length > 0 &&
+	       find_line(output->data, output->data + output->length, marker, "end", &rest) != NULL;
+}
+
+static void
+parse_api(const char *text, size_t candidate_count, ScriptAnswer *answer)
+{
+	char *end;
+	unsigned long which;
+
+	answer->outcome = SCRIPT_NO_API;
+	if (strncmp(text, "skip\n", 5) == 0)
+		answer->outcome = candidate_count == 0 ? SCRIPT_PATH : SCRIPT_NO_API;
+	else if (strncmp(text, "nocurl\n", 7) == 0)
+		answer->outcome = SCRIPT_NO_CURL;
+	else if (*text >= '0' && *text <= '9')
+	{
+		which = strtoul(text, &end, 10);
+		if (*end == '\n' && which < candidate_count)
+		{
+			answer->outcome = SCRIPT_API;
+			answer->api = which;
+		}
+	}
+}
+
+void
+ssh_script_parse(const char *marker, const Bytes *output, size_t candidate_count,
+                 ScriptAnswer *answer)
+{
+	const char *start = output->data;
+	const char *end = start + output->length;
+	const char *cwd;
+	const char *api;
+	const char *rest;
+
+	memset(answer, 0, sizeof *answer);
+	if (output->length == 0 || find_line(start, end, marker, "end", &rest) == NULL)
+		return;
+	if (find_line(start, end, marker, "fail", &rest) != NULL)
+	{
+		answer->outcome = SCRIPT_NO_PATH;
+		answer->status = (int) strtol(rest, NULL, 10);
+		return;
+	}
+	if (find_line(start, end, marker, "cwd", &cwd) == NULL || *cwd != '\n')
+		return;
+	cwd++;
+	api = find_line(cwd, end, marker, "api", &rest);
+	/* pwd ends its line; nothing at all is no path. */
+	if (api == NULL || api - cwd < 2 || api[-1] != '\n' || memchr(cwd, '\0', (size_t) (api - cwd)))
+		return;
+	answer->cwd = xstrndup(cwd, (size_t) (api - cwd) - 1);
+	parse_api(rest, candidate_count, answer);
+}
+
+void
+ssh_script_answer_clear(ScriptAnswer *answer)
+{
+	free(answer->cwd);
+	answer->cwd = NULL;
+}
+
+const char *
+ssh_script_errors(const char *marker, const Bytes *errors)
+{
+	const char *rest;
+
+	if (errors->length == 0)
+		return "";
+	if (find_line(errors->data, errors->data + errors->length, marker, "begin", &rest) != NULL &&
+	    *rest == '\n')
+		return rest + 1;
+	return errors->data;
+}
