@@ -54,6 +54,11 @@ fuzz: $(FUZZERS)
 			build/corpus/$$name $$seeds; \
 	done
 
+# The yardstick of test/bench: optimized, and without the sanitizers.
+build/ssh_baseline: test/bench/ssh_baseline.c
+	@mkdir -p build
+	$(CC) -std=gnu11 -O2 $(TEST_WARNINGS) -o $@ $< -lssh
+
 # ---------------------------------------------------------------------------------------------
 # Checks that are no tests
 # ---------------------------------------------------------------------------------------------

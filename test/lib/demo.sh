@@ -1,0 +1,158 @@
+# What test/demo shows and test/psql starts from; called as a normal user in a copy of the tree
+# that is built and installed.
+#
+#   demo.sh         runs the demonstration, and fails when something is not as it should be
+#   demo.sh psql    makes the environments and the runs, and opens psql
+
+. test/lib/server.sh
+
+if [ -t 1 ]; then
+	bold=$(printf '\033[1m') plain=$(printf '\033[0m')
+else
+	bold='' plain=''
+fi
+
+title()
+{
+	printf '\n%s%s%s\n\n' "$bold" "$*" "$plain"
+}
+
+# psql variables that the statements use.  The key is read from its file by psql, so that it is in
+# no argument list.
+variables()
+{
+	cat <<'END'
+\set ON_ERROR_STOP on
+\pset footer off
+\pset null '(null)'
+\set ssh_user `printf %s "$ENVRT_TEST_SSH_USER"`
+\set ssh_port `printf %s "$ENVRT_TEST_SSH_PORT"`
+\set workspace `printf %s "$ENVRT_WORK/home/workspace"`
+\set private_key `cat "$ENVRT_TEST_SSH_DIR/user_ed25519"`
+\set known_hosts `cat "$ENVRT_TEST_SSH_DIR/known_hosts"`
+END
+	local name
+
+	for name in company agent environment_local environment_ssh environment_fake run_local run_ssh run_fake; do
+		printf '\\set %s %s\n' "$name" "${!name:-none}"
+	done
+}
+
+# Runs statements quietly and prints what they return.
+query()
+{
+	{ variables; printf '%s\n' "$1"; } | psql -X -q -A -t
+}
+
+# Prints statements as they were written, with their variables, and then their result.
+show()
+{
+	printf '%s\n' "$1" | sed 's/^/    /'
+	printf '\n'
+	{ variables; printf '%s\n' "$1"; } | psql -X -q
+}
+
+expect()
+{
+	local what=$1 got=$2 expected=$3
+
+	[ "$got" = "$expected" ] || die "Not as it should be: $what is \"$got\", not \"$expected\"."
+}
+
+fixture_start
+server_start "fsync = off" "envrt.runtime_api_candidates = '$ENVRT_TEST_API'"
+query 'CREATE EXTENSION envrt;'
+company=$(query "INSERT INTO envrt.companies (name) VALUES ('Acme') RETURNING id;")
+agent=$(query "INSERT INTO envrt.agents (company_id, name) VALUES (:'company', 'Coder') RETURNING id;")
+
+ssh_statement="SELECT id, driver, config ->> 'privateKey' AS key, config -> 'privateKeySecretRef' ->> 'type' AS key_reference
+FROM envrt_create_environment(:'company', 'Build host', 'ssh', jsonb_build_object(
+       'host', '127.0.0.1', 'port', :ssh_port, 'username', :'ssh_user',
+       'remoteWorkspacePath', :'workspace',
+       'privateKey', :'private_key', 'knownHosts', :'known_hosts'));"
+fake_statement="INSERT INTO envrt.environments (company_id, name, driver, config)
+VALUES (:'company', 'Fake sandbox', 'sandbox', '{\"provider\": \"fake\", \"image\": \"ubuntu:24.04\", \"reuseLease\": false}')
+RETURNING id, driver, config;"
+runs_statement="INSERT INTO envrt.heartbeat_runs (company_id, agent_id, status)
+SELECT :'company', :'agent', 'running' FROM generate_series(1, 3);"
+
+if [ "${1:-}" = psql ]; then
+	{
+		query "SELECT envrt_ensure_local_environment(:'company');"
+		query "$ssh_statement"
+		query "$fake_statement"
+		query "$runs_statement"
+	} >/dev/null
+	cat <<END
+
+A throwaway server with envrt, an sshd and a health server, all on this machine; it ends with psql.
+
+  SELECT id, name, driver FROM envrt.environments;
+  SELECT id, status FROM envrt.heartbeat_runs;
+  SELECT * FROM envrt_acquire_lease(company_id, environment_id, run_id);
+  SELECT * FROM envrt_release_leases(run_id);
+  \\df envrt_*    \\dt envrt.*    \\dv envrt.*
+
+END
+	psql -X
+	exit
+fi
+
+title "1. Environments: this machine, an SSH host and a sandbox that only pretends"
+show "SELECT id, name, driver FROM envrt_ensure_local_environment(:'company');"
+show "$ssh_statement"
+echo "    The private key went into envrt.company_secret_versions, encrypted; the config keeps a reference."
+echo
+show "$fake_statement"
+
+title "2. Three runs"
+show "$runs_statement
+SELECT id, status FROM envrt.heartbeat_runs ORDER BY id;"
+
+environment_local=$(query "SELECT id FROM envrt.environments WHERE driver = 'local';")
+environment_ssh=$(query "SELECT id FROM envrt.environments WHERE driver = 'ssh';")
+environment_fake=$(query "SELECT id FROM envrt.environments WHERE driver = 'sandbox';")
+{ read -r run_local; read -r run_ssh; read -r run_fake; } \
+	< <(query 'SELECT id FROM envrt.heartbeat_runs ORDER BY id;')
+
+title "3. A lease for each"
+show "SELECT provider, status, lease_policy
+FROM envrt_acquire_lease(:'company', :'environment_local', :'run_local');"
+show "SELECT provider, status, provider_lease_id
+FROM envrt_acquire_lease(:'company', :'environment_fake', :'run_fake');"
+show "SELECT provider, status, metadata ->> 'host' AS host, metadata ->> 'remoteCwd' AS remote_cwd,
+       metadata ->> 'paperclipApiUrl' AS api_url
+FROM envrt_acquire_lease(:'company', :'environment_ssh', :'run_ssh');"
+
+expect "the number of active leases" \
+	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active';")" 3
+expect "the API URL" "$(query "SELECT metadata ->> 'paperclipApiUrl' FROM envrt.environment_leases WHERE provider = 'ssh';")" \
+	"$ENVRT_TEST_API"
+
+title "4. The workspace is there: one command over plain ssh"
+remote_cwd=$(query "SELECT metadata ->> 'remoteCwd' FROM envrt.environment_leases WHERE provider = 'ssh';")
+remote()
+{
+	ssh -F none -o BatchMode=yes -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes \
+		-o UserKnownHostsFile="$ENVRT_TEST_SSH_DIR/known_hosts" -i "$ENVRT_TEST_SSH_DIR/user_ed25519" \
+		-p "$ENVRT_TEST_SSH_PORT" "$ENVRT_TEST_SSH_USER@127.0.0.1" "$@"
+}
+printf '    $ ssh -p %s %s@127.0.0.1 "cd %s && touch proof && pwd && ls"\n\n' \
+	"$ENVRT_TEST_SSH_PORT" "$ENVRT_TEST_SSH_USER" "$remote_cwd"
+remote "cd '$remote_cwd' && touch proof && pwd && ls" | tee "$ENVRT_WORK/remote" | sed 's/^/    /'
+expect "what ssh says" "$(tr '\n' ' ' <"$ENVRT_WORK/remote")" "$remote_cwd proof "
+
+title "5. Release, by SQL"
+show "SELECT r.provider, r.status, r.released_at IS NOT NULL AS is_released
+FROM envrt.heartbeat_runs h, envrt_release_leases(h.id) r;"
+
+title "6. Active leases"
+show "SELECT id, provider FROM envrt.environment_leases WHERE status = 'active';"
+expect "the number of active leases" \
+	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active';")" 0
+expect "the number of released leases" \
+	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'released';")" 3
+
+server_stop
+fixture_stop
+title "None is left.  To try it yourself: make psql"
