@@ -66,6 +66,9 @@ json_from_jsonb(Jsonb *jsonb)
 	json_error_t error;
 	json_t	   *json = json_loads(text, JSON_DECODE_ANY, &error);
 
+	/* Integers beyond 64 bits: in keys that we know, a real of that size is wrong as well. */
+	if (json == NULL && json_error_code(&error) == json_error_numeric_overflow)
+		json = json_loads(text, JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &error);
 	if (json == NULL)
 	{
 		if (json_error_code(&error) == json_error_out_of_memory)

@@ -1,0 +1,44 @@
+LOAD 'envrt';
+-- Every object has a comment, and nothing is granted to PUBLIC.
+SELECT c.relkind, c.relname
+FROM pg_class c
+WHERE c.relnamespace = 'envrt'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+  AND obj_description(c.oid, 'pg_class') IS NULL
+ORDER BY 1, 2;
+SELECT p.proname
+FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'envrt')
+  AND obj_description(p.oid, 'pg_proc') IS NULL;
+SELECT obj_description('envrt'::regnamespace, 'pg_namespace') IS NOT NULL AS schema_comment;
+
+SELECT p.oid::regprocedure
+FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'envrt')
+  AND (p.proacl IS NULL OR EXISTS (SELECT FROM aclexplode(p.proacl) a WHERE a.grantee = 0));
+SELECT c.oid::regclass
+FROM pg_class c, aclexplode(c.relacl) a
+WHERE c.relnamespace = 'envrt'::regnamespace AND a.grantee = 0;
+
+-- Columns that hold a state have a CHECK.
+SELECT c.conname, pg_get_constraintdef(c.oid)
+FROM pg_constraint c
+WHERE c.connamespace = 'envrt'::regnamespace AND c.contype = 'c'
+ORDER BY 1;
+
+-- Functions by name, arguments, result, volatility and parallel safety.
+SELECT p.proname, pg_get_function_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result,
+       p.provolatile, p.proparallel
+FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'envrt')
+  AND p.pronamespace <> 'envrt'::regnamespace
+ORDER BY 1;
+
+-- Settings: nothing that reaches the outside is for a session to change.
+SELECT name, unit, context, boot_val FROM pg_settings WHERE name LIKE 'envrt.%' ORDER BY name;
+SET envrt.ssh_connect_timeout = '1s';
+
+-- The shared tables' data goes with pg_dump.
+SELECT count(*) FROM pg_extension, unnest(extconfig) WHERE extname = 'envrt';
