@@ -217,20 +217,18 @@ advance_opening(SshChannel *channel)
 static void
 advance_asking(SshChannel *channel)
 {
-	if (channel->closed)
-	{
-		end_channel(channel, CHANNEL_DENIED, 0, "the server closed the channel");
-		return;
-	}
 	channel->asked = true;
 	switch (ssh_channel_request_exec(channel->channel, channel->command_line))
 	{
 		case SSH_AGAIN:
+			if (channel->closed)
+				end_channel(channel, CHANNEL_DENIED, 0, "the server closed the channel");
 			break;
 		case SSH_OK:
 			channel->state = RUNNING;
-			/* No input: what reads it anyway sees its end. */
-			ssh_channel_send_eof(channel->channel);
+			/* No input: what reads it anyway sees its end.  All may be over already, though. */
+			if (!channel->closed)
+				ssh_channel_send_eof(channel->channel);
 			if (channel->owner != NULL)
 				channel->events->accepted(channel->owner);
 			break;

@@ -141,7 +141,7 @@ drop_connection(SshSession *session)
 	}
 	if (session->ssh != NULL)
 	{
-		ssh_disconnect(session->ssh);
+		/* Not ssh_disconnect(): it would leave a descriptor open that it was given. */
 		ssh_free(session->ssh);
 		session->ssh = NULL;
 		session->channels.ssh = NULL;
