@@ -118,7 +118,7 @@ done
 
 workspace=$ENVRT_WORK/home/workspace
 
-sql <<'END'
+sql <<'SQL'
 CREATE TABLE ssh_times (what text, us double precision);
 CREATE PROCEDURE bench_ssh(cold integer, warm integer, config jsonb) LANGUAGE plpgsql AS $$
 DECLARE
@@ -146,7 +146,7 @@ BEGIN
     END LOOP;
 END
 $$;
-END
+SQL
 
 ssh_turns()
 {

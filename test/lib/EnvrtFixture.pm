@@ -261,6 +261,8 @@ END
 	my $status = $?;
 
 	EnvrtFixture::stop_all();
+	# Now, and not when Perl takes everything down in an order of its own.
+	undef $directories if $$ == $owner;
 	$? = $status;
 }
 

@@ -204,7 +204,7 @@ sub ssh_config
 
 	return {
 		host => '127.0.0.1',
-		port => $sshd->port,
+		port => 0 + $sshd->port,
 		username => $sshd->user,
 		remoteWorkspacePath => $sshd->{directory} . '/workspace',
 		privateKey => $sshd->keys->text($key),

@@ -1,0 +1,194 @@
+#!/usr/bin/perl
+# The driver host against servers that misbehave: time limits, cancelling, and nobody else harmed.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+use HostTest;
+use Test::More;
+
+my $host = start_host();
+my $sshd = EnvrtFixture::Sshd->new->start;
+
+# Phases in which a server may stop, and what is said of it at the time limit.
+my %phase = (
+	silent => qr/timed out after 400 ms while waiting for the server's banner/,
+	banner => qr/timed out after 400 ms while exchanging keys/,
+	kex => qr/timed out after 400 ms while exchanging keys/,
+	auth => qr/timed out after 400 ms while logging in/,
+	exec => qr/timed out after 400 ms while starting the remote command/);
+
+for my $mode (qw(silent banner kex auth exec))
+{
+	my $bad = bad_sshd($mode);
+	my $answer;
+	my $setting = $mode eq 'exec' ? 'ssh_command_timeout' : 'ssh_connect_timeout';
+	my $took = elapsed(sub {
+		$answer = $host->acquire(ssh_config($bad), connect => $mode eq 'exec' ? 5000 : 400, command => 400);
+	});
+
+	is_error($answer, '08006', $phase{$mode}, "$mode: a time limit");
+	like($answer->{error}{message}, qr/nobody\@127\.0\.0\.1:$bad->{port}/, "$mode: ... names the target");
+	like($answer->{error}{data}{hint}, qr/envrt\.$setting/, "$mode: ... names the setting");
+	is($answer->{error}{code}, -32003, "$mode: ... is a timeout in the protocol");
+	cmp_ok($took, '<', 2, "$mode: ... comes in time");
+	wait_until("$mode: the connection is dropped", sub { $bad->count('close') == $bad->count('accept') });
+	pass("$mode: the connection is dropped");
+
+	# A client that goes away.
+	my $accepted = $bad->count('accept');
+	my $client = $host->connect;
+	$client->send_call('environmentAcquireLease', HostTest::request(ssh_config($bad)));
+	wait_until("$mode: connected", sub { $bad->count('accept') > $accepted });
+	$client->close;
+	wait_until("$mode: dropped with its client", sub { $bad->count('close') == $bad->count('accept') });
+	pass("$mode: a client that goes takes the connection with it");
+	$bad->stop;
+}
+
+# Fifty calls of as many companies hang, and others do not notice.
+{
+	my $bad = bad_sshd('silent');
+	my $client = $host->connect;
+	my $answer;
+
+	$host->acquire(ssh_config($sshd));
+	my @plain = sort { $a <=> $b } map { elapsed(sub { $host->acquire(ssh_config($sshd)) }) } 1 .. 21;
+	$client->send_call('environmentAcquireLease', HostTest::request(ssh_config($bad), company => "c$_"))
+	  for 1 .. 50;
+	wait_until('calls hang', sub { $bad->count('accept') >= 8 });
+	my @busy = sort { $a <=> $b } map { elapsed(sub { $answer = $host->acquire(ssh_config($sshd)) }) } 1 .. 21;
+	ok($answer->{result}, 'an acquire beside fifty calls that hang');
+	cmp_ok($busy[10], '<', 2 * $plain[10] + 0.005, '... takes the usual time');
+	is(scalar @{ $host->stats->{calls} }, 50, '... while they still hang');
+	$client->close;
+	wait_until('dropped', sub { $bad->count('close') == $bad->count('accept') });
+	pass('all are dropped with their client');
+	$bad->stop;
+}
+
+# Two share a connection that is being made; when one goes the other keeps it.
+{
+	my $bad = bad_sshd('silent');
+	my $first = $host->connect;
+	my $second = $host->connect;
+
+	$first->send_call('environmentAcquireLease', HostTest::request(ssh_config($bad)));
+	my $id = $second->send_call('environmentAcquireLease',
+		HostTest::request(ssh_config($bad), connect => 1500));
+	wait_until('connected', sub { $bad->count('accept') });
+	$first->close;
+	is_error($second->answer($id), '08006', qr/timed out/, 'the one that stays keeps the connection');
+	is($bad->count('accept'), 1, '... which they shared');
+	$bad->stop;
+}
+
+# Servers that do worse than nothing.
+{
+	my $bad = bad_sshd('junk');
+	is_error($host->acquire(ssh_config($bad)), '08001', qr/no SSH server answers there/, 'junk');
+	$bad->stop;
+
+	$bad = bad_sshd('flood');
+	my $before = $host->stats->{host}{rssBytes};
+	my $answer;
+	my $took = elapsed(sub { $answer = $host->acquire(ssh_config($bad)) });
+	is_error($answer, '38000', qr/wrote more than 262144 bytes/, 'a flood');
+	cmp_ok($took, '<', 5, '... is cut short');
+	wait_until('the flood is dropped', sub { $bad->count('close') == $bad->count('accept') });
+	cmp_ok($host->stats->{host}{rssBytes} - $before, '<', 16 * 1024 * 1024, '... memory stays flat');
+	$bad->stop;
+
+	$bad = bad_sshd('drop-exec');
+	is_error($host->acquire(ssh_config($bad)), '08006', qr/connection was lost while the remote command ran/,
+		'a connection dropped in the middle of the command');
+	$bad->stop;
+
+	$bad = bad_sshd('hangup');
+	$took = elapsed(sub { $answer = $host->acquire(ssh_config($bad), connect => 600) });
+	is_error($answer, '08006', qr/timed out after 600 ms/, 'a server that hangs up at once');
+	like($answer->{error}{data}{detail}, qr/closed the connection before it said who it is/, '... and why');
+	cmp_ok($bad->count('accept'), '>', 1, '... it was tried again');
+	is_error($host->acquire(ssh_config($bad), connect => 30000),
+		'08006', qr/closed the connection before it said who it is \(8 times\)/, '... and given up');
+	$bad->stop;
+}
+
+# A command that is cancelled ends on the remote side as well.
+{
+	my $silent = EnvrtFixture::Health->new(silent => 1)->start;
+	my $client = $host->connect;
+	my $commands = sub { grep { slurp("/proc/$_/cmdline") =~ /^curl\0.*\Q@{[$silent->port]}\E/s }
+		  grep { -e "/proc/$_/cmdline" } $sshd->sessions };
+
+	$client->send_call('environmentAcquireLease',
+		HostTest::request(ssh_config($sshd), candidates => [ $silent->origin ], probe => 60000));
+	wait_until('the command runs', sub { $commands->() });
+	$client->close;
+	wait_until('the command has ended', sub { !$commands->() });
+	pass('a cancelled command ends on the remote side');
+	my $count = $sshd->count_connections;
+	ok($host->acquire(ssh_config($sshd))->{result}, 'the session goes on');
+	is($sshd->count_connections, $count, '... and is still used');
+}
+
+# A remote command that does not end.
+{
+	my $silent = EnvrtFixture::Health->new(silent => 1)->start;
+	my $answer = $host->acquire(ssh_config($sshd), candidates => [ $silent->origin ],
+		command => 200, probe => 300);
+
+	ok($answer->{error}, 'a remote command in a hurry');
+}
+
+# Login shells that talk, and ones that can do nothing.
+sub with_login_output
+{
+	my ($text, %options) = @_;
+	my $loud = EnvrtFixture::Sshd->new(extra => [$text])->start;
+	my $answer = $host->acquire(ssh_config($loud), %options);
+
+	$loud->stop;
+	return $answer;
+}
+my $run = 'eval "$SSH_ORIGINAL_COMMAND"';
+ok(with_login_output(qq{ForceCommand echo hello; echo 'envrt-x cwd'; echo oops >&2; $run})->{result},
+	'a profile that prints before');
+ok(with_login_output(qq{ForceCommand printf 'no newline'; $run})->{result},
+	'a profile that ends in the middle of a line');
+ok(with_login_output(qq{ForceCommand sh -c "\$SSH_ORIGINAL_COMMAND"; echo goodbye; exit 7})->{result},
+	'a profile that prints after');
+my $answer = with_login_output('ForceCommand echo This account is not available. >&2; exit 3');
+is_error($answer, '38000', qr/failed with status 3: This account is not available\./, 'no shell');
+$answer = with_login_output('ForceCommand kill -9 $$');
+is_error($answer, '38000', qr/ended by signal KILL/, 'a shell that is killed');
+$answer = with_login_output("ForceCommand printf 'bad \\377\\033[31m text\\n' >&2; exit 4");
+is($answer->{error}{data}{detail}, "bad \x{fffd}[31m text", 'what a remote side writes is made safe');
+is_error(with_login_output('ForceCommand yes'), '38000', qr/wrote more than/, 'a shell that floods');
+mkdir "$sshd->{directory}/empty";
+$answer = with_login_output(
+	qq{ForceCommand cd / && mkdir -p $sshd->{directory}/bin && ln -sf /bin/mkdir /bin/sh $sshd->{directory}/bin/ && PATH=$sshd->{directory}/bin && $run},
+	candidates => ['http://127.0.0.1:1']);
+is_error($answer, '38000', qr/could not reach any Paperclip API candidates\.$/, 'no curl');
+like($answer->{error}{data}{detail}, qr/has no curl/, '... is said');
+like($answer->{error}{data}{hint}, qr/Install curl/, '... and what to do');
+
+# A session that was idle for long and whose server does not answer is replaced.
+SKIP:
+{
+	skip 'takes 20 s; set ENVRT_SLOW_TESTS', 2 if !$ENV{ENVRT_SLOW_TESTS};
+	my $sleepy = EnvrtFixture::Sshd->new->start;
+
+	ok($host->acquire(ssh_config($sleepy))->{result}, 'an acquire');
+	sleep 15.5;
+	kill 'STOP', $sleepy->sessions;
+	my $took = elapsed(sub { $answer = $host->acquire(ssh_config($sleepy)) });
+	ok($answer->{result} && $took < 4, 'a session that has died in its sleep is replaced');
+	kill 'CONT', $sleepy->sessions;
+}
+
+is($host->terminate, 0, 'SIGTERM ends it in order');
+unlike($host->log_text, qr/Sanitizer|runtime error/, 'no finding of a sanitizer');
+done_testing();
