@@ -101,7 +101,8 @@ server_stop
 fixture_stop
 
 unset "${!PGH@}" PGPORT PGUSER PGDATABASE
-run_tap "TAP tests" "$prove" -I test/lib test/t
+tap_tests=(test/t/*.pl)
+run_tap "TAP tests" "$prove" -I test/lib "${tap_tests[@]}"
 
 echo
 for failure in ${failures[@]+"${failures[@]}"}; do
