@@ -62,15 +62,14 @@ connection_close(void)
 	}
 }
 
-static void
-report_lost(const char *detail)
+/* How an exchange with the driver host ended. */
+typedef enum CallOutcome
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_CONNECTION_FAILURE),
-			 errmsg("the connection to the driver host was lost"),
-			 errdetail_internal("%s", detail),
-			 errhint("The call was undone; try again. The server log says why the driver host ended.")));
-}
+	CALL_ANSWERED,
+	CALL_LOST,					/* the connection ended */
+	CALL_GARBLED,				/* what came is not the answer */
+	CALL_NO_ANSWER				/* nothing came in time */
+} CallOutcome;
 
 /* Milliseconds left until the deadline, at least 0. */
 static long
@@ -195,21 +194,7 @@ connection_alive(void)
 		(errno == EAGAIN || errno == EWOULDBLOCK);
 }
 
-static void
-report_no_answer(void)
-{
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	shared_state->host_suspect = true;
-	LWLockRelease(shared_state->lock);
-	launcher_wake();
-	ereport(ERROR,
-			(errcode(ERRCODE_CONNECTION_FAILURE),
-			 errmsg("the driver host did not answer within the call's time limit"),
-			 errdetail("It is being checked, and replaced if it hangs."),
-			 errhint("Try again.")));
-}
-
-static void
+static CallOutcome
 send_bytes(const char *line, size_t length, TimestampTz deadline)
 {
 	size_t		sent = 0;
@@ -223,32 +208,35 @@ send_bytes(const char *line, size_t length, TimestampTz deadline)
 		else if (errno == EAGAIN || errno == EWOULDBLOCK)
 		{
 			if (time_left(deadline) == 0)
-				report_no_answer();
+				return CALL_NO_ANSWER;
 			(void) wait_for(WL_SOCKET_WRITEABLE, deadline);
 		}
 		else if (errno != EINTR)
-			report_lost("It ended while the call was being sent.");
+			return CALL_LOST;
 	}
+	return CALL_ANSWERED;
 }
 
 /* The line carries secrets: it is zeroed, whatever happens. */
-static void
+static CallOutcome
 send_request(const json_t *request, TimestampTz deadline)
 {
 	size_t		length;
 	char	   *line = rpc_dump_line(request, &length);
+	volatile CallOutcome outcome = CALL_LOST;
 
 	if (line == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	PG_TRY();
 	{
-		send_bytes(line, length, deadline);
+		outcome = send_bytes(line, length, deadline);
 	}
 	PG_FINALLY();
 	{
 		rpc_line_free(line, length);
 	}
 	PG_END_TRY();
+	return outcome;
 }
 
 /* ERROR with what the driver says: only states and texts that it may give. */
@@ -273,12 +261,9 @@ raise_driver_error(const json_t *error)
 			 hint != NULL ? errhint("%s", text_from_utf8(hint)) : 0));
 }
 
-/*
- * Read until the answer is there.  The message is freed by the caller; on
- * error its memory goes with the connection or the guard.
- */
-static json_t *
-await_answer(json_int_t id, TimestampTz deadline)
+/* Read until the answer is there; *answer is guarded. */
+static CallOutcome
+await_answer(json_int_t id, TimestampTz deadline, json_t **answer)
 {
 	for (;;)
 	{
@@ -295,30 +280,31 @@ await_answer(json_int_t id, TimestampTz deadline)
 			rpc_parse(line, length, &message);
 			if (message.kind == RPC_RESPONSE && json_is_integer(message.id) &&
 				json_integer_value(message.id) == id)
-				return json_guard(message.root);
+			{
+				*answer = json_guard(message.root);
+				return CALL_ANSWERED;
+			}
 			rpc_message_clear(&message);
-			report_lost("It sent something that is not the answer.");
+			return CALL_GARBLED;
 		}
 		if (status != RPC_READ_MORE)
-			report_lost("It sent an answer that is too long.");
+			return CALL_GARBLED;
 
 		n = recv(connection, buffer, sizeof(buffer), MSG_DONTWAIT);
 		if (n > 0)
 		{
 			status = rpc_reader_feed(reader, buffer, n);
-			if (status != RPC_READ_MORE && status != RPC_READ_LINE)
-				report_lost("It sent an answer that is too long.");
+			if (status == RPC_READ_TOO_LONG || status == RPC_READ_NO_MEMORY)
+				return CALL_GARBLED;
 		}
-		else if (n == 0)
-			report_lost("It ended during the call.");
-		else if (errno == EAGAIN || errno == EWOULDBLOCK)
+		else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		{
 			if (time_left(deadline) == 0)
-				report_no_answer();
+				return CALL_NO_ANSWER;
 			(void) wait_for(WL_SOCKET_READABLE, deadline);
 		}
-		else if (errno != EINTR)
-			report_lost("It ended during the call.");
+		else if (n == 0 || errno != EINTR)
+			return CALL_LOST;
 	}
 }
 
@@ -329,25 +315,24 @@ call_limits(void)
 					 envrt_ssh_command_timeout, "apiProbeMs", envrt_api_probe_timeout);
 }
 
-json_t *
-driver_host_call(const char *method, json_t *params, int64 timeout_ms)
+/*
+ * One request and its answer over the connection, which is open.  Afterwards
+ * it is open and clean, or closed.
+ */
+static CallOutcome
+exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 {
 	json_int_t	id = ++last_id;
 	json_t	   *request = json_guard(rpc_request(id, method, params));
-	json_t	   *volatile answer = NULL;
-	json_t	   *error;
-	TimestampTz deadline;
+	TimestampTz deadline =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms + ANSWER_MARGIN_MS);
+	volatile CallOutcome outcome = CALL_LOST;
 
-	if (!connection_alive())
-	{
-		connection_close();
-		connection_open();
-	}
-	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms + ANSWER_MARGIN_MS);
 	PG_TRY();
 	{
-		send_request(request, deadline);
-		answer = await_answer(id, deadline);
+		outcome = send_request(request, deadline);
+		if (outcome == CALL_ANSWERED)
+			outcome = await_answer(id, deadline, answer);
 	}
 	PG_CATCH();
 	{
@@ -356,8 +341,84 @@ driver_host_call(const char *method, json_t *params, int64 timeout_ms)
 	}
 	PG_END_TRY();
 
+	if (outcome != CALL_ANSWERED)
+		connection_close();
+	if (outcome == CALL_NO_ANSWER)
+	{
+		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+		shared_state->host_suspect = true;
+		LWLockRelease(shared_state->lock);
+		launcher_wake();
+	}
+	return outcome;
+}
+
+json_t *
+driver_host_call(const char *method, json_t *params, int64 timeout_ms)
+{
+	json_t	   *answer = NULL;
+	json_t	   *error;
+
+	if (!connection_alive())
+	{
+		connection_close();
+		connection_open();
+	}
+	switch (exchange(method, params, timeout_ms, &answer))
+	{
+		case CALL_ANSWERED:
+			break;
+		case CALL_LOST:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("the connection to the driver host was lost"),
+					 errdetail("It ended during the call."),
+					 errhint("The call was undone; try again. The server log says why the driver host ended.")));
+			break;
+		case CALL_GARBLED:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("the connection to the driver host was lost"),
+					 errdetail("It sent something that is not the answer.")));
+			break;
+		case CALL_NO_ANSWER:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("the driver host did not answer within the call's time limit"),
+					 errdetail("It is being checked, and replaced if it hangs."),
+					 errhint("Try again.")));
+			break;
+	}
 	error = json_object_get(answer, "error");
 	if (error != NULL)
 		raise_driver_error(error);
+	return json_object_get(answer, "result");
+}
+
+json_t *
+driver_host_ask(const char *method, int64 timeout_ms)
+{
+	json_t	   *answer = NULL;
+
+	if (shared_state == NULL)
+		return NULL;
+	if (!connection_alive())
+	{
+		connection_close();
+		if (!AcquireExternalFD())
+			return NULL;
+		connection = try_connect();
+		if (connection != PGINVALID_SOCKET)
+			reader = rpc_reader_new(ENVRT_MAX_LINE);
+		else
+			ReleaseExternalFD();
+		if (reader == NULL)
+		{
+			connection_close();
+			return NULL;
+		}
+	}
+	if (exchange(method, json_object_new(), timeout_ms, &answer) != CALL_ANSWERED)
+		return NULL;
 	return json_object_get(answer, "result");
 }

@@ -22,4 +22,11 @@ extern json_t *call_limits(void);
  */
 extern json_t *driver_host_call(const char *method, json_t *params, int64 timeout_ms);
 
+/*
+ * driver_host_ask
+ *		For views: like driver_host_call without params, but NULL where there is
+ *		no driver host, or none that answers.
+ */
+extern json_t *driver_host_ask(const char *method, int64 timeout_ms);
+
 #endif

@@ -40,6 +40,7 @@ typedef struct Database
 	bool		absent;			/* no envrt there */
 	int			failures;		/* ends by mishap in a row */
 	TimestampTz start_at;
+	bool		without_slot;	/* the server had no worker slot for it */
 } Database;
 
 static List *databases = NIL;	/* of Database, in TopMemoryContext */
@@ -218,10 +219,7 @@ start_scheduler(Database *database, TimestampTz now)
 		worker.bgw_restart_time = BGW_NEVER_RESTART;
 		worker.bgw_main_arg = UInt64GetDatum(((uint64) last_generation << 32) | index);
 		if (RegisterDynamicBackgroundWorker(&worker, NULL))
-		{
-			out_of_slots = false;
 			return true;
-		}
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		shared_state->slots[index].state = SCHEDULER_FREE;
 		LWLockRelease(shared_state->lock);
@@ -257,6 +255,7 @@ schedulers_tend(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next = DT_NOEND;
+	bool		lacking = false;
 	int			starting;
 	ListCell   *cell;
 
@@ -280,13 +279,19 @@ schedulers_tend(void)
 				continue;		/* one of them will wake us */
 			if (start_scheduler(database, now))
 			{
+				database->without_slot = false;
 				starting++;
 				continue;
 			}
+			database->without_slot = true;
 			database->start_at = TimestampTzPlusMilliseconds(now, NO_SLOT_DELAY_MS);
 		}
+		lacking = lacking || database->without_slot;
 		next = Min(next, database->start_at);
 	}
+	/* Said once an episode: it is over when every database has its scheduler. */
+	if (!lacking)
+		out_of_slots = false;
 	if (starting > 0)
 		next = Min(next, TimestampTzPlusMilliseconds(now, START_TIMEOUT_MS));
 	return next;

@@ -22,22 +22,12 @@ PG_FUNCTION_INFO_V1(envrt_call_stats);
 PG_FUNCTION_INFO_V1(envrt_ssh_session_stats);
 PG_FUNCTION_INFO_V1(envrt_scheduler_stats);
 
-#define STATS_TIMEOUT_MS 2000
+#define STATS_TIMEOUT_MS 1000
 
-/* The driver host's answer, or NULL while there is none. */
 static json_t *
 ask_driver_host(void)
 {
-	HostState	state;
-
-	if (shared_state == NULL)
-		return NULL;
-	LWLockAcquire(shared_state->lock, LW_SHARED);
-	state = shared_state->host_state;
-	LWLockRelease(shared_state->lock);
-	if (state != HOST_RUNNING)
-		return NULL;
-	return driver_host_call("envrt/stats", json_object_new(), STATS_TIMEOUT_MS);
+	return driver_host_ask("envrt/stats", STATS_TIMEOUT_MS);
 }
 
 static Datum

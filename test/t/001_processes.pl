@@ -1,0 +1,110 @@
+# Launcher and schedulers: they come and go with the extension and its databases, and are in
+# nobody's way.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use Test::More;
+use EnvrtTest;
+
+my $node = new_cluster('processes', extension => 0, conf => 'max_worker_processes = 12');
+
+sub schedulers
+{
+	return $node->safe_psql('postgres',
+		"SELECT coalesce(string_agg(d.datname, ',' ORDER BY d.datname), '') FROM pg_stat_activity a"
+		  . " JOIN pg_database d ON d.oid = a.datid WHERE a.backend_type = 'envrt scheduler'");
+}
+
+sub running
+{
+	my ($expected, $what) = @_;
+
+	is(wait_until($what, sub { schedulers() eq $expected ? "=$expected" : undef }), "=$expected", $what);
+	return;
+}
+
+# No extension: a launcher, and no scheduler once every database has been looked at.
+wait_until_sql($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'envrt launcher'");
+running('', 'no scheduler without the extension');
+
+$node->safe_psql('postgres', 'BEGIN; CREATE EXTENSION envrt; ROLLBACK');
+$node->safe_psql('postgres', 'CREATE EXTENSION envrt');
+my $start = time;
+running('postgres', 'CREATE EXTENSION starts a scheduler');
+cmp_ok(time - $start, '<=', 2, 'within a second or so');
+is( $node->safe_psql('postgres', 'SELECT database, state FROM envrt.stat_schedulers'),
+	'postgres|running',
+	'stat_schedulers shows it');
+is( $node->safe_psql('postgres',
+		"SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'envrt%' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL OR xact_start IS NOT NULL)"),
+	'0',
+	'neither holds a transaction or a snapshot');
+
+# Databases are found, whatever way they got the extension.
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+$node->safe_psql('other', 'CREATE EXTENSION envrt');
+running('other,postgres', 'a second database gets its own');
+$node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE other');
+running('copy,other,postgres', 'CREATE DATABASE ... TEMPLATE works on a database with a scheduler; both have one afterwards');
+$node->safe_psql('postgres', 'ALTER DATABASE other RENAME TO renamed');
+running('copy,postgres,renamed', 'so does RENAME');
+$node->safe_psql('postgres', 'DROP DATABASE copy');
+running('postgres,renamed', 'and DROP DATABASE');
+
+# Somebody who may not drop the database doesn't even stop its scheduler.
+$node->safe_psql('postgres', 'CREATE ROLE nobody LOGIN');
+my $pid = $node->safe_psql('postgres', "SELECT pid FROM envrt.stat_schedulers WHERE database = 'renamed'");
+is((sql_state($node, 'DROP DATABASE renamed', psql => { extra_params => [ '-U', 'nobody' ] }))[0],
+	'42501', 'DROP DATABASE by somebody else is refused');
+is($node->safe_psql('postgres', "SELECT pid FROM envrt.stat_schedulers WHERE database = 'renamed'"),
+	$pid, 'and its scheduler goes on');
+
+# A statement that fails gives the scheduler back.
+$node->safe_psql('postgres', 'CREATE DATABASE taken');
+is((sql_state($node, 'CREATE DATABASE taken TEMPLATE renamed'))[0], '42P04', 'a failing CREATE DATABASE');
+running('postgres,renamed', 'leaves every database with its scheduler');
+
+# DROP EXTENSION ends it, its ROLLBACK does not.
+$pid = $node->safe_psql('postgres', "SELECT pid FROM envrt.stat_schedulers WHERE database = 'renamed'");
+$node->safe_psql('renamed', 'BEGIN; DROP EXTENSION envrt; ROLLBACK');
+is($node->safe_psql('postgres', "SELECT pid FROM envrt.stat_schedulers WHERE database = 'renamed'"),
+	$pid, 'DROP EXTENSION rolled back: the same scheduler goes on');
+$node->safe_psql('renamed', 'DROP EXTENSION envrt');
+running('postgres', 'DROP EXTENSION ends it');
+$node->safe_psql('renamed', 'CREATE EXTENSION envrt');
+running('postgres,renamed', 'and CREATE EXTENSION starts it again');
+
+# Ended by hand, both come back.
+$node->safe_psql('postgres',
+	"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'envrt scheduler'");
+wait_until_sql($node,
+	"SELECT count(*) = 2 FROM envrt.stat_schedulers WHERE state = 'running' AND pid <> $pid");
+running('postgres,renamed', 'schedulers ended by pg_terminate_backend come back');
+my $launcher = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'envrt launcher'");
+my $host = $node->safe_psql('postgres', 'SELECT pid FROM envrt.stat_driver_host');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($launcher)");
+wait_until_sql($node,
+	"SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'envrt launcher' AND pid <> $launcher");
+wait_until_sql($node, "SELECT state = 'running' AND pid <> $host FROM envrt.stat_driver_host");
+pass('the launcher comes back, with a new driver host');
+is($node->safe_psql('postgres', "SELECT kill FROM (SELECT count(*) AS kill FROM envrt.stat_schedulers WHERE state = 'running') x"),
+	'2', 'and the schedulers went on');
+$node->safe_psql('postgres', 'DROP DATABASE renamed');
+running('postgres', 'the new launcher still gives databases free');
+
+# Out of worker slots: said once, with a hint, and tried again.
+my $logged = -s $node->logfile;
+$node->safe_psql('postgres', "CREATE DATABASE many$_ TEMPLATE postgres") for 1 .. 12;
+wait_until('the launcher to say that it is out of slots',
+	sub { PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged) =~ /out of background worker slots/ });
+$node->safe_psql('postgres', "DROP DATABASE many$_") for 1 .. 9;
+running('many10,many11,many12,postgres', 'the others get theirs when there are slots again');
+my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged);
+is(scalar(() = $log =~ /out of background worker slots/g), 1, 'said once');
+like($log, qr/HINT:  Raise max_worker_processes/, 'with a hint');
+
+$node->stop('fast');
+pass('a fast shutdown is not held up');
+done_testing();

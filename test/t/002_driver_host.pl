@@ -1,0 +1,131 @@
+# The driver host dies, hangs, or loses its server: callers get a clear error, nobody else notices.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use IPC::Run ();
+use Test::More;
+use Time::HiRes qw(time);
+use EnvrtTest;
+
+my $silent = EnvrtFixture::Silent->new->start;
+my $sshd = EnvrtFixture::Sshd->new->start;
+my $node = new_cluster('host', conf => "envrt.ssh_connect_timeout = '60s'\nrestart_after_crash = on");
+my $company = make_company($node);
+my $run = make_run($node, $company);
+my $good = make_ssh_environment($node, $company, $sshd);
+my $hanging = make_ssh_environment($node, $company, $sshd, port => 0 + $silent->port, strictHostKeyChecking => JSON::PP::false);
+
+sub host_pid
+{
+	wait_until_sql($node, "SELECT state = 'running' FROM envrt.stat_driver_host");
+	return $node->safe_psql('postgres', 'SELECT pid FROM envrt.stat_driver_host');
+}
+
+# The killed postmaster and its children may be there for a moment.
+sub start_again
+{
+	wait_until('the server to start again', sub { $node->start(fail_ok => 1) });
+	return;
+}
+
+# An acquire from the silent server, in the background; returns when it is under way.
+sub start_hanging
+{
+	my $accepted = $silent->accepted;
+	my ($out, $err) = ('', '');
+	my $handle = IPC::Run::start(
+		[ 'psql', '-X', '-d', $node->connstr('postgres'), '-v', 'VERBOSITY=verbose', '-c',
+			"SELECT envrt_acquire_lease('$company', '$hanging', '$run')" ],
+		'>', \$out, '2>', \$err);
+
+	wait_until('the hanging call to connect', sub { $silent->accepted > $accepted });
+	return { handle => $handle, err => \$err };
+}
+
+sub finish
+{
+	my ($call) = @_;
+
+	IPC::Run::finish($call->{handle});
+	return ${ $call->{err} };
+}
+
+my $postmaster_start = $node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()');
+my $first = host_pid();
+is((acquire($node, $company, $good, $run))->{status}, 'active', 'ssh works');
+
+# kill -9 in the middle of a call
+my $call = start_hanging();
+my $time = time;
+kill 'KILL', $first;
+like(finish($call), qr/ERROR:  08006: the connection to the driver host was lost/, 'kill -9 of the driver host: 08006');
+cmp_ok(time - $time, '<', 1, 'within a second');
+$time = time;
+is((acquire($node, $company, $good, $run))->{status}, 'active', 'the next acquire works');
+cmp_ok(time - $time, '<', 2, 'within 2 seconds');
+my $second = host_pid();
+isnt($second, $first, 'on a new driver host');
+like($node->safe_psql('postgres', 'SELECT last_exit FROM envrt.stat_driver_host'), qr/signal 9/, 'the view says why the last one ended');
+
+# SIGSTOP: the call ends by its time limit, the launcher replaces the host
+$node->append_conf('postgresql.conf', "envrt.ssh_connect_timeout = '500ms'\nenvrt.ssh_command_timeout = '500ms'");
+$node->reload;
+wait_until_sql($node, "SELECT setting = '500' FROM pg_settings WHERE name = 'envrt.ssh_command_timeout'");
+kill 'STOP', $second;
+$time = time;
+my ($state, $text) = sql_state($node, "SELECT envrt_acquire_lease('$company', '$good', '$run')");
+is($state, '08006', 'SIGSTOP of the driver host: the call ends with 08006');
+like($text, qr/did not answer within the call's time limit/, 'which says so');
+cmp_ok(time - $time, '<', 10, 'by its time limit');
+my $third = wait_until('the launcher to replace the driver host',
+	sub { my $pid = host_pid(); $pid ne $second ? $pid : undef });
+ok(!kill(0, $second), 'the stopped one is gone');
+is((acquire($node, $company, $good, $run))->{status}, 'active', 'and ssh works again');
+is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $postmaster_start, 'the server never restarted');
+
+# Only the server's user can talk to it; nothing of the server's is open in it.
+my $data = $node->data_dir;
+is(sprintf('%o', (stat "$data/pg_envrt/run")[2] & 07777), '700', 'its directory is the owner\'s alone');
+like(PostgreSQL::Test::Utils::slurp_file("/proc/$third/cmdline"), qr/^[^\0]*envrt_driver_host\0/, 'its arguments name no secret');
+SKIP:
+{
+	skip '/proc of an undumpable process is not for its own user', 2 if !opendir my $fds, "/proc/$third/fd";
+	my @links = map { readlink("/proc/$third/fd/$_") // () } grep { /^\d+$/ } readdir $fds;
+
+	is(join(' ', grep { /base\/|pg_wal|\.log/ } @links), '', 'no file of the server is open in it');
+	is(join(',', sort map { /^([^=]+)/ } split /\0/, PostgreSQL::Test::Utils::slurp_file("/proc/$third/environ")),
+		'LC_ALL,PATH', 'its environment is clean');
+}
+
+# A crash restart replaces it.
+$third = host_pid();
+my $launcher = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'envrt launcher'");
+kill 'KILL', $launcher;
+wait_until('the old driver host to be gone', sub { !kill(0, $third) });
+wait_until('the crash restart', sub {
+		my ($status, $out) = $node->psql('postgres', 'SELECT state FROM envrt.stat_driver_host');
+		$status == 0 && $out eq 'running';
+	}, 60);
+isnt(host_pid(), $third, 'a crash restart of the server replaces the driver host');
+is((acquire($node, $company, $good, $run))->{status}, 'active', 'and ssh works');
+
+# kill -9 of the postmaster, with a stopped host even
+my $last = host_pid();
+kill 'STOP', $last;
+$time = time;
+$node->kill9;
+wait_until('the driver host to end with its server', sub { !kill(0, $last) });
+cmp_ok(time - $time, '<', 5, 'kill -9 of the postmaster: no driver host survives 5 seconds, not even a stopped one');
+
+start_again();
+$last = host_pid();
+$time = time;
+$node->kill9;
+wait_until('the driver host to end with its server', sub { !kill(0, $last) });
+cmp_ok(time - $time, '<', 5, 'nor one that runs');
+start_again();
+host_pid();
+pass('the next server has one again');
+done_testing();
