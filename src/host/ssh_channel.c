@@ -48,6 +48,7 @@ struct SshChannel
 	const SshChannelEvents *events;
 	void *owner; /* NULL: abandoned */
 	char *command_line;
+	bool keep_input;
 	bool asked;             /* the command was sent */
 	bool kill;              /* abandoned, and the command is to be ended */
 	uint64_t closing_since; /* since when it is abandoned */
@@ -119,7 +120,7 @@ on_exit_signal(ssh_session session, ssh_channel ssh, const char *signal, int cor
 }
 
 SshChannel *
-ssh_channel_run(struct SshSession *session, const char *command_line,
+ssh_channel_run(struct SshSession *session, const char *command_line, bool keep_input,
                 const SshChannelEvents *events, void *owner)
 {
 	ChannelList *list = ssh_session_channel_list(session);
@@ -128,6 +129,7 @@ ssh_channel_run(struct SshSession *session, const char *command_line,
 	channel->list = list;
 	channel->events = events;
 	channel->owner = owner;
+	channel->keep_input = keep_input;
 	channel->command_line = xstrdup(command_line);
 	channel->channel = ssh_channel_new(list->ssh);
 	channel->callbacks.userdata = channel;
@@ -226,8 +228,8 @@ advance_asking(SshChannel *channel)
 			break;
 		case SSH_OK:
 			channel->state = RUNNING;
-			/* No input: what reads it anyway sees its end.  All may be over already, though. */
-			if (!channel->closed)
+			/* All may be over already. */
+			if (!channel->keep_input && !channel->closed)
 				ssh_channel_send_eof(channel->channel);
 			if (channel->owner != NULL)
 				channel->events->accepted(channel->owner);

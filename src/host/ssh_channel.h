@@ -53,9 +53,12 @@ typedef struct SshChannelEvents
 	void (*ended)(void *owner, const ChannelEnd *end);
 } SshChannelEvents;
 
-/* Opens a channel on a session that is ready, and runs a command line in it. */
+/*
+ * Opens a channel on a session that is ready, and runs a command line in it.
+ * Its input ends at once, or, with keep_input, when the channel does.
+ */
 extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
-                                   const SshChannelEvents *events, void *owner);
+                                   bool keep_input, const SshChannelEvents *events, void *owner);
 
 /* The owner wants nothing more of it.  kill: the command is to be ended too. */
 extern void ssh_channel_abandon(SshChannel *channel, bool kill);

@@ -308,7 +308,7 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 	if (ssh_pooled_idle_ms(pooled) > STALE_AFTER_MS && !command->replaced)
 		timer_start(&command->stale, patience, session_stale, command);
 	command->channel = ssh_channel_run(ssh_pooled_session(pooled), command->command_line,
-	                                   &channel_events, command);
+	                                   command->spec.keep_input, &channel_events, command);
 }
 
 static void

@@ -31,6 +31,7 @@ typedef struct SshCommandSpec
 	uint64_t command_ms;
 	size_t max_output;
 	bool repeatable; /* to run it twice does no harm */
+	bool keep_input; /* its input ends with its channel, else at once */
 
 	/* Whether the output so far is all that is wanted; may be NULL. */
 	bool (*complete)(void *data, const Bytes *output);

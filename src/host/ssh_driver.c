@@ -355,6 +355,7 @@ start(Call *call, const json_t *params, bool probe)
 	spec.command_ms = limits.command_ms + limits.api_probe_ms * request->candidate_count;
 	spec.max_output = MAX_OUTPUT;
 	spec.repeatable = true;
+	spec.keep_input = request->candidate_count > 0;
 	spec.complete = is_complete;
 	spec.done = command_done;
 	spec.data = request;

@@ -18,6 +18,12 @@
  * or "<marker> fail <status>" and the end when there is no path.  A path may
  * hold line breaks: it is all that stands between the two lines.  stderr has the
  * marker too, where the script's own part begins.
+ *
+ * Asking candidates can take long, and a call may be cancelled meanwhile.  Few
+ * servers pass on the signal that a client sends, but all of them close the
+ * command's input with its channel.  So the input is kept open, and a watcher
+ * in the background ends everything at its end: the process group, if the
+ * script leads one, which it does where the server has given the session one.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,11 +41,14 @@ static const char script[] =
     "echo \"$0 cwd\"; pwd\n"
     "if [ $# -eq 0 ]; then echo \"$0 api skip\"\n"
     "elif command -v curl >/dev/null 2>&1; then\n"
-    "r=none; i=0\n"
+    "exec 3<&0\n"
+    "{ read -r x; kill -9 -$$ || kill -9 $$; } <&3 >/dev/null 2>&1 &\n"
+    "w=$!; exec 3<&-; r=none; i=0\n"
     "for u do\n"
     "if curl -fsS -m \"$t\" \"$u/api/health\" </dev/null >/dev/null; then r=$i; break; fi\n"
     "i=$((i+1))\n"
     "done\n"
+    "kill $w\n"
     "echo \"$0 api $r\"\n"
     "else echo \"$0 api nocurl\"; fi\n"
     "echo \"$0 end\"\n";

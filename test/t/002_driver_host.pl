@@ -23,10 +23,22 @@ sub host_pid
 	return $node->safe_psql('postgres', 'SELECT pid FROM envrt.stat_driver_host');
 }
 
-# The killed postmaster and its children may be there for a moment.
+# kill -9 of the postmaster; what it leaves behind is for start_again to wait for.
+my @server;
+
+sub kill_postmaster
+{
+	my ($pid) = PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+
+	@server = ($pid, EnvrtFixture::processes_below($pid));
+	$node->kill9;
+	return;
+}
+
 sub start_again
 {
-	wait_until('the server to start again', sub { $node->start(fail_ok => 1) });
+	wait_until('the killed server to be gone', sub { !grep { -d "/proc/$_" } @server });
+	$node->start;
 	return;
 }
 
@@ -115,14 +127,14 @@ is((acquire($node, $company, $good, $run))->{status}, 'active', 'and ssh works')
 my $last = host_pid();
 kill 'STOP', $last;
 $time = time;
-$node->kill9;
+kill_postmaster();
 wait_until('the driver host to end with its server', sub { !kill(0, $last) });
 cmp_ok(time - $time, '<', 5, 'kill -9 of the postmaster: no driver host survives 5 seconds, not even a stopped one');
 
 start_again();
 $last = host_pid();
 $time = time;
-$node->kill9;
+kill_postmaster();
 wait_until('the driver host to end with its server', sub { !kill(0, $last) });
 cmp_ok(time - $time, '<', 5, 'nor one that runs');
 start_again();
