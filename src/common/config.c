@@ -20,7 +20,6 @@
  * no field of the built-in drivers may hold U+0000, which PostgreSQL can't
  * store and C would cut at.
  */
-#include <float.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -246,11 +245,20 @@ js_number(const json_t *value)
 	}
 }
 
+/* Doubles from 2^53 on have no fraction. */
+static bool
+is_whole(double number)
+{
+	if (!isfinite(number))
+		return false;
+	return fabs(number) >= 9007199254740992.0 || (double) (long long) number == number;
+}
+
 /* The checks of a whole number within limits, each of which may add an issue. */
 static void
 check_integer(double number, double min, double max, const char *path, ConfigIssues *issues)
 {
-	if (!isfinite(number) || trunc(number) != number)
+	if (!is_whole(number))
 		add_issue(issues, path, "Expected integer, received float");
 	if (number < min)
 		add_issue(issues, path, "Number must be greater than or equal to %.0f", min);
@@ -437,7 +445,7 @@ read_version(json_t *reference, ConfigIssues *issues)
 		return NULL;
 	}
 	number = json_number_value(value);
-	if (trunc(number) != number)
+	if (!is_whole(number))
 		add_issue(issues, path, "Expected integer, received float");
 	if (number <= 0)
 		add_issue(issues, path, "Number must be greater than 0");

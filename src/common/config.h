@@ -17,7 +17,7 @@
 
 typedef struct ConfigIssue
 {
-	char path[64];	   /* the field, dotted: "privateKeySecretRef.secretId"; "" for the whole */
+	char path[64];     /* the field, dotted: "privateKeySecretRef.secretId"; "" for the whole */
 	char message[256]; /* the seed application's text, valid UTF-8 */
 } ConfigIssue;
 

@@ -97,8 +97,6 @@ reader_forget_handed(RpcReader *reader)
 	explicit_bzero(reader->buffer + reader->start, reader->handed - reader->start);
 	reader->start = reader->handed;
 	reader->handed = 0;
-	if (reader->scanned < reader->start)
-		reader->scanned = reader->start;
 	if (reader->start == reader->end)
 	{
 		reader->start = reader->scanned = reader->end = 0;

@@ -25,8 +25,8 @@ typedef struct RpcReader RpcReader;
 
 typedef enum
 {
-	RPC_READ_LINE,	   /* a line is at *line, valid until the next call */
-	RPC_READ_MORE,	   /* feed more bytes */
+	RPC_READ_LINE,     /* a line is at *line, valid until the next call */
+	RPC_READ_MORE,     /* feed more bytes */
 	RPC_READ_TOO_LONG, /* the line is over the limit; the stream is lost */
 	RPC_READ_NO_MEMORY /* out of memory; the stream is lost */
 } RpcReadStatus;
@@ -43,21 +43,21 @@ extern RpcReadStatus rpc_reader_next(RpcReader *reader, const char **line, size_
 
 typedef enum
 {
-	RPC_REQUEST,	  /* method and id */
+	RPC_REQUEST,      /* method and id */
 	RPC_NOTIFICATION, /* method, no id key */
-	RPC_RESPONSE,	  /* id, and result or error */
-	RPC_INVALID		  /* anything else; error_text says why */
+	RPC_RESPONSE,     /* id, and result or error */
+	RPC_INVALID       /* anything else; error_text says why */
 } RpcKind;
 
 typedef struct RpcMessage
 {
 	RpcKind kind;
-	json_t *root;		/* owned; the members below are borrowed from it */
-	json_t *id;			/* request, response */
+	json_t *root;       /* owned; the members below are borrowed from it */
+	json_t *id;         /* request, response */
 	const char *method; /* request, notification */
-	json_t *params;		/* NULL when absent */
-	json_t *result;		/* response; NULL when it is an error */
-	json_t *error;		/* response; an object, or NULL */
+	json_t *params;     /* NULL when absent */
+	json_t *result;     /* response; NULL when it is an error */
+	json_t *error;      /* response; an object, or NULL */
 	char error_text[160];
 } RpcMessage;
 

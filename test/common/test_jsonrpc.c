@@ -160,6 +160,42 @@ test_reader_limits(void)
 	rpc_reader_free(NULL);
 }
 
+/* When most of the buffer is consumed, what is left moves to its start instead of growing. */
+static void
+test_reader_compacts(void)
+{
+	RpcReader *reader = rpc_reader_new(1 << 20);
+	const char *line;
+	size_t length;
+	char bytes[4001];
+
+	memset(bytes, 'a', sizeof(bytes));
+	bytes[3000] = '\n';
+	rpc_reader_feed(reader, bytes, sizeof(bytes));
+	rpc_reader_next(reader, &line, &length);
+	rpc_reader_next(reader, &line, &length);
+	freed_blocks = 0;
+	watch_frees = true;
+	rpc_reader_feed(reader,
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbbb"
+	                "bbbbbbbbb\n",
+	                100);
+	watch_frees = false;
+	ok(freed_blocks == 0 && rpc_reader_next(reader, &line, &length) == RPC_READ_LINE &&
+	       length == 1099 && line[0] == 'a' && line[999] == 'a' && line[1000] == 'b' &&
+	       line[1098] == 'b',
+	   "a line that is moved is whole");
+	rpc_reader_free(reader);
+}
+
 static void
 test_reader_zeroes(void)
 {
@@ -449,6 +485,7 @@ main(void)
 {
 	test_reader();
 	test_reader_limits();
+	test_reader_compacts();
 	test_reader_zeroes();
 	test_messages();
 	test_builders();
