@@ -88,6 +88,11 @@ static const Case cases[] = {
     {"ssh", "{" BASE ",\"port\":\"1e3\"}", TAIL("1000")},
     {"ssh", "{" BASE ",\"port\":\"+22.\"}", TAIL("22")},
     {"ssh", "{" BASE ",\"port\":\".5e1\"}", TAIL("5")},
+    {"ssh", "{" BASE ",\"port\":\"2E+1\"}", TAIL("20")},
+    {"ssh", "{" BASE ",\"port\":\"0x1F\"}", TAIL("31")},
+    {"ssh", "{" BASE ",\"port\":\"0b12\"}", "port: Expected number, received nan"},
+    {"ssh", "{" BASE ",\"port\":[[22]]}", "port: Expected number, received nan"},
+    {"ssh", "{" BASE ",\"port\":1e300}", "port: Number must be less than or equal to 65535"},
     {"ssh", "{" BASE ",\"port\":true}", TAIL("1")},
     {"ssh", "{" BASE ",\"port\":[\"22\"]}", TAIL("22")},
     {"ssh", "{" BASE ",\"port\":1}", TAIL("1")},
@@ -156,6 +161,16 @@ static const Case cases[] = {
      "{" BASE ",\"privateKeySecretRef\":{\"type\":\"secret_ref\",\"secretId\":\"" UUID
      "\",\"version\":2147483648}}",
      "privateKeySecretRef.version: Number must be less than or equal to 2147483647"},
+    {"ssh",
+     "{" BASE ",\"privateKeySecretRef\":{\"type\":\"secret_ref\",\"secretId\":"
+     "\"12345678-90ab-cdef-1234_567890abcdef\",\"version\":\"latest\"}}",
+     "privateKeySecretRef.secretId: Invalid uuid"},
+    {"ssh",
+     "{" BASE ",\"privateKeySecretRef\":{\"type\":\"secret_ref\",\"secretId\":"
+     "\"1234567g-90ab-cdef-1234-567890abcdef\"}}",
+     "privateKeySecretRef.secretId: Invalid uuid"},
+    {"ssh", "{" BASE ",\"knownHosts\":{}}", "knownHosts: Expected string, received object"},
+    {"ssh", "{" BASE ",\"knownHosts\":true}", "knownHosts: Expected string, received boolean"},
     {"ssh", "{" BASE ",\"strictHostKeyChecking\":\"false\"}",
      "strictHostKeyChecking: Expected boolean, received string"},
     {"ssh", "{" BASE ",\"strictHostKeyChecking\":null}",
