@@ -75,3 +75,4 @@ uninstall-host:
 	rm -f '$(DESTDIR)$(pkglibdir)/$(HOST)'
 
 include test/tests.mk
+include test/host/host.mk

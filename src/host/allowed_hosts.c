@@ -94,11 +94,11 @@ allowed_hosts_new(const json_t *entries)
 		Entry *entry = &allowed->entries[allowed->count];
 		const char *text = json_string_value(value);
 
-		if (text == NULL)
-			continue;
-		/* Counted also when it can match nothing: a typing error must not open everything. */
+		/* Counted also when it can match nothing: a mistake must not open everything. */
 		allowed->count++;
-		if (!parse_address(text, entry))
+		if (text == NULL)
+			entry->pattern = xstrdup("");
+		else if (!parse_address(text, entry))
 		{
 			if (strchr(text, '/') != NULL)
 				log_message(LOG_WARNING, "envrt.allowed_hosts: \"%s\" is no address block", text);

@@ -184,7 +184,10 @@ serve_ssh(int fd)
 	ssh_set_auth_methods(session, SSH_AUTH_METHOD_PUBLICKEY);
 	if (ssh_bind_accept_fd(binding, session, fd) != SSH_OK ||
 	    ssh_handle_key_exchange(session) != SSH_OK)
+	{
+		say("close\n");
 		_exit(1);
+	}
 	ssh_event_add_session(event, session);
 	while (!commanded && ssh_event_dopoll(event, -1) != SSH_ERROR)
 		;

@@ -1,0 +1,22 @@
+# The driver host's own tests; included by the Makefile.
+#
+#   check-host   unit tests, and the host against real and misbehaving servers; all of it twice,
+#                the second time with a host under the sanitizers
+
+HOST_SANITIZED = build/host-address-undefined/$(HOST)
+
+build/test_host_units: test/host/test_units.c $(wildcard src/host/*.c) $(COMMON_SOURCES) $(TEST_HEADERS)
+	@mkdir -p build
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(filter-out src/host/main.c,$(wildcard src/host/*.c)) $(COMMON_SOURCES) $(TEST_LIBS)
+
+build/bad_sshd: test/host/bad_sshd.c
+	@mkdir -p build
+	$(CC) -std=gnu11 -g -O1 -D_GNU_SOURCE $(TEST_WARNINGS) -o $@ $< -lssh
+
+.PHONY: check-host sanitized-host
+sanitized-host:
+	$(MAKE) SANITIZE=address,undefined $(HOST_SANITIZED)
+
+check-host: $(HOST) sanitized-host build/test_host_units build/bad_sshd
+	$(PROVE) --exec '' $(PROVE_FLAGS) build/test_host_units test/host/*.t
+	ENVRT_DRIVER_HOST='$(CURDIR)/$(HOST_SANITIZED)' $(PROVE) --exec '' $(PROVE_FLAGS) test/host/*.t

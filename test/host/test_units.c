@@ -1,0 +1,414 @@
+/*
+ * test_units.c
+ *		The driver host's parts that need no server: known_hosts, private keys,
+ *		allowed hosts, the remote script, and text made safe.
+ */
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <libssh/libssh.h>
+#include <sodium.h>
+
+#include "allowed_hosts.h"
+#include "glob.h"
+#include "host_error.h"
+#include "known_hosts.h"
+#include "memory.h"
+#include "ssh_key.h"
+#include "ssh_script.h"
+#include "tap.h"
+
+static ssh_key keys[3];
+static char *lines[3]; /* "type base64" */
+
+static void
+make_keys(void)
+{
+	static const enum ssh_keytypes_e types[] = {SSH_KEYTYPE_ED25519, SSH_KEYTYPE_ED25519,
+	                                            SSH_KEYTYPE_ECDSA_P256};
+
+	for (int i = 0; i < 3; i++)
+	{
+		char *base64 = NULL;
+
+		if (ssh_pki_generate(types[i], 256, &keys[i]) != SSH_OK ||
+		    ssh_pki_export_pubkey_base64(keys[i], &base64) != SSH_OK)
+			abort();
+		lines[i] = xformat("%s %s", ssh_key_type_to_char(ssh_key_type(keys[i])), base64);
+		ssh_string_free_char(base64);
+	}
+}
+
+/* %1, %2 and %3 in the text stand for the keys. */
+static char *
+with_keys(const char *text)
+{
+	Bytes bytes = {0};
+
+	for (; *text != '\0'; text++)
+	{
+		if (text[0] == '%' && text[1] >= '1' && text[1] <= '3')
+			bytes_append_text(&bytes, lines[*++text - '1']);
+		else
+			bytes_append(&bytes, text, 1);
+	}
+	bytes_append(&bytes, "", 0);
+	return bytes.data;
+}
+
+/* What is said of the first key. */
+static void
+verdict(const char *text, const char *host, int port, HostKeyVerdict expected, const char *name)
+{
+	char *real = with_keys(text);
+	KnownHosts *known = known_hosts_parse(real, host, port);
+	HostKeyVerdict got = known_hosts_check(known, keys[0]);
+
+	if (!ok(got == expected, "known_hosts: %s", name))
+		printf("# got %d, expected %d\n", (int) got, (int) expected);
+	known_hosts_free(known);
+	free(real);
+}
+
+static void
+test_known_hosts(void)
+{
+	char *hashed;
+	KnownHosts *known;
+	char *text;
+
+	verdict("host.example %1\n", "host.example", 22, HOST_KEY_KNOWN, "a plain line");
+	verdict("host.example %1", "host.example", 22, HOST_KEY_KNOWN, "no newline at the end");
+	verdict("host.example %1 a comment\r\n", "host.example", 22, HOST_KEY_KNOWN, "a comment, CRLF");
+	verdict("  host.example\t%1\n", "host.example", 22, HOST_KEY_KNOWN, "blanks and a tab");
+	verdict("HOST.example %1\n", "host.EXAMPLE", 22, HOST_KEY_KNOWN, "case is ignored");
+	verdict("# host.example %1\n", "host.example", 22, HOST_KEY_UNKNOWN,
+	        "a line that is a comment");
+	verdict("", "host.example", 22, HOST_KEY_UNKNOWN, "nothing");
+	verdict("other.example %1\n", "host.example", 22, HOST_KEY_UNKNOWN, "another host");
+	verdict("host.example %2\n", "host.example", 22, HOST_KEY_CHANGED, "another key");
+	verdict("host.example %3\n", "host.example", 22, HOST_KEY_OTHER_TYPE, "another type");
+	verdict("host.example %3\nhost.example %2\n", "host.example", 22, HOST_KEY_CHANGED,
+	        "another key and another type");
+	verdict("host.example %2\nhost.example %1\n", "host.example", 22, HOST_KEY_KNOWN,
+	        "one of several keys");
+	verdict("a,host.example,b %1\n", "host.example", 22, HOST_KEY_KNOWN, "a list of names");
+	verdict("*.example %1\n", "host.example", 22, HOST_KEY_KNOWN, "a wildcard");
+	verdict("h?st.example %1\n", "host.example", 22, HOST_KEY_KNOWN, "a question mark");
+	verdict("*,!host.example %1\n", "host.example", 22, HOST_KEY_UNKNOWN, "a name ruled out after");
+	verdict("!host.example,* %1\n", "host.example", 22, HOST_KEY_UNKNOWN,
+	        "a name ruled out before");
+	verdict("!other.example,* %1\n", "host.example", 22, HOST_KEY_KNOWN, "another name ruled out");
+	verdict("!host.example %1\n", "other.example", 22, HOST_KEY_UNKNOWN, "only a name ruled out");
+	verdict("[host.example]:2222 %1\n", "host.example", 2222, HOST_KEY_KNOWN, "a port");
+	verdict("[host.example]:2222 %1\n", "host.example", 22, HOST_KEY_UNKNOWN, "another port");
+	verdict("[host.example]:22 %1\n", "host.example", 22, HOST_KEY_KNOWN, "port 22 in brackets");
+	verdict("host.example %1\n", "host.example", 2222, HOST_KEY_UNKNOWN, "a line without the port");
+	verdict("[*.example]:* %1\n", "host.example", 2222, HOST_KEY_KNOWN, "wildcards with a port");
+	verdict("::1 %1\n", "::1", 22, HOST_KEY_KNOWN, "an IPv6 address");
+	verdict("[::1]:2222 %1\n", "::1", 2222, HOST_KEY_KNOWN, "an IPv6 address with a port");
+	verdict("@revoked * %1\n", "host.example", 22, HOST_KEY_REVOKED, "revoked");
+	verdict("host.example %1\n@revoked * %1\n", "host.example", 22, HOST_KEY_REVOKED,
+	        "known and revoked after");
+	verdict("@revoked * %1\nhost.example %1\n", "host.example", 22, HOST_KEY_REVOKED,
+	        "known and revoked before");
+	verdict("@revoked * %2\nhost.example %1\n", "host.example", 22, HOST_KEY_KNOWN,
+	        "another key revoked");
+	verdict("@revoked * %2\n", "host.example", 22, HOST_KEY_UNKNOWN, "only another key revoked");
+	verdict("@cert-authority * %2\n", "host.example", 22, HOST_KEY_ONLY_AUTHORITY, "an authority");
+	verdict("@cert-authority * %1\n", "host.example", 22, HOST_KEY_ONLY_AUTHORITY,
+	        "an authority's own key is no host key");
+	verdict("@cert-authority * %2\nhost.example %1\n", "host.example", 22, HOST_KEY_KNOWN,
+	        "an authority and the key");
+	verdict("@cert-authority * %2\nhost.example %2\n", "host.example", 22, HOST_KEY_CHANGED,
+	        "an authority and another key");
+	verdict("@strange * %1\n", "host.example", 22, HOST_KEY_UNKNOWN, "a marker nobody knows");
+	verdict("host.example ssh-ed25519 rubbish\n", "host.example", 22, HOST_KEY_UNREADABLE,
+	        "a line that can't be read");
+	verdict("host.example ssh-strange AAAA\nhost.example %1\n", "host.example", 22, HOST_KEY_KNOWN,
+	        "a line that can't be read and one that can");
+	verdict("host.example\nhost.example ssh-ed25519\n", "host.example", 22, HOST_KEY_UNKNOWN,
+	        "lines that are cut short");
+
+	hashed = xstrdup("|1|MDEyMzQ1Njc4OWFiY2RlZmdoaWo=|AAAAAAAAAAAAAAAAAAAAAAAAAAA= %1\n");
+	verdict(hashed, "host.example", 22, HOST_KEY_UNKNOWN, "a hash of another name");
+	free(hashed);
+	verdict("|1|rubbish %1\n|1| %1\n|1|||| %1\n", "host.example", 22, HOST_KEY_UNKNOWN,
+	        "hashes that can't be read");
+
+	text = with_keys("host.example %3\n@revoked host.example %1\n");
+	known = known_hosts_parse(text, "host.example", 22);
+	free(text);
+	text = known_hosts_algorithms(known);
+	is(text,
+	   "ecdsa-sha2-nistp256,ssh-ed25519,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,rsa-sha2-512,"
+	   "rsa-sha2-256",
+	   "known_hosts: known types come first");
+	free(text);
+	text = known_hosts_types(known);
+	is(text, "ecdsa-sha2-nistp256", "known_hosts: the known types");
+	free(text);
+	known_hosts_free(known);
+}
+
+static void
+test_keys(void)
+{
+	char *pem = NULL;
+	char *public_key;
+	char *text;
+	HostError *error;
+	ssh_key key;
+
+	if (ssh_pki_export_privkey_base64(keys[0], NULL, NULL, NULL, &pem) != SSH_OK)
+		abort();
+	key = ssh_key_from_text(pem, &error);
+	ok(key != NULL && ssh_key_cmp(key, keys[0], SSH_KEY_CMP_PUBLIC) == 0, "keys: a plain one");
+	ssh_key_free(key);
+	text = xformat("a line before\r\n\r\n%sa line after", pem);
+	key = ssh_key_from_text(text, &error);
+	ok(key != NULL, "keys: lines before and after");
+	ssh_key_free(key);
+	free(text);
+	public_key = xstrdup(lines[0]);
+	key = ssh_key_from_text(public_key, &error);
+	ok(key == NULL && strcmp(error->sqlstate, "22023") == 0 &&
+	       strstr(error->message, "public key") != NULL,
+	   "keys: a public one");
+	error_free(error);
+	free(public_key);
+	text = xformat("%sssh-ed25519-cert-v01@openssh.com rubbish\n", pem);
+	key = ssh_key_from_text(text, &error);
+	ok(key == NULL && strstr(error->message, "certificate") != NULL,
+	   "keys: a certificate that can't be read");
+	error_free(error);
+	free(text);
+	pem[strlen(pem) / 2] = '!';
+	key = ssh_key_from_text(pem, &error);
+	ok(key == NULL && strcmp(error->sqlstate, "22023") == 0, "keys: a damaged one");
+	ok(strstr(error->message, "AAAA") == NULL, "keys: ... of which nothing is told");
+	error_free(error);
+	ssh_string_free_char(pem);
+}
+
+static bool
+allows(const char *list, const char *address)
+{
+	json_t *entries = json_loads(list, 0, NULL);
+	AllowedHosts *allowed = allowed_hosts_new(entries);
+	struct sockaddr_in v4 = {.sin_family = AF_INET};
+	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+	bool result;
+
+	if (inet_pton(AF_INET, address, &v4.sin_addr) == 1)
+		result = allowed_hosts_address(allowed, (struct sockaddr *) &v4);
+	else if (inet_pton(AF_INET6, address, &v6.sin6_addr) == 1)
+		result = allowed_hosts_address(allowed, (struct sockaddr *) &v6);
+	else
+		result = allowed_hosts_name(allowed, address);
+	allowed_hosts_free(allowed);
+	json_decref(entries);
+	return result;
+}
+
+static void
+test_allowed_hosts(void)
+{
+	ok(allows("[]", "10.0.0.1") && allows("[]", "host"), "allowed hosts: an empty list");
+	ok(allows("[\"10.0.0.0/8\"]", "10.255.0.1"), "allowed hosts: in the block");
+	ok(!allows("[\"10.0.0.0/8\"]", "11.0.0.1"), "allowed hosts: outside of it");
+	ok(allows("[\"10.0.0.128/25\"]", "10.0.0.129") && !allows("[\"10.0.0.128/25\"]", "10.0.0.127"),
+	   "allowed hosts: a block that ends within a byte");
+	ok(allows("[\"10.0.0.1\"]", "10.0.0.1") && !allows("[\"10.0.0.1\"]", "10.0.0.2"),
+	   "allowed hosts: one address");
+	ok(allows("[\"10.0.0.0/8\"]", "::ffff:10.0.0.1"), "allowed hosts: IPv4 in IPv6 form");
+	ok(!allows("[\"::/0\"]", "10.0.0.1") && allows("[\"::/0\"]", "fe80::1"),
+	   "allowed hosts: all of IPv6 is none of IPv4");
+	ok(allows("[\"fd00::/8\"]", "fd12::1") && !allows("[\"fd00::/8\"]", "fe80::1"),
+	   "allowed hosts: an IPv6 block");
+	ok(!allows("[\"10.0.0.0/33\"]", "10.0.0.1") && !allows("[\"10.0.0.0/x\"]", "10.0.0.1"),
+	   "allowed hosts: a block that is none allows nothing");
+	ok(!allows("[5]", "10.0.0.1") && !allows("[5]", "host"),
+	   "allowed hosts: an entry that is no text");
+	ok(allows("[\"*.example\"]", "a.example") && !allows("[\"*.example\"]", "example"),
+	   "allowed hosts: a pattern");
+	ok(glob_match("*a*b*", "xxaxxbxx") && !glob_match("*a*b*", "xxbxxaxx"), "patterns: two stars");
+	ok(glob_match("[h]:*", "[h]:22"), "patterns: brackets are themselves");
+}
+
+/* Runs a command line by a shell, as a server does. */
+static void
+run(const char *shell, const char *command_line, Bytes *output)
+{
+	int ends[2];
+	char buffer[4096];
+	ssize_t count;
+	pid_t pid;
+
+	if (pipe(ends) < 0 || (pid = fork()) < 0)
+		abort();
+	if (pid == 0)
+	{
+		dup2(ends[1], STDOUT_FILENO);
+		/* The script's marker on stderr is for another test. */
+		dup2(open("/dev/null", O_WRONLY), STDERR_FILENO);
+		close(ends[0]);
+		close(ends[1]);
+		execl(shell, shell, "-c", command_line, (char *) NULL);
+		_exit(127);
+	}
+	close(ends[1]);
+	while ((count = read(ends[0], buffer, sizeof buffer)) > 0)
+		bytes_append(output, buffer, (size_t) count);
+	close(ends[0]);
+	waitpid(pid, NULL, 0);
+}
+
+static void
+test_script(void)
+{
+	static const char *const shells[] = {"/bin/sh",       "/bin/bash",     "/bin/dash",
+	                                     "/usr/bin/zsh",  "/usr/bin/fish", "/usr/bin/mksh",
+	                                     "/usr/bin/ksh93"};
+	static const char *const paths[] = {"plain",      "it's",      "\"double\"",    "a  b",
+	                                    "line\nline", "$HOME`id`", "back\\slash\\", "-dash",
+	                                    "\xc3\xbc",   "*?[x]",     "'\\''\\\\'",    "end\n"};
+	char directory[] = "/tmp/envrt-units-XXXXXX";
+	char marker[SSH_SCRIPT_MARKER_SIZE];
+	char *line;
+	char *command;
+
+	if (mkdtemp(directory) == NULL)
+		abort();
+	ssh_script_marker(marker);
+	for (size_t s = 0; s < sizeof shells / sizeof shells[0]; s++)
+	{
+		if (access(shells[s], X_OK) != 0)
+			continue;
+		for (size_t p = 0; p < sizeof paths / sizeof paths[0]; p++)
+		{
+			Bytes output = {0};
+			ScriptAnswer answer;
+			char *path = xformat("%s/%s", directory, paths[p]);
+			char *shown = clean_text(paths[p], strlen(paths[p]), 100, false);
+
+			line = ssh_script_command_line(marker, path, 5, NULL, 0);
+			run(shells[s], line, &output);
+			ssh_script_parse(marker, &output, 0, &answer);
+			ok(answer.outcome == SCRIPT_PATH && answer.cwd != NULL && strcmp(answer.cwd, path) == 0,
+			   "script: %s with path %s", shells[s], shown);
+			ssh_script_answer_clear(&answer);
+			bytes_free(&output);
+			free(line);
+			free(path);
+			free(shown);
+		}
+	}
+	command = xformat("rm -r %s", directory);
+	ok(system(command) == 0, "script: the paths were made in the directory");
+	free(command);
+}
+
+static ScriptAnswer
+parse(const char *text, size_t candidates)
+{
+	Bytes output = {0};
+	ScriptAnswer answer;
+
+	bytes_append_text(&output, text);
+	ssh_script_parse("M", &output, candidates, &answer);
+	bytes_free(&output);
+	return answer;
+}
+
+static void
+outcome(const char *text, size_t candidates, ScriptOutcome expected, const char *name)
+{
+	ScriptAnswer answer = parse(text, candidates);
+
+	ok(answer.outcome == expected, "answer: %s", name);
+	ssh_script_answer_clear(&answer);
+}
+
+static void
+test_answers(void)
+{
+	ScriptAnswer answer;
+	Bytes errors = {0};
+
+	outcome("M cwd\n/x\nM api skip\nM end\n", 0, SCRIPT_PATH, "a path");
+	outcome("hello\nM cwd\n/x\nM api 1\nM end\nbye", 2, SCRIPT_API, "noise around it");
+	outcome("no newlineM cwd\n/x\nM api skip\nM end\n", 0, SCRIPT_PATH, "noise on its line");
+	outcome("M cwd\n/x\nM api 2\nM end\n", 2, SCRIPT_NO_API, "a candidate that was not given");
+	outcome("M cwd\n/x\nM api none\nM end\n", 2, SCRIPT_NO_API, "no candidate");
+	outcome("M cwd\n/x\nM api nocurl\nM end\n", 2, SCRIPT_NO_CURL, "no curl");
+	outcome("M cwd\n/x\nM api skip\nM end\n", 2, SCRIPT_NO_API, "candidates skipped");
+	outcome("M fail 1\nM end\n", 0, SCRIPT_NO_PATH, "no path");
+	outcome("M cwd\n/x\nM api skip\n", 0, SCRIPT_NO_ANSWER, "no end");
+	outcome("M cwd\n/x\nM api skip\nM endless\n", 0, SCRIPT_NO_ANSWER, "an end that is none");
+	outcome("M cwd\n\nM api skip\nM end\n", 0, SCRIPT_NO_ANSWER, "an empty path");
+	outcome("M cwd\nM api skip\nM end\n", 0, SCRIPT_NO_ANSWER, "no path at all");
+	outcome("M end\n", 0, SCRIPT_NO_ANSWER, "nothing but the end");
+	outcome("", 0, SCRIPT_NO_ANSWER, "nothing");
+	answer = parse("M cwd\n/a\nb\n\nM api skip\nM end\n", 0);
+	is(answer.cwd, "/a\nb\n", "answer: a path with line breaks");
+	ssh_script_answer_clear(&answer);
+	bytes_append_text(&errors, "noise\nM begin\nreal\n");
+	is(ssh_script_errors("M", &errors), "real\n", "answer: errors of its own");
+	is(ssh_script_errors("N", &errors), "noise\nM begin\nreal\n", "answer: errors of the login");
+	bytes_free(&errors);
+}
+
+static void
+clean(const char *text, size_t max, bool keep_lines, const char *expected, const char *name)
+{
+	char *got = clean_text(text, strlen(text), max, keep_lines);
+
+	is(got, expected, name);
+	free(got);
+}
+
+static void
+test_text(void)
+{
+	clean("plain", 100, false, "plain", "text: plain");
+	clean(" \n a\tb\nc \n", 100, false, "a b c", "text: one line");
+	clean("a\nb\n", 100, true, "a\nb", "text: lines");
+	clean("a\x1b[31mb\x07", 100, true, "a[31mb", "text: control characters go");
+	clean("a\xc2\x9b"
+	      "b",
+	      100, true, "ab", "text: also those beyond ASCII");
+	clean("a\xff\xc3", 100, true, "a\xef\xbf\xbd\xef\xbf\xbd", "text: what is no UTF-8");
+	clean("\xed\xa0\x80", 100, true, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", "text: a surrogate");
+	clean("\xc0\xaf", 100, true, "\xef\xbf\xbd\xef\xbf\xbd", "text: an overlong form");
+	clean("\xc3\xbc\xc3\xbc", 3, true, "\xc3\xbc", "text: cut between characters");
+}
+
+int
+main(void)
+{
+	if (sodium_init() < 0)
+		return 1;
+	ssh_init();
+	ssh_set_log_level(SSH_LOG_NOLOG);
+	make_keys();
+	test_known_hosts();
+	test_keys();
+	test_allowed_hosts();
+	test_script();
+	test_answers();
+	test_text();
+	for (int i = 0; i < 3; i++)
+	{
+		ssh_key_free(keys[i]);
+		free(lines[i]);
+	}
+	ssh_finalize();
+	return done_testing();
+}
