@@ -161,8 +161,9 @@ note_idle(SshPooled *pooled)
 		return;
 	pooled->idle_since = now_ms();
 	pooled->idle_since_epoch = epoch_ms();
-	timer_start(&pooled->idle, pooled->retired ? 0 : settings.ssh_idle_timeout_ms, idle_for_long,
-	            pooled);
+	/* Later than pump(), which may have somebody for it, also when the time is 0. */
+	timer_start(&pooled->idle, pooled->retired ? 0 : settings.ssh_idle_timeout_ms + 1,
+	            idle_for_long, pooled);
 }
 
 static void
@@ -443,7 +444,12 @@ void
 ssh_pool_settings_changed(void)
 {
 	for (SshGroup *group = first_group; group != NULL; group = group->next)
+	{
+		for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+			if (pooled->idle_since != 0)
+				start_idle_timer(pooled);
 		pump_after(group, 0);
+	}
 }
 
 json_t *

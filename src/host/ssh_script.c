@@ -33,10 +33,14 @@
 
 #include "ssh_script.h"
 
-/* $0 is the marker; the arguments are the path, the time for a probe, and the candidates. */
+/*
+ * $0 is the marker; the arguments are the path, the time for a probe, and the
+ * candidates.  A path that is there already costs no mkdir.
+ */
 static const char script[] =
     "p=$1; t=$2; shift 2; unset CDPATH; echo; echo \"$0 begin\" >&2\n"
-    "mkdir -p -- \"$p\" && cd -- \"$p\" || { s=$?; echo \"$0 fail $s\"; echo \"$0 end\"; exit $s; "
+    "cd -- \"$p\" 2>/dev/null || { mkdir -p -- \"$p\" && cd -- \"$p\"; } ||\n"
+    "{ s=$?; echo \"$0 fail $s\"; echo \"$0 end\"; exit $s; "
     "}\n"
     "echo \"$0 cwd\"; pwd\n"
     "if [ $# -eq 0 ]; then echo \"$0 api skip\"\n"

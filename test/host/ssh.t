@@ -211,6 +211,17 @@ is_error($host->acquire(ssh_config($sshd, host => 'no-such-host.invalid'), conne
 is_error($host->acquire(ssh_config($sshd, port => EnvrtFixture::free_port('127.0.0.1'))),
 	'08001', qr/could not connect to .*: Connection refused|connection refused/i, 'a closed port');
 
+SKIP:
+{
+	my @addresses = split ' ', qx(getent ahosts localhost | sed -n 's/ *STREAM.*//p');
+
+	skip 'localhost has one address only', 1 if @addresses < 2 || !EnvrtFixture::has_ipv6();
+	my $last = EnvrtFixture::Sshd->new(keys => $keys, addresses => [ $addresses[-1] ])->start;
+
+	ok($host->acquire(ssh_config($last, host => 'localhost'))->{result},
+		'a host name of which only the last address answers');
+}
+
 # Allowed hosts.
 sub allowed
 {
@@ -287,6 +298,11 @@ ok($host->acquire(ssh_config($sshd), company => 'idle')->{result}, 'an acquire w
 wait_until('its session is closed',
 	sub { !grep { $_->{companyId} eq 'idle' } @{ $host->stats->{sshSessions} } });
 pass('an idle session is closed');
+$host->configure(sshIdleTimeoutMs => 0);
+ok($host->acquire(ssh_config($sshd), company => 'never idle')->{result}, 'an acquire with no idle time');
+wait_until('its session is closed',
+	sub { !grep { $_->{companyId} eq 'never idle' } @{ $host->stats->{sshSessions} } });
+pass('... after which the session is closed');
 $host->configure(sshIdleTimeoutMs => 60000);
 
 # Statistics.
