@@ -27,6 +27,7 @@ envrt_work=
 envrt_inner=
 envrt_policy=
 envrt_saved_conf=
+envrt_as_user=()
 
 # What belongs to another server, another make or another language must not reach ours.
 unset "${!PG@}" MAKEFLAGS MAKELEVEL MFLAGS MAKEOVERRIDES CDPATH BASH_ENV ENV PERL5LIB PERL5OPT LANGUAGE
@@ -55,14 +56,10 @@ as_root()
 	fi
 }
 
-# As a user whom initdb accepts.  A program started this way replaces what runs it.
+# As a user whom initdb accepts, and not longer than this shell lives.
 as_user()
 {
-	if [ "$(id -u)" = 0 ]; then
-		setpriv --reuid=postgres --regid=postgres --init-groups -- env HOME="$envrt_work/home" "$@"
-	else
-		env HOME="$envrt_work/home" "$@"
-	fi
+	"${envrt_as_user[@]}" "$@"
 }
 
 # ---------------------------------------------------------------------------------------------
@@ -209,6 +206,11 @@ setup_work()
 	fi
 	envrt_work=$(mktemp -d "$base/envrt-XXXXXX")
 	mkdir "$envrt_work/tree" "$envrt_work/home" "$envrt_work/tmp"
+	envrt_as_user=(setpriv --pdeathsig TERM -- env HOME="$envrt_work/home")
+	if [ "$(id -u)" = 0 ]; then
+		envrt_as_user=(setpriv --pdeathsig TERM --reuid=postgres --regid=postgres --init-groups --
+			env HOME="$envrt_work/home")
+	fi
 	export ENVRT_WORK=$envrt_work TMPDIR=$envrt_work/tmp
 	export PG_CONFIG=$envrt_pg_bin/pg_config PATH=$envrt_pg_bin:$PATH
 }
@@ -243,13 +245,14 @@ setup_tree()
 	quietly in_tree as_root make -s PG_CONFIG="$PG_CONFIG" install
 }
 
-# In the background, because a shell that waits for a program in the foreground is deaf to signals.
+# In the background, because a shell that waits for a program in the foreground is deaf to signals;
+# and without a function between, which would be one more shell.
 run_inside()
 {
 	local status=0
 
 	cd "$envrt_work/tree"
-	as_user bash "$@" </dev/null &
+	"${envrt_as_user[@]}" bash "$@" </dev/null &
 	envrt_inner=$!
 	wait "$envrt_inner" || status=$?
 	envrt_inner=
