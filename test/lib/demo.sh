@@ -94,8 +94,11 @@ A throwaway server with envrt, an sshd and a health server, all on this machine;
   \\df envrt_*    \\dt envrt.*    \\dv envrt.*
 
 END
-	psql -X
-	exit
+	# Ctrl-C cancels a statement in psql and means nothing to us.
+	trap : INT
+	status=0
+	psql -X || status=$?
+	exit "$status"
 fi
 
 title "1. Environments: this machine, an SSH host and a sandbox that only pretends"

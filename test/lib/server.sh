@@ -4,6 +4,9 @@
 #   fixture_start               sets ENVRT_TEST_SSH_* and ENVRT_TEST_API
 #   server_start [SETTING]...   sets PGHOST, PGPORT, PGUSER, PGDATABASE
 #   server_stop
+#
+# Both end with the script, whatever ends it, and are in sessions of their own, so that Ctrl-C on a
+# terminal is the script's business alone.
 
 set -euo pipefail
 
@@ -21,7 +24,7 @@ fixture_start()
 	local directory=$ENVRT_WORK/fixture
 
 	mkdir -p "$directory"
-	setpriv --pdeathsig TERM -- perl test/lib/fixture "$directory" </dev/null >"$directory.log" 2>&1 &
+	setpriv --pdeathsig TERM -- setsid perl test/lib/fixture "$directory" </dev/null >"$directory.log" 2>&1 &
 	fixture_pid=$!
 	until [ -e "$directory/environment" ]; do
 		kill -0 "$fixture_pid" 2>/dev/null || {
@@ -64,7 +67,7 @@ server_start()
 	} >>"$data/postgresql.conf"
 	export PGHOST=$socket PGPORT=5432 PGUSER=postgres PGDATABASE=postgres
 	server_log=$ENVRT_WORK/server.log
-	setpriv --pdeathsig INT -- postgres -D "$data" </dev/null >"$server_log" 2>&1 &
+	setpriv --pdeathsig INT -- setsid postgres -D "$data" </dev/null >"$server_log" 2>&1 &
 	server_pid=$!
 	until pg_isready -q; do
 		kill -0 "$server_pid" 2>/dev/null || {

@@ -262,5 +262,7 @@ run_inside()
 run_on_terminal()
 {
 	cd "$envrt_work/tree"
+	# Ctrl-C is for the program.
+	trap : INT
 	as_user bash "$@"
 }
