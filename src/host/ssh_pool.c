@@ -154,6 +154,17 @@ idle_for_long(void *data)
 		drop(pooled);
 }
 
+/* For what is left of the time that an idle session has. */
+static void
+start_idle_timer(SshPooled *pooled)
+{
+	uint64_t idle = now_ms() - pooled->idle_since;
+	uint64_t most = pooled->retired ? 0 : settings.ssh_idle_timeout_ms;
+
+	/* Later than pump(), which may have somebody for it, also when the time is 0. */
+	timer_start(&pooled->idle, idle < most ? most - idle + 1 : 1, idle_for_long, pooled);
+}
+
 static void
 note_idle(SshPooled *pooled)
 {
@@ -161,9 +172,7 @@ note_idle(SshPooled *pooled)
 		return;
 	pooled->idle_since = now_ms();
 	pooled->idle_since_epoch = epoch_ms();
-	/* Later than pump(), which may have somebody for it, also when the time is 0. */
-	timer_start(&pooled->idle, pooled->retired ? 0 : settings.ssh_idle_timeout_ms + 1,
-	            idle_for_long, pooled);
+	start_idle_timer(pooled);
 }
 
 static void

@@ -305,6 +305,12 @@ wait_until('its session is closed',
 pass('... after which the session is closed');
 $host->configure(sshIdleTimeoutMs => 60000);
 
+ok($host->acquire(ssh_config($sshd), company => 'shortened')->{result}, 'an acquire with an idle time');
+$host->configure(sshIdleTimeoutMs => 1);
+wait_until('its session is closed', sub { !@{ $host->stats->{sshSessions} } }, 10);
+pass('an idle time that is shortened counts for sessions that idle already');
+$host->configure(sshIdleTimeoutMs => 60000);
+
 # Statistics.
 $answer = $host->acquire(ssh_config($sshd), company => 'stats');
 my ($session) = wait_until('the session is idle',
