@@ -264,7 +264,8 @@ is($crowd->count_connections, 1, '... share one connection');
 @ids = map { $clients[0]->send_call('environmentAcquireLease', HostTest::request(ssh_config($crowd))) } 1 .. 100;
 $good = grep { $clients[0]->answer($_)->{result} } @ids;
 is($good, 100, 'a hundred calls at once over one client');
-cmp_ok($crowd->count_connections, '<=', 4, '... over no more connections than allowed');
+cmp_ok(scalar(grep { $_->{port} == $crowd->port } @{ $host->stats->{sshSessions} }),
+	'<=', 4, '... over no more sessions than allowed');
 
 # Cold calls of forty companies at once: more than MaxStartups.
 my $stormy = EnvrtFixture::Sshd->new(keys => $keys)->start;
@@ -346,7 +347,7 @@ $host->acquire(ssh_config($sshd)) for 1 .. 100;
 my $grown = $host->stats->{host}{rssBytes} - $start;
 SKIP:
 {
-	skip 'a sanitizer keeps what is freed', 1 if slurp("/proc/$host->{pid}/maps") =~ /asan/;
+	skip 'a sanitizer keeps what is freed', 1 if ($ENV{ENVRT_DRIVER_HOST} // '') =~ /address/;
 	cmp_ok($grown, '<', 256 * 1024, 'a hundred acquires leave the memory where it was');
 }
 
