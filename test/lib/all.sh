@@ -5,9 +5,16 @@
 
 . test/lib/server.sh
 
+# Arguments name the parts to run: checks, common, host, regress, isolation, tap.  None: all.
+parts=" ${*:-checks common host regress isolation tap} "
 passed=0
 failed=0
 failures=()
+
+wanted()
+{
+	[[ $parts == *" $1 "* ]]
+}
 
 say()
 {
@@ -78,31 +85,34 @@ run_regress()
 	fi
 }
 
-make_has()
-{
-	make -s -n "$1" >/dev/null 2>&1
-}
-
-check format make -s check-format
-check warnings make -s -j"$(nproc)" check-warnings
-check cppcheck make -s check-cppcheck
-
-prove=$PWD/test/lib/prove
-run_tap "unit tests of src/common" make -s check-common PROVE="$prove"
-if make_has check-host; then
-	run_tap "unit tests of src/host" make -s check-host PROVE="$prove"
+if wanted checks; then
+	check format make -s check-format
+	check warnings make -s -k -j"$(nproc)" check-warnings
+	check cppcheck make -s check-cppcheck
 fi
 
-fixture_start
-server_start "fsync = off" "envrt.runtime_api_candidates = '$ENVRT_TEST_API'"
-run_regress regress build/regress ISOLATION= TAP_TESTS=
-run_regress isolation build/isolation REGRESS= TAP_TESTS=
-server_stop
-fixture_stop
+prove=$PWD/test/lib/prove
+if wanted common; then
+	run_tap "unit tests of src/common" make -s check-common PROVE="$prove"
+fi
+if wanted host; then
+	run_tap "tests of the driver host" make -s check-host PROVE="$prove"
+fi
 
-unset "${!PGH@}" PGPORT PGUSER PGDATABASE
-tap_tests=(test/t/*.pl)
-run_tap "TAP tests" "$prove" -I test/lib "${tap_tests[@]}"
+if wanted regress || wanted isolation; then
+	fixture_start
+	server_start "fsync = off" "envrt.runtime_api_candidates = '$ENVRT_TEST_API'"
+	! wanted regress || run_regress regress build/regress ISOLATION= TAP_TESTS=
+	! wanted isolation || run_regress isolation build/isolation REGRESS= TAP_TESTS=
+	server_stop
+	fixture_stop
+fi
+
+if wanted tap; then
+	unset "${!PGH@}" PGPORT PGUSER PGDATABASE
+	tap_tests=(test/t/*.pl)
+	run_tap "TAP tests" "$prove" -I test/lib "${tap_tests[@]}"
+fi
 
 echo
 for failure in ${failures[@]+"${failures[@]}"}; do
