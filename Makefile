@@ -23,7 +23,7 @@ HOST_BUILD = build/host$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
 HOST_OBJS = $(patsubst src/%.c,$(HOST_BUILD)/%.o,$(wildcard src/host/*.c src/common/*.c))
 
 REGRESS_OPTS = --inputdir=test --outputdir=build/regress --load-extension=envrt
-ISOLATION_OPTS = --inputdir=test --outputdir=build/isolation
+ISOLATION_OPTS = --inputdir=test --outputdir=build/isolation --load-extension=envrt
 # contract_ssh needs the sshd that test/all starts.
 REGRESS = $(filter-out $(if $(ENVRT_TEST_SSH_PORT),,contract_ssh),$(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql))))
 ISOLATION = $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec)))

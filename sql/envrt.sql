@@ -417,14 +417,15 @@ COMMENT ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) IS
 -- ---------------------------------------------------------------------------------------------
 
 CREATE FUNCTION envrt.driver_host_stats(OUT pid integer, OUT state text, OUT up_since timestamptz, OUT restarts bigint,
-                                        OUT last_exit text, OUT calls bigint, OUT active_calls integer, OUT memory bigint)
+                                        OUT last_exit text, OUT calls bigint, OUT active_calls integer, OUT memory bigint,
+                                        OUT settings_since timestamptz)
 AS 'MODULE_PATHNAME', 'envrt_driver_host_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt.driver_host_stats() IS 'Behind the view envrt.stat_driver_host';
 
 CREATE VIEW envrt.stat_driver_host AS
-    SELECT pid, state, up_since, restarts, last_exit, calls, active_calls, memory FROM envrt.driver_host_stats();
+    SELECT pid, state, up_since, restarts, last_exit, calls, active_calls, memory, settings_since FROM envrt.driver_host_stats();
 COMMENT ON VIEW envrt.stat_driver_host IS
-'The driver host: its process, state (stopped, starting, running), restarts since the server started, why the last one ended, calls served and in flight, resident memory in bytes; no row without preload';
+'The driver host: its process, state (stopped, starting, running), restarts since the server started, why the last one ended, calls served and in flight, resident memory in bytes, since when it has its settings; no row without preload';
 
 CREATE FUNCTION envrt.call_stats(OUT pid integer, OUT method text, OUT driver text, OUT target text, OUT state text,
                                  OUT since timestamptz)

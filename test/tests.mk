@@ -54,6 +54,11 @@ fuzz: $(FUZZERS)
 			build/corpus/$$name $$seeds; \
 	done
 
+# Seals secrets as a client does, for the tests.
+build/seal: test/lib/seal.c
+	@mkdir -p build
+	$(CC) -std=gnu11 -O2 $(TEST_WARNINGS) -o $@ $< -lsodium
+
 # The yardstick of test/bench: optimized, and without the sanitizers.
 build/ssh_baseline: test/bench/ssh_baseline.c
 	@mkdir -p build

@@ -12,13 +12,14 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
-#define require_argument(n, name) \
-	do { \
-		if (PG_ARGISNULL(n)) \
-			ereport(ERROR, \
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-					 errmsg("%s must not be null", name))); \
-	} while (0)
+#define require_argument(n, name)                                                                  \
+	do                                                                                             \
+	{                                                                                              \
+		if (PG_ARGISNULL(n))                                                                       \
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),                              \
+			                errmsg("%s must not be null", name)));                                 \
+	}                                                                                              \
+	while (0)
 
 static inline pg_uuid_t *
 uuid_argument(FunctionCallInfo fcinfo, int n, const char *name)

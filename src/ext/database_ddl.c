@@ -40,7 +40,7 @@ static ProcessUtility_hook_type previous_utility_hook = NULL;
 static bool database_created = false;
 static bool extension_created = false;
 static bool extension_dropped = false;
-static Oid	held_database = InvalidOid;
+static Oid held_database = InvalidOid;
 
 static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
@@ -50,10 +50,10 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 	if (access == OAT_POST_CREATE && classId == DatabaseRelationId)
 		database_created = true;
 	else if (access == OAT_POST_CREATE && classId == ExtensionRelationId)
-		extension_created = true;	/* ours or another: the scheduler will see */
+		extension_created = true; /* ours or another: the scheduler will see */
 	else if (access == OAT_DROP && classId == ExtensionRelationId)
 	{
-		char	   *name = get_extension_name(objectId);
+		char *name = get_extension_name(objectId);
 
 		if (name != NULL && strcmp(name, "envrt") == 0)
 			extension_dropped = true;
@@ -63,8 +63,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 static void
 transaction_end(XactEvent event, void *arg)
 {
-	bool		committed = event == XACT_EVENT_COMMIT;
-	bool		wake = false;
+	bool committed = event == XACT_EVENT_COMMIT;
+	bool wake = false;
 
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
@@ -112,7 +112,7 @@ transaction_end(XactEvent event, void *arg)
 static void
 hold_database(const char *name)
 {
-	Oid			database = name != NULL ? get_database_oid(name, true) : InvalidOid;
+	Oid database = name != NULL ? get_database_oid(name, true) : InvalidOid;
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_WAIT_MS);
 	SchedulerSlot *slot;
 
@@ -136,8 +136,8 @@ hold_database(const char *name)
 	ConditionVariablePrepareToSleep(&shared_state->scheduler_changed);
 	for (;;)
 	{
-		bool		ended;
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		bool ended;
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 
 		LWLockAcquire(shared_state->lock, LW_SHARED);
 		ended = slot->state == SCHEDULER_ENDED;
@@ -145,7 +145,8 @@ hold_database(const char *name)
 		/* Late: the statement itself says what is in its way. */
 		if (ended || left == 0)
 			break;
-		(void) ConditionVariableTimedSleep(&shared_state->scheduler_changed, left, PG_WAIT_EXTENSION);
+		(void) ConditionVariableTimedSleep(&shared_state->scheduler_changed, left,
+		                                   PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();
 }
@@ -154,16 +155,16 @@ hold_database(const char *name)
 static const char *
 needed_database(Node *statement)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
 	switch (nodeTag(statement))
 	{
 		case T_DropdbStmt:
 			return ((DropdbStmt *) statement)->dbname;
 		case T_CreatedbStmt:
-			foreach(cell, ((CreatedbStmt *) statement)->options)
+			foreach (cell, ((CreatedbStmt *) statement)->options)
 			{
-				DefElem    *option = lfirst_node(DefElem, cell);
+				DefElem *option = lfirst_node(DefElem, cell);
 
 				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
 					return defGetString(option);
@@ -174,7 +175,7 @@ needed_database(Node *statement)
 				return ((RenameStmt *) statement)->subname;
 			return NULL;
 		case T_AlterDatabaseStmt:
-			foreach(cell, ((AlterDatabaseStmt *) statement)->options)
+			foreach (cell, ((AlterDatabaseStmt *) statement)->options)
 				if (strcmp(lfirst_node(DefElem, cell)->defname, "tablespace") == 0)
 					return ((AlterDatabaseStmt *) statement)->dbname;
 			return NULL;
@@ -184,17 +185,20 @@ needed_database(Node *statement)
 }
 
 static void
-process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, ProcessUtilityContext context,
-				ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+                ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *queryEnv,
+                DestReceiver *dest, QueryCompletion *qc)
 {
 	const char *name = needed_database(pstmt->utilityStmt);
 
 	if (name != NULL)
 		hold_database(name);
 	if (previous_utility_hook)
-		previous_utility_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+		previous_utility_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest,
+		                      qc);
 	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest,
+		                        qc);
 }
 
 void

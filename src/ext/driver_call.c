@@ -66,9 +66,9 @@ connection_close(void)
 typedef enum CallOutcome
 {
 	CALL_ANSWERED,
-	CALL_LOST,					/* the connection ended */
-	CALL_GARBLED,				/* what came is not the answer */
-	CALL_NO_ANSWER				/* nothing came in time */
+	CALL_LOST,     /* the connection ended */
+	CALL_GARBLED,  /* what came is not the answer */
+	CALL_NO_ANSWER /* nothing came in time */
 } CallOutcome;
 
 /* Milliseconds left until the deadline, at least 0. */
@@ -82,11 +82,8 @@ time_left(TimestampTz deadline)
 static int
 wait_for(int events, TimestampTz deadline)
 {
-	int			rc = WaitLatchOrSocket(MyLatch,
-									   WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | events,
-									   connection,
-									   time_left(deadline),
-									   PG_WAIT_EXTENSION);
+	int rc = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | events,
+	                           connection, time_left(deadline), PG_WAIT_EXTENSION);
 
 	if (rc & WL_LATCH_SET)
 	{
@@ -101,7 +98,7 @@ static pgsocket
 try_connect(void)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int			fd;
+	int fd;
 
 	strlcpy(address.sun_path, ENVRT_RUN_DIRECTORY "/" ENVRT_SOCKET_NAME, sizeof(address.sun_path));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -109,7 +106,7 @@ try_connect(void)
 		return PGINVALID_SOCKET;
 	if (connect(fd, (struct sockaddr *) &address, sizeof(address)) != 0)
 	{
-		int			saved_errno = errno;
+		int saved_errno = errno;
 
 		close(fd);
 		errno = saved_errno;
@@ -126,18 +123,17 @@ connection_open(void)
 	if (shared_state == NULL)
 		ereport_not_preloaded();
 	if (!AcquireExternalFD())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("out of file descriptors for the connection to the driver host")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+		                errmsg("out of file descriptors for the connection to the driver host")));
 
 	PG_TRY();
 	{
 		ConditionVariablePrepareToSleep(&shared_state->host_changed);
 		for (;;)
 		{
-			HostState	state;
-			pid_t		launcher;
-			char		last_exit[sizeof(shared_state->host_last_exit)];
+			HostState state;
+			pid_t launcher;
+			char last_exit[sizeof(shared_state->host_last_exit)];
 
 			LWLockAcquire(shared_state->lock, LW_SHARED);
 			state = shared_state->host_state;
@@ -153,16 +149,16 @@ connection_open(void)
 				/* Just died, or its backlog is full: both pass. */
 			}
 			if (time_left(deadline) == 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("the driver host is not running"),
-						 last_exit[0] != '\0' ? errdetail_internal("%s", last_exit) : 0,
-						 launcher == 0
-						 ? errhint("The envrt launcher is not running either: see the server log.")
-						 : errhint("It is being restarted; the server log says why it ended.")));
+				ereport(
+				    ERROR,
+				    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				     errmsg("the driver host is not running"),
+				     last_exit[0] != '\0' ? errdetail_internal("%s", last_exit) : 0,
+				     launcher == 0
+				         ? errhint("The envrt launcher is not running either: see the server log.")
+				         : errhint("It is being restarted; the server log says why it ended.")));
 			(void) ConditionVariableTimedSleep(&shared_state->host_changed,
-											   Min(time_left(deadline), 50),
-											   PG_WAIT_EXTENSION);
+			                                   Min(time_left(deadline), 50), PG_WAIT_EXTENSION);
 		}
 		ConditionVariableCancelSleep();
 	}
@@ -186,22 +182,22 @@ connection_open(void)
 static bool
 connection_alive(void)
 {
-	char		byte;
+	char byte;
 
 	if (connection == PGINVALID_SOCKET)
 		return false;
 	return recv(connection, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 &&
-		(errno == EAGAIN || errno == EWOULDBLOCK);
+	       (errno == EAGAIN || errno == EWOULDBLOCK);
 }
 
 static CallOutcome
 send_bytes(const char *line, size_t length, TimestampTz deadline)
 {
-	size_t		sent = 0;
+	size_t sent = 0;
 
 	while (sent < length)
 	{
-		ssize_t		n = send(connection, line + sent, length - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = send(connection, line + sent, length - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (n >= 0)
 			sent += n;
@@ -221,8 +217,8 @@ send_bytes(const char *line, size_t length, TimestampTz deadline)
 static CallOutcome
 send_request(const json_t *request, TimestampTz deadline)
 {
-	size_t		length;
-	char	   *line = rpc_dump_line(request, &length);
+	size_t length;
+	char *line = rpc_dump_line(request, &length);
 	volatile CallOutcome outcome = CALL_LOST;
 
 	if (line == NULL)
@@ -249,16 +245,16 @@ raise_driver_error(const json_t *error)
 	const char *state = json_string_value(json_object_get(data, "sqlstate"));
 	const char *detail = json_string_value(json_object_get(data, "detail"));
 	const char *hint = json_string_value(json_object_get(data, "hint"));
-	int			code = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION;
+	int code = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION;
 
 	for (int i = 0; state != NULL && i < lengthof(allowed); i++)
 		if (strcmp(state, allowed[i]) == 0)
 			code = MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
 	ereport(ERROR,
-			(errcode(code),
-			 errmsg_internal("%s", message != NULL ? text_from_utf8(message) : "the driver failed"),
-			 detail != NULL ? errdetail_internal("%s", text_from_utf8(detail)) : 0,
-			 hint != NULL ? errhint("%s", text_from_utf8(hint)) : 0));
+	        (errcode(code),
+	         errmsg_internal("%s", message != NULL ? text_from_utf8(message) : "the driver failed"),
+	         detail != NULL ? errdetail_internal("%s", text_from_utf8(detail)) : 0,
+	         hint != NULL ? errhint("%s", text_from_utf8(hint)) : 0));
 }
 
 /* Read until the answer is there; *answer is guarded. */
@@ -267,19 +263,19 @@ await_answer(json_int_t id, TimestampTz deadline, json_t **answer)
 {
 	for (;;)
 	{
-		char		buffer[8192];
+		char buffer[8192];
 		const char *line;
-		size_t		length;
-		ssize_t		n;
+		size_t length;
+		ssize_t n;
 		RpcReadStatus status = rpc_reader_next(reader, &line, &length);
 
 		if (status == RPC_READ_LINE)
 		{
-			RpcMessage	message;
+			RpcMessage message;
 
 			rpc_parse(line, length, &message);
 			if (message.kind == RPC_RESPONSE && json_is_integer(message.id) &&
-				json_integer_value(message.id) == id)
+			    json_integer_value(message.id) == id)
 			{
 				*answer = json_guard(message.root);
 				return CALL_ANSWERED;
@@ -312,7 +308,7 @@ json_t *
 call_limits(void)
 {
 	return json_pack("{s:i, s:i, s:i}", "connectMs", envrt_ssh_connect_timeout, "commandMs",
-					 envrt_ssh_command_timeout, "apiProbeMs", envrt_api_probe_timeout);
+	                 envrt_ssh_command_timeout, "apiProbeMs", envrt_api_probe_timeout);
 }
 
 /*
@@ -322,10 +318,10 @@ call_limits(void)
 static CallOutcome
 exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 {
-	json_int_t	id = ++last_id;
-	json_t	   *request = json_guard(rpc_request(id, method, params));
+	json_int_t id = ++last_id;
+	json_t *request = json_guard(rpc_request(id, method, params));
 	TimestampTz deadline =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms + ANSWER_MARGIN_MS);
+	    TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms + ANSWER_MARGIN_MS);
 	volatile CallOutcome outcome = CALL_LOST;
 
 	PG_TRY();
@@ -356,8 +352,8 @@ exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 json_t *
 driver_host_call(const char *method, json_t *params, int64 timeout_ms)
 {
-	json_t	   *answer = NULL;
-	json_t	   *error;
+	json_t *answer = NULL;
+	json_t *error;
 
 	if (!connection_alive())
 	{
@@ -369,24 +365,22 @@ driver_host_call(const char *method, json_t *params, int64 timeout_ms)
 		case CALL_ANSWERED:
 			break;
 		case CALL_LOST:
-			ereport(ERROR,
-					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("the connection to the driver host was lost"),
-					 errdetail("It ended during the call."),
-					 errhint("The call was undone; try again. The server log says why the driver host ended.")));
+			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+			                errmsg("the connection to the driver host was lost"),
+			                errdetail("It ended during the call."),
+			                errhint("The call was undone; try again. The server log says why the "
+			                        "driver host ended.")));
 			break;
 		case CALL_GARBLED:
-			ereport(ERROR,
-					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("the connection to the driver host was lost"),
-					 errdetail("It sent something that is not the answer.")));
+			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+			                errmsg("the connection to the driver host was lost"),
+			                errdetail("It sent something that is not the answer.")));
 			break;
 		case CALL_NO_ANSWER:
-			ereport(ERROR,
-					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("the driver host did not answer within the call's time limit"),
-					 errdetail("It is being checked, and replaced if it hangs."),
-					 errhint("Try again.")));
+			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+			                errmsg("the driver host did not answer within the call's time limit"),
+			                errdetail("It is being checked, and replaced if it hangs."),
+			                errhint("Try again.")));
 			break;
 	}
 	error = json_object_get(answer, "error");
@@ -398,7 +392,7 @@ driver_host_call(const char *method, json_t *params, int64 timeout_ms)
 json_t *
 driver_host_ask(const char *method, int64 timeout_ms)
 {
-	json_t	   *answer = NULL;
+	json_t *answer = NULL;
 
 	if (shared_state == NULL)
 		return NULL;

@@ -16,14 +16,14 @@
 
 typedef struct FakeConfig
 {
-	char	   *image;
-	bool		reuse_lease;
+	char *image;
+	bool reuse_lease;
 } FakeConfig;
 
 static void
 fake_config(Jsonb *stored, FakeConfig *config)
 {
-	json_t	   *canonical = config_canonical("sandbox", stored);
+	json_t *canonical = config_canonical("sandbox", stored);
 
 	config->image = text_from_utf8(json_string_value(json_object_get(canonical, "image")));
 	config->reuse_lease = json_is_true(json_object_get(canonical, "reuseLease"));
@@ -31,22 +31,23 @@ fake_config(Jsonb *stored, FakeConfig *config)
 
 /* Whether an earlier lease, whatever became of it, was of the same sandbox. */
 static bool
-fake_seen_before(const Environment *environment, const char *provider_lease_id, const FakeConfig *config)
+fake_seen_before(const Environment *environment, const char *provider_lease_id,
+                 const FakeConfig *config)
 {
 	static Statement find = {
-		"SELECT 1 FROM @environment_leases@"
-		" WHERE provider_lease_id OPERATOR(pg_catalog.=) $1"
-		" AND environment_id OPERATOR(pg_catalog.=) $2"
-		" AND (metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
-		" AND (metadata OPERATOR(pg_catalog.->) 'reuseLease') OPERATOR(pg_catalog.=) 'true'::pg_catalog.jsonb"
-		" AND (metadata OPERATOR(pg_catalog.->>) 'image') OPERATOR(pg_catalog.=) $3"
-		" LIMIT 1",
-		3,
-		{TEXTOID, UUIDOID, TEXTOID},
+	    "SELECT 1 FROM @environment_leases@"
+	    " WHERE provider_lease_id OPERATOR(pg_catalog.=) $1"
+	    " AND environment_id OPERATOR(pg_catalog.=) $2"
+	    " AND (metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
+	    " AND (metadata OPERATOR(pg_catalog.->) 'reuseLease') OPERATOR(pg_catalog.=) "
+	    "'true'::pg_catalog.jsonb"
+	    " AND (metadata OPERATOR(pg_catalog.->>) 'image') OPERATOR(pg_catalog.=) $3"
+	    " LIMIT 1",
+	    3,
+	    {TEXTOID, UUIDOID, TEXTOID},
 	};
-	Datum		values[3] = {CStringGetTextDatum(provider_lease_id),
-							 UUIDPGetDatum(environment->id),
-							 CStringGetTextDatum(config->image)};
+	Datum values[3] = {CStringGetTextDatum(provider_lease_id), UUIDPGetDatum(environment->id),
+	                   CStringGetTextDatum(config->image)};
 
 	return statement_execute(&find, values, NULL) > 0;
 }
@@ -54,21 +55,21 @@ fake_seen_before(const Environment *environment, const char *provider_lease_id, 
 static void
 fake_acquire(const AcquireRequest *request, AcquiredLease *lease)
 {
-	FakeConfig	config;
+	FakeConfig config;
 	JsonbObject metadata;
 
 	fake_config(request->environment->config, &config);
 	lease->provider = "fake";
 	if (config.reuse_lease)
 	{
-		lease->provider_lease_id = psprintf("sandbox://fake/%s", uuid_text(request->environment->id));
+		lease->provider_lease_id =
+		    psprintf("sandbox://fake/%s", uuid_text(request->environment->id));
 		lease->lease_policy = "reuse_by_environment";
 	}
 	else
 	{
-		lease->provider_lease_id = psprintf("sandbox://fake/%s/%s",
-											uuid_text(request->run_id),
-											uuid_text(uuid_generate()));
+		lease->provider_lease_id = psprintf("sandbox://fake/%s/%s", uuid_text(request->run_id),
+		                                    uuid_text(uuid_generate()));
 		lease->lease_policy = "ephemeral";
 	}
 
@@ -79,7 +80,7 @@ fake_acquire(const AcquireRequest *request, AcquiredLease *lease)
 	jsonb_object_string(&metadata, "image", config.image);
 	jsonb_object_bool(&metadata, "reuseLease", config.reuse_lease);
 	if (config.reuse_lease &&
-		fake_seen_before(request->environment, lease->provider_lease_id, &config))
+	    fake_seen_before(request->environment, lease->provider_lease_id, &config))
 		jsonb_object_bool(&metadata, "resumedLease", true);
 	lease->metadata = jsonb_object_end(&metadata);
 }
@@ -87,7 +88,7 @@ fake_acquire(const AcquireRequest *request, AcquiredLease *lease)
 static void
 fake_probe(const Environment *environment, ProbeResult *result)
 {
-	FakeConfig	config;
+	FakeConfig config;
 	JsonbObject details;
 
 	fake_config(environment->config, &config);
@@ -102,9 +103,9 @@ fake_probe(const Environment *environment, ProbeResult *result)
 }
 
 const Driver fake_driver = {
-	.name = "sandbox",
-	.provider = "fake",
-	.cleanup_status = "success",
-	.acquire = fake_acquire,
-	.probe = fake_probe,
+    .name = "sandbox",
+    .provider = "fake",
+    .cleanup_status = "success",
+    .acquire = fake_acquire,
+    .probe = fake_probe,
 };

@@ -31,7 +31,7 @@ local_acquire(const AcquireRequest *request, AcquiredLease *lease)
 static void
 local_probe(const Environment *environment, ProbeResult *result)
 {
-	char		hostname[256] = "";
+	char hostname[256] = "";
 	JsonbObject details;
 
 	if (gethostname(hostname, sizeof(hostname) - 1) != 0)
@@ -46,7 +46,7 @@ local_probe(const Environment *environment, ProbeResult *result)
 }
 
 const Driver local_driver = {
-	.name = "local",
-	.acquire = local_acquire,
-	.probe = local_probe,
+    .name = "local",
+    .acquire = local_acquire,
+    .probe = local_probe,
 };

@@ -26,31 +26,30 @@
 static json_t *
 api_candidates(void)
 {
-	json_t	   *candidates = json_guard(json_array());
+	json_t *candidates = json_guard(json_array());
 	const char *variable = getenv("PAPERCLIP_RUNTIME_API_CANDIDATES_JSON");
-	json_t	   *parsed = variable != NULL ? json_loads(variable, 0, NULL) : NULL;
-	List	   *urls = settings_list(envrt_runtime_api_candidates);
-	List	   *origins = NIL;
-	ListCell   *cell;
-	size_t		i;
-	json_t	   *entry;
+	json_t *parsed = variable != NULL ? json_loads(variable, 0, NULL) : NULL;
+	List *urls = settings_list(envrt_runtime_api_candidates);
+	List *origins = NIL;
+	ListCell *cell;
+	size_t i;
+	json_t *entry;
 
 	if (parsed != NULL)
 	{
 		json_guard(parsed);
-		json_array_foreach(parsed, i, entry)
-			if (json_is_string(entry))
-				urls = lappend(urls, pstrdup(json_string_value(entry)));
+		json_array_foreach(parsed, i, entry) if (json_is_string(entry)) urls =
+		    lappend(urls, pstrdup(json_string_value(entry)));
 	}
-	foreach(cell, urls)
+	foreach (cell, urls)
 	{
-		char		origin[512];
-		ListCell   *seen;
-		bool		duplicate = false;
+		char origin[512];
+		ListCell *seen;
+		bool duplicate = false;
 
 		if (!api_origin(lfirst(cell), origin, sizeof(origin)))
 			continue;
-		foreach(seen, origins)
+		foreach (seen, origins)
 			duplicate = duplicate || strcmp(lfirst(seen), origin) == 0;
 		if (duplicate)
 			continue;
@@ -64,22 +63,22 @@ api_candidates(void)
 static json_t *
 call_params(const Environment *environment)
 {
-	json_t	   *config = config_canonical("ssh", environment->config);
-	json_t	   *reference = json_object_get(config, "privateKeySecretRef");
-	json_t	   *params;
+	json_t *config = config_canonical("ssh", environment->config);
+	json_t *reference = json_object_get(config, "privateKeySecretRef");
+	json_t *params;
 
 	if (environment->unsaved_private_key != NULL)
 		json_object_set_new(config, "privateKey", json_string(environment->unsaved_private_key));
 	else if (json_is_object(reference))
 		json_object_set(config, "privateKey", secret_resolve(environment->company_id, reference));
 	else
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("ssh environment \"%s\" has no private key", environment->name),
-				 errhint("Create the environment with a privateKey or a privateKeySecretRef in its config.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("ssh environment \"%s\" has no private key", environment->name),
+		                errhint("Create the environment with a privateKey or a privateKeySecretRef "
+		                        "in its config.")));
 	params = json_guard(json_pack("{s:s, s:s, s:O, s:o}", "driverKey", "ssh", "companyId",
-								  uuid_text(environment->company_id), "config", config, "limits",
-								  call_limits()));
+	                              uuid_text(environment->company_id), "config", config, "limits",
+	                              call_limits()));
 	if (environment->id != NULL)
 		json_object_set_new(params, "environmentId", json_string(uuid_text(environment->id)));
 	return params;
@@ -88,34 +87,33 @@ call_params(const Environment *environment)
 static void
 ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
 {
-	json_t	   *params = call_params(request->environment);
-	json_t	   *candidates = api_candidates();
-	json_t	   *result;
-	json_t	   *metadata;
+	json_t *params = call_params(request->environment);
+	json_t *candidates = api_candidates();
+	json_t *result;
+	json_t *metadata;
 	const char *provider_lease_id;
 
 	json_object_set(params, "apiCandidates", candidates);
 	json_object_set_new(params, "runId", json_string(uuid_text(request->run_id)));
 	json_object_set_new(params, "leaseId", json_string(uuid_text(request->lease_id)));
 	if (request->workspace_mode != NULL)
-		json_object_set_new(params, "workspaceMode", json_string(text_to_utf8(request->workspace_mode)));
+		json_object_set_new(params, "workspaceMode",
+		                    json_string(text_to_utf8(request->workspace_mode)));
 
-	result = driver_host_call("environmentAcquireLease",
-							  json_incref(params),
-							  (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout +
-							  (int64) json_array_size(candidates) * envrt_api_probe_timeout);
+	result = driver_host_call("environmentAcquireLease", json_incref(params),
+	                          (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout +
+	                              (int64) json_array_size(candidates) * envrt_api_probe_timeout);
 
 	provider_lease_id = json_string_value(json_object_get(result, "providerLeaseId"));
 	metadata = json_object_get(result, "metadata");
 	if (provider_lease_id == NULL || !json_is_object(metadata))
-		ereport(ERROR,
-				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-				 errmsg("the driver host answered without a lease")));
+		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+		                errmsg("the driver host answered without a lease")));
 	json_object_set_new(metadata, "driver", json_string("ssh"));
 	json_object_set_new(metadata, "executionWorkspaceMode",
-						request->workspace_mode != NULL
-						? json_string(text_to_utf8(request->workspace_mode))
-						: json_null());
+	                    request->workspace_mode != NULL
+	                        ? json_string(text_to_utf8(request->workspace_mode))
+	                        : json_null());
 	lease->provider = "ssh";
 	lease->provider_lease_id = text_from_utf8(provider_lease_id);
 	lease->lease_policy = "ephemeral";
@@ -125,24 +123,23 @@ ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
 static void
 ssh_probe(const Environment *environment, ProbeResult *probe)
 {
-	json_t	   *result = driver_host_call("environmentProbe",
-										  json_incref(call_params(environment)),
-										  (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout);
-	json_t	   *details = json_object_get(result, "details");
+	json_t *result =
+	    driver_host_call("environmentProbe", json_incref(call_params(environment)),
+	                     (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout);
+	json_t *details = json_object_get(result, "details");
 	const char *summary = json_string_value(json_object_get(result, "summary"));
 
 	if (!json_is_object(details) || summary == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-				 errmsg("the driver host answered without a probe result")));
+		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+		                errmsg("the driver host answered without a probe result")));
 	probe->ok = json_is_true(json_object_get(result, "ok"));
 	probe->summary = text_from_utf8(summary);
 	probe->details = jsonb_from_json(details);
 }
 
 const Driver ssh_driver = {
-	.name = "ssh",
-	.calls_outside = true,
-	.acquire = ssh_acquire,
-	.probe = ssh_probe,
+    .name = "ssh",
+    .calls_outside = true,
+    .acquire = ssh_acquire,
+    .probe = ssh_probe,
 };

@@ -18,7 +18,7 @@ static const Driver *const drivers[] = {&local_driver, &fake_driver, &ssh_driver
 const Driver *
 driver_find(const char *name, Jsonb *config)
 {
-	char	   *provider = NULL;
+	char *provider = NULL;
 
 	if (strcmp(name, "sandbox") == 0)
 	{
@@ -32,15 +32,16 @@ driver_find(const char *name, Jsonb *config)
 		const Driver *driver = drivers[i];
 
 		if (strcmp(driver->name, name) == 0 &&
-			(driver->provider == NULL || strcmp(driver->provider, provider) == 0))
+		    (driver->provider == NULL || strcmp(driver->provider, provider) == 0))
 			return driver;
 	}
 	if (provider != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Sandbox provider \"%s\" is not registered as a built-in provider and no matching plugin is available.",
-						provider)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Sandbox provider \"%s\" is not registered as a built-in provider "
+		                       "and no matching plugin is available.",
+		                       provider)));
 	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("Environment driver \"%s\" is not registered in the environment runtime yet.", name)));
+	        (errcode(ERRCODE_UNDEFINED_OBJECT),
+	         errmsg("Environment driver \"%s\" is not registered in the environment runtime yet.",
+	                name)));
 }

@@ -23,34 +23,34 @@ typedef struct AcquireRequest
 typedef struct AcquiredLease
 {
 	const char *provider;
-	const char *provider_lease_id;	/* NULL: none */
+	const char *provider_lease_id; /* NULL: none */
 	const char *lease_policy;
-	Jsonb	   *metadata;
+	Jsonb *metadata;
 } AcquiredLease;
 
 typedef struct ProbeResult
 {
-	bool		ok;
+	bool ok;
 	const char *summary;
-	Jsonb	   *details;
+	Jsonb *details;
 } ProbeResult;
 
 typedef struct Driver
 {
-	const char *name;			/* environments.driver */
-	const char *provider;		/* of the sandbox driver, else NULL */
+	const char *name;     /* environments.driver */
+	const char *provider; /* of the sandbox driver, else NULL */
 
 	/*
 	 * Whether acquire calls the outside.  Such a call comes before the run is
 	 * locked, so that no lock is held while the outside is awaited.
 	 */
-	bool		calls_outside;
+	bool calls_outside;
 
 	/* cleanup_status of a lease that ends; NULL when there is nothing behind it */
 	const char *cleanup_status;
 
-	void		(*acquire) (const AcquireRequest *request, AcquiredLease *lease);
-	void		(*probe) (const Environment *environment, ProbeResult *result);
+	void (*acquire)(const AcquireRequest *request, AcquiredLease *lease);
+	void (*probe)(const Environment *environment, ProbeResult *result);
 } Driver;
 
 extern const Driver local_driver;

@@ -28,7 +28,7 @@ PG_FUNCTION_INFO_V1(envrt_probe);
 PG_FUNCTION_INFO_V1(envrt_probe_config);
 
 /* In the order of envrt.environments, the type that these functions return. */
-#define ENVIRONMENT_COLUMNS \
+#define ENVIRONMENT_COLUMNS                                                                        \
 	"id, company_id, name, description, driver, status, config, metadata, created_at, updated_at"
 #define ENVIRONMENT_COLUMN_COUNT 10
 
@@ -37,37 +37,36 @@ void
 company_require(const ApiCall *call, const pg_uuid_t *company_id)
 {
 	static Statement find = {
-		"SELECT 1 FROM @companies@ WHERE id OPERATOR(pg_catalog.=) $1",
-		1,
-		{UUIDOID},
+	    "SELECT 1 FROM @companies@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
 	};
-	Datum		values[1] = {UUIDPGetDatum(company_id)};
+	Datum values[1] = {UUIDPGetDatum(company_id)};
 
 	if (!caller_can_see(call, TABLE_COMPANIES, company_id) ||
-		statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Company \"%s\" not found.", uuid_text(company_id))));
+	    statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Company \"%s\" not found.", uuid_text(company_id))));
 }
 
 Environment *
 environment_load(const ApiCall *call, const pg_uuid_t *id)
 {
 	static Statement find = {
-		"SELECT id, company_id, name, driver, status, config FROM @environments@"
-		" WHERE id OPERATOR(pg_catalog.=) $1",
-		1,
-		{UUIDOID},
+	    "SELECT id, company_id, name, driver, status, config FROM @environments@"
+	    " WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
 	};
-	Datum		values[1] = {UUIDPGetDatum(id)};
+	Datum values[1] = {UUIDPGetDatum(id)};
 	Environment *environment;
-	bool		isnull;
+	bool isnull;
 
-	if (!caller_can_see(call, TABLE_ENVIRONMENTS, id) || statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Environment \"%s\" not found.", uuid_text(id)),
-				 errdetail("environment_not_found")));
+	if (!caller_can_see(call, TABLE_ENVIRONMENTS, id) ||
+	    statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Environment \"%s\" not found.", uuid_text(id)),
+		                errdetail("environment_not_found")));
 	environment = palloc0(sizeof(Environment));
 	environment->id = result_uuid(0, 1);
 	environment->company_id = result_uuid(0, 2);
@@ -81,16 +80,16 @@ environment_load(const ApiCall *call, const pg_uuid_t *id)
 static Datum
 environment_datum(FunctionCallInfo fcinfo)
 {
-	TupleDesc	desc;
-	Datum		values[ENVIRONMENT_COLUMN_COUNT];
-	bool		nulls[ENVIRONMENT_COLUMN_COUNT];
+	TupleDesc desc;
+	Datum values[ENVIRONMENT_COLUMN_COUNT];
+	bool nulls[ENVIRONMENT_COLUMN_COUNT];
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-		desc->natts != ENVIRONMENT_COLUMN_COUNT)
+	    desc->natts != ENVIRONMENT_COLUMN_COUNT)
 		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("type envrt.environments is not the one that this version of envrt has"),
-				 errhint("ALTER EXTENSION envrt UPDATE;")));
+		        (errcode(ERRCODE_DATATYPE_MISMATCH),
+		         errmsg("type envrt.environments is not the one that this version of envrt has"),
+		         errhint("ALTER EXTENSION envrt UPDATE;")));
 	BlessTupleDesc(desc);
 	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values, nulls);
 	return HeapTupleHeaderGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
@@ -105,10 +104,10 @@ environment_datum(FunctionCallInfo fcinfo)
 static const char *
 take_private_key(json_t *config)
 {
-	json_t	   *member = json_object_get(config, "privateKey");
+	json_t *member = json_object_get(config, "privateKey");
 	const char *text;
-	size_t		length;
-	json_t	   *trimmed;
+	size_t length;
+	json_t *trimmed;
 
 	if (!json_is_string(member))
 		return NULL;
@@ -133,20 +132,20 @@ check_private_key(const char *key)
 
 	if (problem != NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("privateKey: %s", problem)));
+		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("privateKey: %s", problem)));
 }
 
 /* "environment-ssh-<slug>-private-key-<8 hex>" */
 static char *
 private_key_secret_name(const char *environment_name)
 {
-	char		slug[49];
-	int			length = 0;
-	uint32		suffix;
+	char slug[49];
+	int length = 0;
+	uint32 suffix;
 
 	for (const char *p = environment_name; *p != '\0' && length < 48; p++)
 	{
-		char		c = pg_ascii_tolower((unsigned char) *p);
+		char c = pg_ascii_tolower((unsigned char) *p);
 
 		if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))
 			slug[length++] = c;
@@ -158,8 +157,9 @@ private_key_secret_name(const char *environment_name)
 	slug[length] = '\0';
 	if (!pg_strong_random(&suffix, sizeof(suffix)))
 		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
-	return psprintf("environment-ssh-%s-private-key-%08x", length > 0 ? slug : "environment", suffix);
+		        (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+	return psprintf("environment-ssh-%s-private-key-%08x", length > 0 ? slug : "environment",
+	                suffix);
 }
 
 static bool
@@ -175,36 +175,37 @@ Datum
 envrt_create_environment(PG_FUNCTION_ARGS)
 {
 	static Statement insert = {
-		"INSERT INTO @environments@ (company_id, name, driver, config, description, metadata, created_at, updated_at)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $7)"
-		" ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
-		" RETURNING " ENVIRONMENT_COLUMNS,
-		7,
-		{UUIDOID, TEXTOID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, TIMESTAMPTZOID},
+	    "INSERT INTO @environments@ (company_id, name, driver, config, description, metadata, "
+	    "created_at, updated_at)"
+	    " VALUES ($1, $2, $3, $4, $5, $6, $7, $7)"
+	    " ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
+	    " RETURNING " ENVIRONMENT_COLUMNS,
+	    7,
+	    {UUIDOID, TEXTOID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, TIMESTAMPTZOID},
 	};
-	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
-	char	   *name = text_argument(fcinfo, 1, "name");
-	char	   *driver = text_argument(fcinfo, 2, "driver");
-	Jsonb	   *stored = jsonb_argument(fcinfo, 3, "config");
-	Datum		values[7];
-	char		nulls[8] = "       ";
-	json_t	   *canonical;
+	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
+	char *name = text_argument(fcinfo, 1, "name");
+	char *driver = text_argument(fcinfo, 2, "driver");
+	Jsonb *stored = jsonb_argument(fcinfo, 3, "config");
+	Datum values[7];
+	char nulls[8] = "       ";
+	json_t *canonical;
 	const char *private_key = NULL;
-	ApiCall		call;
-	Datum		result;
+	ApiCall call;
+	Datum result;
 
 	if (is_blank(name))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("name must not be empty")));
+		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("name must not be empty")));
 	if (!PG_ARGISNULL(5) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(5)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("metadata must be a JSON object")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("metadata must be a JSON object")));
 
 	api_enter(&call, "envrt_create_environment()");
 	company_require(&call, company_id);
 	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(stored))
 	{
-		json_t	   *given = json_from_jsonb(stored);
+		json_t *given = json_from_jsonb(stored);
 
 		private_key = take_private_key(given);
 		if (private_key != NULL)
@@ -212,31 +213,28 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 		canonical = config_canonical_json(driver, given);
 		if (private_key != NULL)
 		{
-			pg_uuid_t  *secret_id;
+			pg_uuid_t *secret_id;
 
 			check_private_key(private_key);
-			secret_id = secret_create(company_id,
-									  private_key_secret_name(name),
-									  private_key,
-									  strlen(private_key),
-									  psprintf("Secret for %s private-key.", name));
-			json_object_set_new(canonical,
-								"privateKeySecretRef",
-								json_pack("{s:s, s:s, s:s}", "type", "secret_ref", "secretId",
-										  uuid_text(secret_id), "version", "latest"));
+			secret_id =
+			    secret_create(company_id, private_key_secret_name(name), private_key,
+			                  strlen(private_key), psprintf("Secret for %s private-key.", name));
+			json_object_set_new(canonical, "privateKeySecretRef",
+			                    json_pack("{s:s, s:s, s:s}", "type", "secret_ref", "secretId",
+			                              uuid_text(secret_id), "version", "latest"));
 		}
 	}
 	else
 		canonical = config_canonical(driver, stored);
 	if (strcmp(driver, "sandbox") == 0 &&
-		strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("Built-in fake sandbox environments are reserved for internal probes and cannot be saved.")));
+	    strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("Built-in fake sandbox environments are reserved for internal "
+		                       "probes and cannot be saved.")));
 	if (strcmp(driver, "plugin") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("Plugin environment config validation requires a running plugin worker manager.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Plugin environment config validation requires a running plugin "
+		                       "worker manager.")));
 
 	values[0] = UUIDPGetDatum(company_id);
 	values[1] = CStringGetTextDatum(name);
@@ -248,10 +246,12 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 	nulls[5] = PG_ARGISNULL(5) ? 'n' : ' ';
 	values[6] = TimestampTzGetDatum(GetCurrentTimestamp());
 	if (statement_execute(&insert, values, nulls) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNIQUE_VIOLATION),
-				 errmsg("Company \"%s\" has a local environment already.", uuid_text(company_id)),
-				 errhint("There is one local environment a company: use envrt_ensure_local_environment.")));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_UNIQUE_VIOLATION),
+		     errmsg("Company \"%s\" has a local environment already.", uuid_text(company_id)),
+		     errhint(
+		         "There is one local environment a company: use envrt_ensure_local_environment.")));
 	result = environment_datum(fcinfo);
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
@@ -265,36 +265,37 @@ Datum
 envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 {
 	static Statement find = {
-		"SELECT " ENVIRONMENT_COLUMNS " FROM @environments@"
-		" WHERE company_id OPERATOR(pg_catalog.=) $1 AND driver OPERATOR(pg_catalog.=) 'local'",
-		1,
-		{UUIDOID},
+	    "SELECT " ENVIRONMENT_COLUMNS " FROM @environments@"
+	    " WHERE company_id OPERATOR(pg_catalog.=) $1 AND driver OPERATOR(pg_catalog.=) 'local'",
+	    1,
+	    {UUIDOID},
 	};
 	static Statement insert = {
-		"INSERT INTO @environments@ (company_id, name, description, driver, status, config, metadata, created_at, updated_at)"
-		" VALUES ($1, 'Local', 'Default execution environment for Paperclip runs on this machine.', 'local', 'active',"
-		"   '{}', '{\"managedByPaperclip\": true, \"defaultForCompany\": true}', $2, $2)"
-		" ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
-		" RETURNING " ENVIRONMENT_COLUMNS,
-		2,
-		{UUIDOID, TIMESTAMPTZOID},
+	    "INSERT INTO @environments@ (company_id, name, description, driver, status, config, "
+	    "metadata, created_at, updated_at)"
+	    " VALUES ($1, 'Local', 'Default execution environment for Paperclip runs on this "
+	    "machine.', 'local', 'active',"
+	    "   '{}', '{\"managedByPaperclip\": true, \"defaultForCompany\": true}', $2, $2)"
+	    " ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
+	    " RETURNING " ENVIRONMENT_COLUMNS,
+	    2,
+	    {UUIDOID, TIMESTAMPTZOID},
 	};
-	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
-	Datum		values[2] = {UUIDPGetDatum(company_id)};
-	ApiCall		call;
-	Datum		result;
+	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
+	Datum values[2] = {UUIDPGetDatum(company_id)};
+	ApiCall call;
+	Datum result;
 
 	api_enter(&call, "envrt_ensure_local_environment()");
 	company_require(&call, company_id);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	if (statement_execute(&find, values, NULL) == 0 &&
-		statement_execute(&insert, values, NULL) == 0 &&
-		statement_execute(&find, values, NULL) == 0)
+	    statement_execute(&insert, values, NULL) == 0 &&
+	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("Failed to ensure local environment"),
-				 errdetail("It was made and deleted by others meanwhile."),
-				 errhint("Try again.")));
+		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		         errmsg("Failed to ensure local environment"),
+		         errdetail("It was made and deleted by others meanwhile."), errhint("Try again.")));
 	result = environment_datum(fcinfo);
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
@@ -306,8 +307,8 @@ envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 Datum
 envrt_normalize_config(PG_FUNCTION_ARGS)
 {
-	char	   *driver = text_argument(fcinfo, 0, "driver");
-	Jsonb	   *config = jsonb_argument(fcinfo, 1, "config");
+	char *driver = text_argument(fcinfo, 0, "driver");
+	Jsonb *config = jsonb_argument(fcinfo, 1, "config");
 
 	PG_RETURN_JSONB_P(config_stored(driver, config, config_canonical(driver, config)));
 }
@@ -315,9 +316,9 @@ envrt_normalize_config(PG_FUNCTION_ARGS)
 static Datum
 probe_datum(FunctionCallInfo fcinfo, const char *driver, const ProbeResult *probe)
 {
-	TupleDesc	desc;
-	Datum		values[4];
-	bool		nulls[4] = {false};
+	TupleDesc desc;
+	Datum values[4];
+	bool nulls[4] = {false};
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -334,32 +335,32 @@ static void
 probe(const Environment *environment, ProbeResult *result)
 {
 	JsonbObject details;
-	char	   *provider;
+	char *provider;
 
 	jsonb_object_begin(&details);
 	if (strcmp(environment->driver, "plugin") == 0)
 	{
-		char	   *plugin_key = jsonb_string_member(environment->config, "pluginKey");
-		char	   *driver_key = jsonb_string_member(environment->config, "driverKey");
+		char *plugin_key = jsonb_string_member(environment->config, "pluginKey");
+		char *driver_key = jsonb_string_member(environment->config, "driverKey");
 
 		jsonb_object_string(&details, "pluginKey", plugin_key);
 		jsonb_object_string(&details, "driverKey", driver_key);
 		result->ok = false;
 		result->summary =
-			psprintf("Plugin environment probes require a plugin worker manager for \"%s:%s\".",
-					 plugin_key != NULL ? plugin_key : "",
-					 driver_key != NULL ? driver_key : "");
+		    psprintf("Plugin environment probes require a plugin worker manager for \"%s:%s\".",
+		             plugin_key != NULL ? plugin_key : "", driver_key != NULL ? driver_key : "");
 		result->details = jsonb_object_end(&details);
 		return;
 	}
 	provider = jsonb_string_member(environment->config, "provider");
 	if (strcmp(environment->driver, "sandbox") == 0 && provider != NULL && !is_blank(provider) &&
-		strcmp(provider, "fake") != 0)
+	    strcmp(provider, "fake") != 0)
 	{
 		jsonb_object_string(&details, "provider", provider);
 		result->ok = false;
-		result->summary = psprintf("Sandbox provider \"%s\" is not installed or its plugin worker is not running.",
-								   provider);
+		result->summary = psprintf(
+		    "Sandbox provider \"%s\" is not installed or its plugin worker is not running.",
+		    provider);
 		result->details = jsonb_object_end(&details);
 		return;
 	}
@@ -372,11 +373,11 @@ probe(const Environment *environment, ProbeResult *result)
 Datum
 envrt_probe(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *id = uuid_argument(fcinfo, 0, "environment_id");
-	ApiCall		call;
+	pg_uuid_t *id = uuid_argument(fcinfo, 0, "environment_id");
+	ApiCall call;
 	Environment *environment;
 	ProbeResult result = {0};
-	Datum		datum;
+	Datum datum;
 
 	api_enter(&call, "envrt_probe()");
 	environment = environment_load(&call, id);
@@ -392,14 +393,14 @@ envrt_probe(PG_FUNCTION_ARGS)
 Datum
 envrt_probe_config(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
-	char	   *driver = text_argument(fcinfo, 1, "driver");
-	Jsonb	   *config = jsonb_argument(fcinfo, 2, "config");
+	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
+	char *driver = text_argument(fcinfo, 1, "driver");
+	Jsonb *config = jsonb_argument(fcinfo, 2, "config");
 	Environment environment = {0};
-	json_t	   *canonical;
-	ApiCall		call;
+	json_t *canonical;
+	ApiCall call;
 	ProbeResult result = {0};
-	Datum		datum;
+	Datum datum;
 
 	api_enter(&call, "envrt_probe_config()");
 	company_require(&call, company_id);
@@ -409,7 +410,7 @@ envrt_probe_config(PG_FUNCTION_ARGS)
 	environment.status = "active";
 	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(config))
 	{
-		json_t	   *given = json_from_jsonb(config);
+		json_t *given = json_from_jsonb(config);
 		const char *private_key = take_private_key(given);
 
 		if (private_key != NULL)

@@ -12,13 +12,13 @@
 
 typedef struct Environment
 {
-	pg_uuid_t  *id;				/* NULL: a config that is not stored */
-	pg_uuid_t  *company_id;
-	char	   *name;
-	char	   *driver;
-	char	   *status;
-	Jsonb	   *config;
-	const char *unsaved_private_key;	/* of a probed config, UTF-8; NULL: by its reference */
+	pg_uuid_t *id; /* NULL: a config that is not stored */
+	pg_uuid_t *company_id;
+	char *name;
+	char *driver;
+	char *status;
+	Jsonb *config;
+	const char *unsaved_private_key; /* of a probed config, UTF-8; NULL: by its reference */
 } Environment;
 
 extern Environment *environment_load(const ApiCall *call, const pg_uuid_t *id);

@@ -46,20 +46,21 @@
 
 static struct
 {
-	pid_t		pid;			/* 0: none */
-	pgsocket	control;
-	int			log;
-	RpcReader  *reader;
-	RpcReader  *log_reader;
-	json_int_t	last_id;
-	bool		ready;
+	pid_t pid; /* 0: none */
+	pgsocket control;
+	int log;
+	RpcReader *reader;
+	RpcReader *log_reader;
+	json_int_t last_id;
+	bool ready;
 	TimestampTz started;
 	TimestampTz ready_deadline;
-	TimestampTz ping_deadline;	/* DT_NOEND: no ping in flight */
-	json_int_t	ping_id;
-	TimestampTz start_at;		/* while there is none */
-	int			failures;		/* in a row, each soon after the start */
-	bool		changed;		/* descriptors differ from the wait event set's */
+	TimestampTz ping_deadline; /* DT_NOEND: no ping in flight */
+	json_int_t ping_id;
+	json_int_t configure_id;
+	TimestampTz start_at; /* while there is none */
+	int failures;         /* in a row, each soon after the start */
+	bool changed;         /* descriptors differ from the wait event set's */
 } host = {.control = PGINVALID_SOCKET, .log = -1, .ping_deadline = DT_NOEND};
 
 /* host_state in shared memory, and whoever waits for it. */
@@ -72,6 +73,8 @@ publish(HostState state, const char *last_exit)
 	shared_state->host_state = state;
 	shared_state->host_pid = host.pid;
 	shared_state->host_since = GetCurrentTimestamp();
+	if (state != HOST_RUNNING)
+		shared_state->host_settings_since = 0;
 	if (last_exit != NULL)
 		strlcpy(shared_state->host_last_exit, last_exit, sizeof(shared_state->host_last_exit));
 	LWLockRelease(shared_state->lock);
@@ -83,7 +86,7 @@ make_directory(const char *path)
 {
 	if (mkdir(path, S_IRWXU) != 0 && errno != EEXIST)
 		ereport(ERROR,
-				(errcode_for_file_access(), errmsg("could not create directory \"%s\": %m", path)));
+		        (errcode_for_file_access(), errmsg("could not create directory \"%s\": %m", path)));
 }
 
 /*
@@ -92,12 +95,17 @@ make_directory(const char *path)
 static void
 exec_host(const char *program, int log_fd, int control_fd, int postmaster_fd)
 {
-	char	   *const arguments[] = {ENVRT_HOST_PROGRAM, "--directory",
-									 ENVRT_RUN_DIRECTORY, "--control-fd", "3",
-									 "--postmaster-fd", "4", NULL};
-	char	   *const environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8", NULL};
-	int			from[5];
-	sigset_t	none;
+	char *const arguments[] = {ENVRT_HOST_PROGRAM,
+	                           "--directory",
+	                           ENVRT_RUN_DIRECTORY,
+	                           "--control-fd",
+	                           "3",
+	                           "--postmaster-fd",
+	                           "4",
+	                           NULL};
+	char *const environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8", NULL};
+	int from[5];
+	sigset_t none;
 
 	for (int signal_number = 1; signal_number < NSIG; signal_number++)
 		(void) signal(signal_number, SIG_DFL);
@@ -129,8 +137,8 @@ exec_host(const char *program, int log_fd, int control_fd, int postmaster_fd)
 static void
 send_control(json_t *message)
 {
-	size_t		length;
-	char	   *line = rpc_dump_line(message, &length);
+	size_t length;
+	char *line = rpc_dump_line(message, &length);
 
 	json_decref(message);
 	if (line == NULL)
@@ -147,30 +155,29 @@ send_control(json_t *message)
 void
 host_process_configure(void)
 {
-	json_t	   *allowed;
-	ListCell   *cell;
+	json_t *allowed;
+	ListCell *cell;
 
 	if (host.pid == 0)
 		return;
 	allowed = json_array();
-	foreach(cell, settings_list(envrt_allowed_hosts))
+	foreach (cell, settings_list(envrt_allowed_hosts))
 		json_array_append_new(allowed, json_string(lfirst(cell)));
-	send_control(rpc_request(++host.last_id,
-							 "configure",
-							 json_pack("{s:i, s:i, s:i, s:o}",
-									   "sshIdleTimeoutMs", envrt_ssh_idle_timeout,
-									   "sshSessionsPerHost", envrt_ssh_sessions_per_host,
-									   "maxCalls", envrt_max_calls,
-									   "allowedHosts", allowed)));
+	host.configure_id = ++host.last_id;
+	send_control(
+	    rpc_request(host.configure_id, "configure",
+	                json_pack("{s:i, s:i, s:i, s:o}", "sshIdleTimeoutMs", envrt_ssh_idle_timeout,
+	                          "sshSessionsPerHost", envrt_ssh_sessions_per_host, "maxCalls",
+	                          envrt_max_calls, "allowedHosts", allowed)));
 }
 
 static void
 start(void)
 {
-	char		program[MAXPGPATH];
-	int			control[2];
-	int			log[2];
-	pid_t		pid;
+	char program[MAXPGPATH];
+	int control[2];
+	int log[2];
+	pid_t pid;
 
 	make_directory(ENVRT_DIRECTORY);
 	make_directory(ENVRT_RUN_DIRECTORY);
@@ -217,10 +224,10 @@ start(void)
 static void
 read_log(void)
 {
-	char		buffer[4096];
-	ssize_t		n = read(host.log, buffer, sizeof(buffer));
+	char buffer[4096];
+	ssize_t n = read(host.log, buffer, sizeof(buffer));
 	const char *line;
-	size_t		length;
+	size_t length;
 
 	if (n <= 0)
 		return;
@@ -233,7 +240,7 @@ read_log(void)
 	for (;;)
 	{
 		RpcReadStatus status = rpc_reader_next(host.log_reader, &line, &length);
-		int			level = LOG;
+		int level = LOG;
 
 		if (status == RPC_READ_TOO_LONG)
 		{
@@ -273,10 +280,10 @@ close_all(void)
 static void
 bury(const char *reason)
 {
-	char		why[128];
-	int			status = 0;
-	pid_t		pid = host.pid;
-	bool		lived_long;
+	char why[128];
+	int status = 0;
+	pid_t pid = host.pid;
+	bool lived_long;
 
 	/* Its control channel is closed, or it hangs: nothing is lost by a kill. */
 	(void) kill(pid, SIGKILL);
@@ -297,20 +304,21 @@ bury(const char *reason)
 	host.failures = lived_long ? 0 : host.failures + 1;
 	host.start_at = GetCurrentTimestamp();
 	if (host.failures > 1)
-		host.start_at = TimestampTzPlusMilliseconds(host.start_at,
-													Min(100 << Min(host.failures, 16), MAX_DELAY_MS));
+		host.start_at = TimestampTzPlusMilliseconds(
+		    host.start_at, Min(100 << Min(host.failures, 16), MAX_DELAY_MS));
 	publish(HOST_STOPPED, why);
-	ereport(LOG, (errmsg("envrt driver host (PID %d) has ended", (int) pid), errdetail_internal("%s", why)));
+	ereport(LOG, (errmsg("envrt driver host (PID %d) has ended", (int) pid),
+	              errdetail_internal("%s", why)));
 }
 
 /* Answers on the control channel. */
 static bool
 read_control(void)
 {
-	char		buffer[4096];
-	ssize_t		n = recv(host.control, buffer, sizeof(buffer), MSG_DONTWAIT);
+	char buffer[4096];
+	ssize_t n = recv(host.control, buffer, sizeof(buffer), MSG_DONTWAIT);
 	const char *line;
-	size_t		length;
+	size_t length;
 	RpcReadStatus status;
 
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
@@ -320,13 +328,21 @@ read_control(void)
 	(void) rpc_reader_feed(host.reader, buffer, n);
 	while ((status = rpc_reader_next(host.reader, &line, &length)) == RPC_READ_LINE)
 	{
-		RpcMessage	message;
+		RpcMessage message;
 
 		rpc_parse(line, length, &message);
 		if (message.kind == RPC_RESPONSE)
 		{
-			if (json_integer_value(message.id) == host.ping_id)
+			json_int_t id = json_integer_value(message.id);
+
+			if (id == host.ping_id)
 				host.ping_deadline = DT_NOEND;
+			if (id == host.configure_id)
+			{
+				LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+				shared_state->host_settings_since = GetCurrentTimestamp();
+				LWLockRelease(shared_state->lock);
+			}
 			if (!host.ready)
 			{
 				host.ready = true;
@@ -358,7 +374,7 @@ TimestampTz
 host_process_tend(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		suspect;
+	bool suspect;
 
 	if (host.pid == 0 && now >= host.start_at)
 		start();
@@ -394,7 +410,7 @@ host_process_tend(void)
 bool
 host_process_take_change(void)
 {
-	bool		changed = host.changed;
+	bool changed = host.changed;
 
 	host.changed = false;
 	return changed;

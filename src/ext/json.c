@@ -33,9 +33,8 @@ json_guard(json_t *json)
 
 	if (json == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	callback = MemoryContextAllocExtended(CurrentMemoryContext,
-										  sizeof(MemoryContextCallback),
-										  MCXT_ALLOC_NO_OOM);
+	callback = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(MemoryContextCallback),
+	                                      MCXT_ALLOC_NO_OOM);
 	if (callback == NULL)
 	{
 		json_decref(json);
@@ -62,9 +61,9 @@ text_from_utf8(const char *text)
 json_t *
 json_from_jsonb(Jsonb *jsonb)
 {
-	char	   *text = text_to_utf8(JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb)));
+	char *text = text_to_utf8(JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb)));
 	json_error_t error;
-	json_t	   *json = json_loads(text, JSON_DECODE_ANY, &error);
+	json_t *json = json_loads(text, JSON_DECODE_ANY, &error);
 
 	/* Integers beyond 64 bits: in keys that we know, a real of that size is wrong as well. */
 	if (json == NULL && json_error_code(&error) == json_error_numeric_overflow)
@@ -74,9 +73,8 @@ json_from_jsonb(Jsonb *jsonb)
 		if (json_error_code(&error) == json_error_out_of_memory)
 			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 		/* jsonb holds numbers and depths that other JSON software does not. */
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("config is not usable: %s", text_from_utf8(error.text))));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("config is not usable: %s", text_from_utf8(error.text))));
 	}
 	return json_guard(json);
 }
@@ -84,9 +82,9 @@ json_from_jsonb(Jsonb *jsonb)
 Jsonb *
 jsonb_from_json(const json_t *json)
 {
-	size_t		length;
-	char	   *line = rpc_dump_line(json, &length);
-	char	   *text;
+	size_t length;
+	char *line = rpc_dump_line(json, &length);
+	char *text;
 
 	if (line == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
@@ -105,11 +103,11 @@ jsonb_from_json(const json_t *json)
 char *
 jsonb_string_member(Jsonb *jsonb, const char *key)
 {
-	JsonbValue	value;
+	JsonbValue value;
 
 	if (!JB_ROOT_IS_OBJECT(jsonb) ||
-		getKeyJsonValueFromContainer(&jsonb->root, key, strlen(key), &value) == NULL ||
-		value.type != jbvString)
+	    getKeyJsonValueFromContainer(&jsonb->root, key, strlen(key), &value) == NULL ||
+	    value.type != jbvString)
 		return NULL;
 	return pnstrdup(value.val.string.val, value.val.string.len);
 }
@@ -124,7 +122,7 @@ jsonb_object_begin(JsonbObject *object)
 static void
 push_key(JsonbObject *object, const char *key)
 {
-	JsonbValue	value = {.type = jbvString};
+	JsonbValue value = {.type = jbvString};
 
 	value.val.string.val = unconstify(char *, key);
 	value.val.string.len = strlen(key);
@@ -135,7 +133,7 @@ push_key(JsonbObject *object, const char *key)
 void
 jsonb_object_string(JsonbObject *object, const char *key, const char *string)
 {
-	JsonbValue	value = {.type = jbvNull};
+	JsonbValue value = {.type = jbvNull};
 
 	if (string != NULL)
 	{
@@ -150,7 +148,7 @@ jsonb_object_string(JsonbObject *object, const char *key, const char *string)
 void
 jsonb_object_bool(JsonbObject *object, const char *key, bool boolean)
 {
-	JsonbValue	value = {.type = jbvBool};
+	JsonbValue value = {.type = jbvBool};
 
 	value.val.boolean = boolean;
 	push_key(object, key);
@@ -166,19 +164,20 @@ jsonb_object_end(JsonbObject *object)
 static char *
 issues_detail(const ConfigIssues *issues)
 {
-	json_t	   *list = json_guard(json_array());
-	json_t	   *root;
+	json_t *list = json_guard(json_array());
+	json_t *root;
 
 	for (int i = 0; i < issues->count; i++)
 	{
 		const ConfigIssue *issue = &issues->issue[i];
-		json_t	   *path = json_array();
-		char	   *copy = pstrdup(issue->path);
-		char	   *rest = NULL;
+		json_t *path = json_array();
+		char *copy = pstrdup(issue->path);
+		char *rest = NULL;
 
 		for (char *key = strtok_r(copy, ".", &rest); key != NULL; key = strtok_r(NULL, ".", &rest))
 			json_array_append_new(path, json_string(key));
-		json_array_append_new(list, json_pack("{s:o, s:s}", "path", path, "message", issue->message));
+		json_array_append_new(list,
+		                      json_pack("{s:o, s:s}", "path", path, "message", issue->message));
 	}
 	root = json_guard(json_pack("{s:O}", "issues", list));
 	return JsonbToCString(NULL, &jsonb_from_json(root)->root, 0);
@@ -188,16 +187,15 @@ json_t *
 config_canonical_json(const char *driver, json_t *config)
 {
 	ConfigIssues *issues = palloc0(sizeof(ConfigIssues));
-	json_t	   *canonical = config_normalize(text_to_utf8(driver), config, issues);
-	char		text[512];
+	json_t *canonical = config_normalize(text_to_utf8(driver), config, issues);
+	char text[512];
 
 	if (canonical == NULL && issues->count > 0)
 	{
 		config_issue_text(&issues->issue[0], text, sizeof(text));
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg_internal("%s", text_from_utf8(text)),
-				 errdetail_internal("%s", issues_detail(issues))));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg_internal("%s", text_from_utf8(text)),
+		                errdetail_internal("%s", issues_detail(issues))));
 	}
 	return json_guard(canonical);
 }
@@ -216,8 +214,8 @@ config_canonical(const char *driver, Jsonb *config)
 Jsonb *
 config_stored(const char *driver, Jsonb *given, const json_t *canonical)
 {
-	Jsonb	   *known;
-	json_t	   *overlay;
+	Jsonb *known;
+	json_t *overlay;
 	static const char *const provider_keys[] = {"provider", "timeoutMs", "reuseLease"};
 
 	if (!JB_ROOT_IS_OBJECT(given))
@@ -225,16 +223,17 @@ config_stored(const char *driver, Jsonb *given, const json_t *canonical)
 	if (strcmp(driver, "local") == 0)
 		return given;
 	if (strcmp(driver, "sandbox") != 0 ||
-		strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
+	    strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
 		return jsonb_from_json(canonical);
 	overlay = json_guard(json_object_new());
 	for (int i = 0; i < lengthof(provider_keys); i++)
 	{
-		json_t	   *value = json_object_get(canonical, provider_keys[i]);
+		json_t *value = json_object_get(canonical, provider_keys[i]);
 
 		if (value != NULL)
 			json_object_set(overlay, provider_keys[i], value);
 	}
 	known = jsonb_from_json(overlay);
-	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(given), JsonbPGetDatum(known)));
+	return DatumGetJsonbP(
+	    DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(given), JsonbPGetDatum(known)));
 }

@@ -88,7 +88,7 @@ envrt_launcher_main(Datum argument)
 	{
 		TimestampTz host_deadline;
 		TimestampTz scheduler_deadline;
-		WaitEvent	event;
+		WaitEvent event;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -111,11 +111,8 @@ envrt_launcher_main(Datum argument)
 			AddWaitEventToSet(events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 			host_process_add_events(events);
 		}
-		if (WaitEventSetWait(events,
-							 sleep_time(host_deadline, scheduler_deadline),
-							 &event,
-							 1,
-							 PG_WAIT_EXTENSION) > 0)
+		if (WaitEventSetWait(events, sleep_time(host_deadline, scheduler_deadline), &event, 1,
+		                     PG_WAIT_EXTENSION) > 0)
 		{
 			if (event.events & WL_LATCH_SET)
 				ResetLatch(MyLatch);

@@ -37,9 +37,10 @@ PG_FUNCTION_INFO_V1(envrt_release_leases);
 PG_FUNCTION_INFO_V1(envrt_release_lease);
 
 /* In the order of envrt.environment_leases, the type that these functions return. */
-#define LEASE_COLUMNS \
-	"id, company_id, environment_id, execution_workspace_id, issue_id, heartbeat_run_id, status," \
-	" lease_policy, provider, provider_lease_id, acquired_at, last_used_at, expires_at, released_at," \
+#define LEASE_COLUMNS                                                                              \
+	"id, company_id, environment_id, execution_workspace_id, issue_id, heartbeat_run_id, status,"  \
+	" lease_policy, provider, provider_lease_id, acquired_at, last_used_at, expires_at, "          \
+	"released_at,"                                                                                 \
 	" failure_reason, cleanup_status, metadata, created_at, updated_at"
 #define LEASE_COLUMN_COUNT 19
 
@@ -48,33 +49,31 @@ static void
 run_check(const pg_uuid_t *run_id, const pg_uuid_t *company_id, bool lock)
 {
 	static Statement look = {
-		"SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1",
-		1,
-		{UUIDOID},
+	    "SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
 	};
 	static Statement look_and_lock = {
-		"SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1 FOR SHARE",
-		1,
-		{UUIDOID},
+	    "SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1 FOR "
+	    "SHARE",
+	    1,
+	    {UUIDOID},
 	};
-	Datum		values[1] = {UUIDPGetDatum(run_id)};
-	char	   *status;
+	Datum values[1] = {UUIDPGetDatum(run_id)};
+	char *status;
 
 	if (statement_execute(lock ? &look_and_lock : &look, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Run \"%s\" not found.", uuid_text(run_id))));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Run \"%s\" not found.", uuid_text(run_id))));
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("Run \"%s\" does not belong to this company.", uuid_text(run_id))));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("Run \"%s\" does not belong to this company.", uuid_text(run_id))));
 	status = result_text(0, 2);
 	if (strcmp(status, "succeeded") == 0 || strcmp(status, "failed") == 0 ||
-		strcmp(status, "cancelled") == 0 || strcmp(status, "timed_out") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("Run \"%s\" is over (status: %s).", uuid_text(run_id), status),
-				 errhint("Acquire leases for a run that is queued or running.")));
+	    strcmp(status, "cancelled") == 0 || strcmp(status, "timed_out") == 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Run \"%s\" is over (status: %s).", uuid_text(run_id), status),
+		                errhint("Acquire leases for a run that is queued or running.")));
 }
 
 /* The workspace must be of the company; its mode is the default for the lease. */
@@ -82,36 +81,32 @@ static char *
 workspace_check(const ApiCall *call, const pg_uuid_t *workspace_id, const pg_uuid_t *company_id)
 {
 	static Statement look = {
-		"SELECT company_id, mode FROM @execution_workspaces@ WHERE id OPERATOR(pg_catalog.=) $1",
-		1,
-		{UUIDOID},
+	    "SELECT company_id, mode FROM @execution_workspaces@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
 	};
-	Datum		values[1] = {UUIDPGetDatum(workspace_id)};
+	Datum values[1] = {UUIDPGetDatum(workspace_id)};
 
 	if (!caller_can_see(call, TABLE_EXECUTION_WORKSPACES, workspace_id) ||
-		statement_execute(&look, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Execution workspace \"%s\" not found.", uuid_text(workspace_id))));
+	    statement_execute(&look, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Execution workspace \"%s\" not found.", uuid_text(workspace_id))));
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("Execution workspace \"%s\" does not belong to this company.",
-						uuid_text(workspace_id))));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("Execution workspace \"%s\" does not belong to this company.",
+		                       uuid_text(workspace_id))));
 	return result_text(0, 2);
 }
 
 static TimestampTz
 expiry(TimestampTz now, const Interval *expires_in)
 {
-	TimestampTz expires_at =
-		DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												TimestampTzGetDatum(now),
-												IntervalPGetDatum(expires_in)));
+	TimestampTz expires_at = DatumGetTimestampTz(DirectFunctionCall2(
+	    timestamptz_pl_interval, TimestampTzGetDatum(now), IntervalPGetDatum(expires_in)));
 
 	if (expires_at <= now)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("expires_in must be positive")));
+		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("expires_in must be positive")));
 	return expires_at;
 }
 
@@ -119,18 +114,19 @@ expiry(TimestampTz now, const Interval *expires_in)
 static Datum
 lease_datum(FunctionCallInfo fcinfo, int row)
 {
-	TupleDesc	desc;
-	Datum		values[LEASE_COLUMN_COUNT];
-	bool		nulls[LEASE_COLUMN_COUNT];
+	TupleDesc desc;
+	Datum values[LEASE_COLUMN_COUNT];
+	bool nulls[LEASE_COLUMN_COUNT];
 	HeapTupleHeader copied;
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-		desc->natts != LEASE_COLUMN_COUNT)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("type envrt.environment_leases is not the one that this version of envrt has"),
-				 errhint("ALTER EXTENSION envrt UPDATE;")));
+	    desc->natts != LEASE_COLUMN_COUNT)
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_DATATYPE_MISMATCH),
+		     errmsg("type envrt.environment_leases is not the one that this version of envrt has"),
+		     errhint("ALTER EXTENSION envrt UPDATE;")));
 	BlessTupleDesc(desc);
 	heap_deform_tuple(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, values, nulls);
 	tuple = heap_form_tuple(desc, values, nulls);
@@ -140,33 +136,36 @@ lease_datum(FunctionCallInfo fcinfo, int row)
 
 static void
 insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg_uuid_t *issue_id,
-			 const pg_uuid_t *workspace_id, const Interval *expires_in)
+             const pg_uuid_t *workspace_id, const Interval *expires_in)
 {
-#define INSERT_LEASE \
-	"INSERT INTO @environment_leases@ (id, company_id, environment_id, heartbeat_run_id, issue_id," \
-	" execution_workspace_id, status, lease_policy, provider, provider_lease_id, metadata, expires_at," \
-	" acquired_at, last_used_at, created_at, updated_at)" \
+#define INSERT_LEASE                                                                               \
+	"INSERT INTO @environment_leases@ (id, company_id, environment_id, heartbeat_run_id, "         \
+	"issue_id,"                                                                                    \
+	" execution_workspace_id, status, lease_policy, provider, provider_lease_id, metadata, "       \
+	"expires_at,"                                                                                  \
+	" acquired_at, last_used_at, created_at, updated_at)"                                          \
 	" VALUES ($1, $2, $3, $4, $5, $6, 'active', $7, $8, $9, $10, $11, $12, $12, $12, $12)"
 	static Statement insert = {
-		INSERT_LEASE " RETURNING " LEASE_COLUMNS,
-		12,
-		{UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
-		 TIMESTAMPTZOID, TIMESTAMPTZOID},
+	    INSERT_LEASE " RETURNING " LEASE_COLUMNS,
+	    12,
+	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
+	     TIMESTAMPTZOID, TIMESTAMPTZOID},
 	};
 	/* A reusable provider lease has one holder: environment_leases_holder_idx. */
 	static Statement insert_holder = {
-		INSERT_LEASE
-		" ON CONFLICT (provider, provider_lease_id) WHERE status OPERATOR(pg_catalog.=) 'active'"
-		" AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace'])"
-		" DO NOTHING RETURNING " LEASE_COLUMNS,
-		12,
-		{UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
-		 TIMESTAMPTZOID, TIMESTAMPTZOID},
+	    INSERT_LEASE
+	    " ON CONFLICT (provider, provider_lease_id) WHERE status OPERATOR(pg_catalog.=) 'active'"
+	    " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
+	    "'reuse_by_execution_workspace'])"
+	    " DO NOTHING RETURNING " LEASE_COLUMNS,
+	    12,
+	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
+	     TIMESTAMPTZOID, TIMESTAMPTZOID},
 	};
-	bool		reusable = strncmp(lease->lease_policy, "reuse_", strlen("reuse_")) == 0;
+	bool reusable = strncmp(lease->lease_policy, "reuse_", strlen("reuse_")) == 0;
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[12];
-	char		nulls[13] = "            ";
+	Datum values[12];
+	char nulls[13] = "            ";
 
 	values[0] = UUIDPGetDatum(request->lease_id);
 	values[1] = UUIDPGetDatum(request->environment->company_id);
@@ -190,13 +189,14 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 	values[11] = TimestampTzGetDatum(now);
 
 	if (statement_execute(reusable ? &insert_holder : &insert, values, nulls) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("Provider lease \"%s\" of environment \"%s\" is held by another active lease.",
-						lease->provider_lease_id,
-						request->environment->name),
-				 errdetail("lease_acquire_failed"),
-				 errhint("Try again when that lease has been released, or use an environment without reuseLease.")));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+		     errmsg("Provider lease \"%s\" of environment \"%s\" is held by another active lease.",
+		            lease->provider_lease_id, request->environment->name),
+		     errdetail("lease_acquire_failed"),
+		     errhint("Try again when that lease has been released, or use an environment without "
+		             "reuseLease.")));
 }
 
 /*
@@ -207,19 +207,19 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 Datum
 envrt_acquire_lease(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
-	pg_uuid_t  *environment_id = uuid_argument(fcinfo, 1, "environment_id");
-	pg_uuid_t  *run_id = uuid_argument(fcinfo, 2, "heartbeat_run_id");
-	pg_uuid_t  *issue_id = optional_uuid_argument(fcinfo, 3);
-	pg_uuid_t  *workspace_id = optional_uuid_argument(fcinfo, 4);
-	char	   *workspace_mode = optional_text_argument(fcinfo, 5);
-	Interval   *expires_in = PG_ARGISNULL(6) ? NULL : PG_GETARG_INTERVAL_P(6);
-	ApiCall		call;
+	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
+	pg_uuid_t *environment_id = uuid_argument(fcinfo, 1, "environment_id");
+	pg_uuid_t *run_id = uuid_argument(fcinfo, 2, "heartbeat_run_id");
+	pg_uuid_t *issue_id = optional_uuid_argument(fcinfo, 3);
+	pg_uuid_t *workspace_id = optional_uuid_argument(fcinfo, 4);
+	char *workspace_mode = optional_text_argument(fcinfo, 5);
+	Interval *expires_in = PG_ARGISNULL(6) ? NULL : PG_GETARG_INTERVAL_P(6);
+	ApiCall call;
 	Environment *environment;
 	const Driver *driver;
 	AcquireRequest request = {0};
 	AcquiredLease lease = {0};
-	Datum		result;
+	Datum result;
 
 	if (expires_in != NULL)
 		(void) expiry(GetCurrentTimestamp(), expires_in);
@@ -229,23 +229,21 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 	if (memcmp(environment->company_id, company_id, UUID_LEN) != 0)
 	{
 		company_require(&call, company_id);
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("Environment \"%s\" does not belong to this company.", uuid_text(environment_id)),
-				 errdetail("environment_not_found")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("Environment \"%s\" does not belong to this company.",
+		                       uuid_text(environment_id)),
+		                errdetail("environment_not_found")));
 	}
 	if (strcmp(environment->status, "active") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("Environment \"%s\" is not active.", environment->name),
-				 errdetail("environment_inactive")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Environment \"%s\" is not active.", environment->name),
+		                errdetail("environment_inactive")));
 	if (!caller_can_see(&call, TABLE_HEARTBEAT_RUNS, run_id))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Run \"%s\" not found.", uuid_text(run_id))));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Run \"%s\" not found.", uuid_text(run_id))));
 	if (workspace_id != NULL)
 	{
-		char	   *mode = workspace_check(&call, workspace_id, company_id);
+		char *mode = workspace_check(&call, workspace_id, company_id);
 
 		if (workspace_mode == NULL)
 			workspace_mode = mode;
@@ -269,13 +267,13 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 static char *
 release_status_argument(FunctionCallInfo fcinfo, int n)
 {
-	char	   *status = text_argument(fcinfo, n, "status");
+	char *status = text_argument(fcinfo, n, "status");
 
-	if (strcmp(status, "released") != 0 && strcmp(status, "expired") != 0 && strcmp(status, "failed") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("status \"%s\" is not one that a lease can end with", status),
-				 errhint("Use released, expired or failed.")));
+	if (strcmp(status, "released") != 0 && strcmp(status, "expired") != 0 &&
+	    strcmp(status, "failed") != 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("status \"%s\" is not one that a lease can end with", status),
+		                errhint("Use released, expired or failed.")));
 	return status;
 }
 
@@ -287,39 +285,43 @@ release_status_argument(FunctionCallInfo fcinfo, int n)
  * or the leases that the caller can see.
  */
 static void
-release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid_t *id, const char *status,
-		const char *failure_reason)
+release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid_t *id,
+        const char *status, const char *failure_reason)
 {
-#define RELEASE_RETAINS "($2 OPERATOR(pg_catalog.=) 'failed' AND l.lease_policy OPERATOR(pg_catalog.=) 'retain_on_failure')"
+#define RELEASE_RETAINS                                                                            \
+	"($2 OPERATOR(pg_catalog.=) 'failed' AND l.lease_policy OPERATOR(pg_catalog.=) "               \
+	"'retain_on_failure')"
 #define RELEASE_DRIVER "(l.metadata OPERATOR(pg_catalog.->>) 'driver')"
-#define RELEASE(column) \
-	"UPDATE @environment_leases@ l SET" \
-	" status = CASE WHEN " RELEASE_RETAINS " THEN 'retained' ELSE $2 END," \
-	" released_at = CASE WHEN " RELEASE_RETAINS " THEN NULL ELSE $4 END," \
-	" last_used_at = $4, updated_at = $4," \
-	" failure_reason = CASE WHEN $3 IS NOT NULL THEN $3" \
-	"   WHEN $2 OPERATOR(pg_catalog.=) 'failed' AND " RELEASE_DRIVER " OPERATOR(pg_catalog.=) 'sandbox'" \
-	"   THEN 'adapter_or_run_failure' ELSE l.failure_reason END," \
-	" cleanup_status = CASE WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) 'sandbox'" \
-	"   AND (l.metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake' THEN 'success'" \
-	"   ELSE l.cleanup_status END" \
-	" WHERE l." column " OPERATOR(pg_catalog.=) $1 AND l.status OPERATOR(pg_catalog.=) 'active'" \
-	" AND ($5 IS NULL OR l.id OPERATOR(pg_catalog.=) ANY ($5))" \
+#define RELEASE(column)                                                                            \
+	"UPDATE @environment_leases@ l SET"                                                            \
+	" status = CASE WHEN " RELEASE_RETAINS " THEN 'retained' ELSE $2 END,"                         \
+	" released_at = CASE WHEN " RELEASE_RETAINS " THEN NULL ELSE $4 END,"                          \
+	" last_used_at = $4, updated_at = $4,"                                                         \
+	" failure_reason = CASE WHEN $3 IS NOT NULL THEN $3"                                           \
+	"   WHEN $2 OPERATOR(pg_catalog.=) 'failed' AND " RELEASE_DRIVER                               \
+	" OPERATOR(pg_catalog.=) 'sandbox'"                                                            \
+	"   THEN 'adapter_or_run_failure' ELSE l.failure_reason END,"                                  \
+	" cleanup_status = CASE WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) 'sandbox'"              \
+	"   AND (l.metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake' THEN "  \
+	"'success'"                                                                                    \
+	"   ELSE l.cleanup_status END"                                                                 \
+	" WHERE l." column " OPERATOR(pg_catalog.=) $1 AND l.status OPERATOR(pg_catalog.=) 'active'"   \
+	" AND ($5 IS NULL OR l.id OPERATOR(pg_catalog.=) ANY ($5))"                                    \
 	" RETURNING " LEASE_COLUMNS
 	static Statement release_run = {
-		RELEASE("heartbeat_run_id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	    RELEASE("heartbeat_run_id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	static Statement release_one = {
-		RELEASE("id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	    RELEASE("id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	static Statement find_run = {
-		"SELECT id FROM @environment_leases@ WHERE heartbeat_run_id OPERATOR(pg_catalog.=) $1"
-		" AND status OPERATOR(pg_catalog.=) 'active'",
-		1,
-		{UUIDOID},
+	    "SELECT id FROM @environment_leases@ WHERE heartbeat_run_id OPERATOR(pg_catalog.=) $1"
+	    " AND status OPERATOR(pg_catalog.=) 'active'",
+	    1,
+	    {UUIDOID},
 	};
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Datum		values[5];
-	char		nulls[6] = "     ";
-	int			count;
+	Datum values[5];
+	char nulls[6] = "     ";
+	int count;
 
 	values[0] = UUIDPGetDatum(id);
 	values[1] = CStringGetTextDatum(status);
@@ -335,8 +337,8 @@ release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid
 		caller_needs_select(call, TABLE_ENVIRONMENT_LEASES);
 		if (caller_is_restricted(call, TABLE_ENVIRONMENT_LEASES))
 		{
-			Datum	   *visible;
-			int			nvisible = 0;
+			Datum *visible;
+			int nvisible = 0;
 
 			count = statement_execute(&find_run, values, NULL);
 			visible = palloc(sizeof(Datum) * Max(count, 1));
@@ -345,7 +347,8 @@ release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid
 			for (int row = 0; row < count; row++)
 				if (caller_can_see(call, TABLE_ENVIRONMENT_LEASES, DatumGetUUIDP(visible[row])))
 					visible[nvisible++] = visible[row];
-			values[4] = PointerGetDatum(construct_array(visible, nvisible, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+			values[4] = PointerGetDatum(
+			    construct_array(visible, nvisible, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
 			nulls[4] = ' ';
 		}
 	}
@@ -353,8 +356,8 @@ release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid
 	count = statement_execute(by_run ? &release_run : &release_one, values, nulls);
 	for (int row = 0; row < count; row++)
 	{
-		Datum		columns[LEASE_COLUMN_COUNT];
-		bool		isnull[LEASE_COLUMN_COUNT];
+		Datum columns[LEASE_COLUMN_COUNT];
+		bool isnull[LEASE_COLUMN_COUNT];
 
 		heap_deform_tuple(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, columns, isnull);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, columns, isnull);
@@ -366,10 +369,11 @@ result_set_begin(FunctionCallInfo fcinfo)
 {
 	compat_begin_result_set(fcinfo);
 	if (((ReturnSetInfo *) fcinfo->resultinfo)->setDesc->natts != LEASE_COLUMN_COUNT)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("type envrt.environment_leases is not the one that this version of envrt has"),
-				 errhint("ALTER EXTENSION envrt UPDATE;")));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_DATATYPE_MISMATCH),
+		     errmsg("type envrt.environment_leases is not the one that this version of envrt has"),
+		     errhint("ALTER EXTENSION envrt UPDATE;")));
 }
 
 /*
@@ -379,10 +383,10 @@ result_set_begin(FunctionCallInfo fcinfo)
 Datum
 envrt_release_leases(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *run_id = uuid_argument(fcinfo, 0, "heartbeat_run_id");
-	char	   *status = release_status_argument(fcinfo, 1);
-	char	   *failure_reason = optional_text_argument(fcinfo, 2);
-	ApiCall		call;
+	pg_uuid_t *run_id = uuid_argument(fcinfo, 0, "heartbeat_run_id");
+	char *status = release_status_argument(fcinfo, 1);
+	char *failure_reason = optional_text_argument(fcinfo, 2);
+	ApiCall call;
 
 	result_set_begin(fcinfo);
 	api_enter(&call, "envrt_release_leases()");
@@ -399,23 +403,22 @@ Datum
 envrt_release_lease(PG_FUNCTION_ARGS)
 {
 	static Statement find = {
-		"SELECT 1 FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
-		1,
-		{UUIDOID},
+	    "SELECT 1 FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
 	};
-	pg_uuid_t  *lease_id = uuid_argument(fcinfo, 0, "lease_id");
-	char	   *status = release_status_argument(fcinfo, 1);
-	char	   *failure_reason = optional_text_argument(fcinfo, 2);
-	Datum		values[1] = {UUIDPGetDatum(lease_id)};
-	ApiCall		call;
+	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
+	char *status = release_status_argument(fcinfo, 1);
+	char *failure_reason = optional_text_argument(fcinfo, 2);
+	Datum values[1] = {UUIDPGetDatum(lease_id)};
+	ApiCall call;
 
 	result_set_begin(fcinfo);
 	api_enter(&call, "envrt_release_lease()");
 	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
-		statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+	    statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
 	release(fcinfo, &call, false, lease_id, status, failure_reason);
 	api_leave(&call);
 	return (Datum) 0;

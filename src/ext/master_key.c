@@ -58,10 +58,8 @@ key_file(void)
 static void
 report_unusable(const char *path, const char *problem, const char *hint)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("the master key file \"%s\" %s", path, problem),
-			 errhint("%s", hint)));
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+	                errmsg("the master key file \"%s\" %s", path, problem), errhint("%s", hint)));
 }
 
 /*
@@ -70,33 +68,34 @@ report_unusable(const char *path, const char *problem, const char *hint)
 static bool
 read_hex_file(const char *path, unsigned char *bytes, size_t length, bool secret)
 {
-	char		text[2 * 64 + 8];
+	char text[2 * 64 + 8];
 	struct stat status;
-	int			fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
-	ssize_t		nread;
-	size_t		decoded = 0;
+	int fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	ssize_t nread;
+	size_t decoded = 0;
 	const char *end = NULL;
-	int			result;
+	int result;
 
 	if (fd < 0)
 	{
 		if (errno == ENOENT)
 			return false;
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not open the master key file \"%s\": %m", path),
-				 errhint("Let the server's user, and no one else, read it.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("could not open the master key file \"%s\": %m", path),
+		                errhint("Let the server's user, and no one else, read it.")));
 	}
 	if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode))
-		report_unusable(path, "is not a regular file", "Set envrt.master_key_file to the key file.");
+		report_unusable(path, "is not a regular file",
+		                "Set envrt.master_key_file to the key file.");
 	if (secret && (status.st_mode & (S_IRWXO | S_IWGRP | S_IXGRP |
-									 (pg_dir_create_mode == PG_DIR_MODE_OWNER ? S_IRGRP : 0))) != 0)
-		report_unusable(path, "can be read by others", "chmod 0600 the file, and rotate the secrets if somebody may have read it.");
+	                                 (pg_dir_create_mode == PG_DIR_MODE_OWNER ? S_IRGRP : 0))) != 0)
+		report_unusable(
+		    path, "can be read by others",
+		    "chmod 0600 the file, and rotate the secrets if somebody may have read it.");
 	nread = read(fd, text, sizeof(text));
 	if (nread < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read the master key file \"%s\": %m", path)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("could not read the master key file \"%s\": %m", path)));
 	CloseTransientFile(fd);
 	result = sodium_hex2bin(bytes, length, text, nread, NULL, &decoded, &end);
 	if (result == 0)
@@ -105,9 +104,9 @@ read_hex_file(const char *path, unsigned char *bytes, size_t length, bool secret
 	if (result != 0 || decoded != length || end != text + nread)
 	{
 		sodium_memzero(text, sizeof(text));
-		report_unusable(path,
-						"does not hold a key",
-						"It must be 64 hexadecimal digits and a newline: restore it from a backup.");
+		report_unusable(
+		    path, "does not hold a key",
+		    "It must be 64 hexadecimal digits and a newline: restore it from a backup.");
 	}
 	sodium_memzero(text, sizeof(text));
 	return true;
@@ -120,17 +119,18 @@ read_hex_file(const char *path, unsigned char *bytes, size_t length, bool secret
 static bool
 write_hex_file(const char *path, const unsigned char *bytes, size_t length)
 {
-	char	   *temporary = psprintf("%s.%d.tmp", path, MyProcPid);
-	char		text[2 * 64 + 2];
-	size_t		text_length = 2 * length + 1;
-	int			fd;
-	bool		written;
-	bool		exists = false;
+	char *temporary = psprintf("%s.%d.tmp", path, MyProcPid);
+	char text[2 * 64 + 2];
+	size_t text_length = 2 * length + 1;
+	int fd;
+	bool written;
+	bool exists = false;
 
 	sodium_bin2hex(text, sizeof(text), bytes, length);
 	text[text_length - 1] = '\n';
 	(void) unlink(temporary);
-	fd = OpenTransientFilePerm(temporary, O_CREAT | O_EXCL | O_WRONLY | PG_BINARY, S_IRUSR | S_IWUSR);
+	fd = OpenTransientFilePerm(temporary, O_CREAT | O_EXCL | O_WRONLY | PG_BINARY,
+	                           S_IRUSR | S_IWUSR);
 	written = fd >= 0 && write(fd, text, text_length) == (ssize_t) text_length && pg_fsync(fd) == 0;
 	sodium_memzero(text, sizeof(text));
 	if (written && link(temporary, path) != 0)
@@ -140,21 +140,21 @@ write_hex_file(const char *path, const unsigned char *bytes, size_t length)
 	}
 	if (!written)
 	{
-		int			saved_errno = errno;
+		int saved_errno = errno;
 
 		(void) unlink(temporary);
 		errno = saved_errno;
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not write the master key file \"%s\": %m", path),
-				 errhint("Let the server's user write to its directory, or make the file yourself: 64 random hexadecimal digits.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("could not write the master key file \"%s\": %m", path),
+		                errhint("Let the server's user write to its directory, or make the file "
+		                        "yourself: 64 random hexadecimal digits.")));
 	}
 	CloseTransientFile(fd);
 	(void) unlink(temporary);
 	if (!exists)
 		fsync_fname(path, false);
 	{
-		char	   *parent = pstrdup(path);
+		char *parent = pstrdup(path);
 
 		get_parent_directory(parent);
 		fsync_fname(parent[0] != '\0' ? parent : ".", true);
@@ -165,14 +165,14 @@ write_hex_file(const char *path, const unsigned char *bytes, size_t length)
 static void
 fingerprint_of(const unsigned char *master, unsigned char *fingerprint)
 {
-	crypto_kdf_derive_from_key(fingerprint, FINGERPRINT_BYTES, SUBKEY_FINGERPRINT, KEY_CONTEXT, master);
+	crypto_kdf_derive_from_key(fingerprint, FINGERPRINT_BYTES, SUBKEY_FINGERPRINT, KEY_CONTEXT,
+	                           master);
 }
 
 static bool
 database_has_secrets(void)
 {
-	static Statement find = {
-		"SELECT 1 FROM @company_secret_versions@ LIMIT 1", 0, {0}};
+	static Statement find = {"SELECT 1 FROM @company_secret_versions@ LIMIT 1", 0, {0}};
 
 	return statement_execute(&find, NULL, NULL) > 0;
 }
@@ -186,16 +186,16 @@ make_key(unsigned char *master)
 
 	if (database_has_secrets())
 		report_unusable(path, "does not exist, and there are secrets under it",
-						"Restore it from a backup; without it the secrets can't be read.");
+		                "Restore it from a backup; without it the secrets can't be read.");
 	if (read_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint), false))
-		report_unusable(path, "does not exist, but this server had one",
-						"Restore it from a backup. If no database of this server has envrt secrets, "
-						"remove " FINGERPRINT_FILE " in the data directory to have a new key made.");
+		report_unusable(
+		    path, "does not exist, but this server had one",
+		    "Restore it from a backup. If no database of this server has envrt secrets, "
+		    "remove " FINGERPRINT_FILE " in the data directory to have a new key made.");
 
 	if (MakePGDirectory(ENVRT_DIRECTORY) != 0 && errno != EEXIST)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not create directory \"%s\": %m", ENVRT_DIRECTORY)));
+		ereport(ERROR, (errcode_for_file_access(),
+		                errmsg("could not create directory \"%s\": %m", ENVRT_DIRECTORY)));
 	crypto_kdf_keygen(master);
 	if (!write_hex_file(path, master, KEY_BYTES) && !read_hex_file(path, master, KEY_BYTES, true))
 		report_unusable(path, "was there and is gone again", "Try again.");
@@ -208,20 +208,23 @@ static void
 check_fingerprint(const unsigned char *master)
 {
 	static Statement find = {
-		"SELECT value FROM envrt.settings WHERE name OPERATOR(pg_catalog.=) 'master_key_fingerprint'",
-		0,
-		{0},
+	    "SELECT value FROM envrt.settings WHERE name OPERATOR(pg_catalog.=) "
+	    "'master_key_fingerprint'",
+	    0,
+	    {0},
 	};
 	static Statement remember = {
-		"INSERT INTO envrt.settings (name, value, updated_at) VALUES ('master_key_fingerprint', $1, $2)"
-		" ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, updated_at = EXCLUDED.updated_at",
-		2,
-		{TEXTOID, TIMESTAMPTZOID},
+	    "INSERT INTO envrt.settings (name, value, updated_at) VALUES ('master_key_fingerprint', "
+	    "$1, $2)"
+	    " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, updated_at = "
+	    "EXCLUDED.updated_at",
+	    2,
+	    {TEXTOID, TIMESTAMPTZOID},
 	};
 	unsigned char fingerprint[FINGERPRINT_BYTES];
-	char		text[2 * FINGERPRINT_BYTES + 1];
-	char	   *stored = NULL;
-	Datum		values[2];
+	char text[2 * FINGERPRINT_BYTES + 1];
+	char *stored = NULL;
+	Datum values[2];
 
 	fingerprint_of(master, fingerprint);
 	sodium_bin2hex(text, sizeof(text), fingerprint, sizeof(fingerprint));
@@ -231,11 +234,13 @@ check_fingerprint(const unsigned char *master)
 		return;
 	if (stored != NULL && database_has_secrets())
 		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the master key file \"%s\" holds another key than the one this database's secrets are under",
-						key_file()),
-				 errdetail("Fingerprint of the file's key: %s; of the key of the secrets: %s.", text, stored),
-				 errhint("Restore the key file that belongs to this database.")));
+		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		         errmsg("the master key file \"%s\" holds another key than the one this database's "
+		                "secrets are under",
+		                key_file()),
+		         errdetail("Fingerprint of the file's key: %s; of the key of the secrets: %s.",
+		                   text, stored),
+		         errhint("Restore the key file that belongs to this database.")));
 	if (XactReadOnly)
 		return;
 	values[0] = CStringGetTextDatum(text);
@@ -254,8 +259,10 @@ secret_keys_load(SecretKeys *keys)
 		if (!read_hex_file(key_file(), master, sizeof(master), true))
 			make_key(master);
 		check_fingerprint(master);
-		crypto_kdf_derive_from_key(keys->encryption, sizeof(keys->encryption), SUBKEY_ENCRYPTION, KEY_CONTEXT, master);
-		crypto_kdf_derive_from_key(keys->hash, sizeof(keys->hash), SUBKEY_HASH, KEY_CONTEXT, master);
+		crypto_kdf_derive_from_key(keys->encryption, sizeof(keys->encryption), SUBKEY_ENCRYPTION,
+		                           KEY_CONTEXT, master);
+		crypto_kdf_derive_from_key(keys->hash, sizeof(keys->hash), SUBKEY_HASH, KEY_CONTEXT,
+		                           master);
 		crypto_kdf_derive_from_key(seed, sizeof(seed), SUBKEY_SEALING, KEY_CONTEXT, master);
 		crypto_box_seed_keypair(keys->sealing_public, keys->sealing_secret, seed);
 	}

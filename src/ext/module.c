@@ -26,8 +26,7 @@ void
 _PG_init(void)
 {
 	if (sodium_init() < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not initialize libsodium")));
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not initialize libsodium")));
 	rpc_protect_memory();
 	settings_define();
 	if (process_shared_preload_libraries_in_progress)

@@ -51,7 +51,7 @@ scheduler_exit(int code, Datum argument)
 static bool
 extension_exists(void)
 {
-	bool		exists;
+	bool exists;
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -76,14 +76,15 @@ end_where_absent(void)
 static Oid
 claim_slot(uint64 argument)
 {
-	uint32		index = (uint32) argument;
-	uint32		generation = (uint32) (argument >> 32);
-	Oid			database = InvalidOid;
+	uint32 index = (uint32) argument;
+	uint32 generation = (uint32) (argument >> 32);
+	Oid database = InvalidOid;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	if (index < (uint32) shared_state->nslots && shared_state->slots[index].generation == generation &&
-		(shared_state->slots[index].state == SCHEDULER_STARTING ||
-		 shared_state->slots[index].state == SCHEDULER_STOPPING))
+	if (index < (uint32) shared_state->nslots &&
+	    shared_state->slots[index].generation == generation &&
+	    (shared_state->slots[index].state == SCHEDULER_STARTING ||
+	     shared_state->slots[index].state == SCHEDULER_STOPPING))
 	{
 		slot = &shared_state->slots[index];
 		slot->pid = MyProcPid;
@@ -97,7 +98,7 @@ claim_slot(uint64 argument)
 void
 envrt_scheduler_main(Datum argument)
 {
-	Oid			database;
+	Oid database;
 
 	if (IsBinaryUpgrade)
 		proc_exit(0);
@@ -127,8 +128,8 @@ envrt_scheduler_main(Datum argument)
 
 	for (;;)
 	{
-		bool		stopping;
-		bool		recheck;
+		bool stopping;
+		bool recheck;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)

@@ -36,23 +36,23 @@
 
 typedef struct Database
 {
-	Oid			oid;
-	bool		absent;			/* no envrt there */
-	int			failures;		/* ends by mishap in a row */
+	Oid oid;
+	bool absent;  /* no envrt there */
+	int failures; /* ends by mishap in a row */
 	TimestampTz start_at;
-	bool		without_slot;	/* the server had no worker slot for it */
+	bool without_slot; /* the server had no worker slot for it */
 } Database;
 
-static List *databases = NIL;	/* of Database, in TopMemoryContext */
+static List *databases = NIL; /* of Database, in TopMemoryContext */
 static uint32 last_generation = 0;
-static bool out_of_slots = false;	/* said so in the log */
+static bool out_of_slots = false; /* said so in the log */
 
 static Database *
 database_find(Oid oid)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, databases)
+	foreach (cell, databases)
 		if (((Database *) lfirst(cell))->oid == oid)
 			return lfirst(cell);
 	return NULL;
@@ -62,12 +62,12 @@ database_find(Oid oid)
 static void
 read_databases(void)
 {
-	List	   *found = NIL;
-	List	   *old = databases;
-	ListCell   *cell;
-	Relation	relation;
+	List *found = NIL;
+	List *old = databases;
+	ListCell *cell;
+	Relation relation;
 	TableScanDesc scan;
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -76,7 +76,7 @@ read_databases(void)
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		Database   *database;
+		Database *database;
 		MemoryContext context;
 
 		/* A session in a template would be in the way of CREATE DATABASE. */
@@ -93,10 +93,10 @@ read_databases(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
 
-	foreach(cell, found)
+	foreach (cell, found)
 	{
-		Database   *database = lfirst(cell);
-		Database   *known = database_find(database->oid);
+		Database *database = lfirst(cell);
+		Database *known = database_find(database->oid);
 
 		if (known != NULL)
 			*database = *known;
@@ -109,11 +109,11 @@ read_databases(void)
 static void
 take_requests(void)
 {
-	bool		rescan;
-	bool		recheck_all;
-	int			nwanted;
-	Oid			wanted[MAX_WANTED];
-	ListCell   *cell;
+	bool rescan;
+	bool recheck_all;
+	int nwanted;
+	Oid wanted[MAX_WANTED];
+	ListCell *cell;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	rescan = shared_state->rescan;
@@ -126,9 +126,9 @@ take_requests(void)
 
 	if (rescan || recheck_all || nwanted > 0)
 		read_databases();
-	foreach(cell, databases)
+	foreach (cell, databases)
 	{
-		Database   *database = lfirst(cell);
+		Database *database = lfirst(cell);
 
 		if (recheck_all)
 			database->absent = false;
@@ -145,13 +145,13 @@ take_requests(void)
 static int
 collect_ended(TimestampTz now)
 {
-	int			starting = 0;
+	int starting = 0;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared_state->nslots; i++)
 	{
 		SchedulerSlot *slot = &shared_state->slots[i];
-		Database   *database;
+		Database *database;
 
 		if (slot->state == SCHEDULER_STARTING)
 		{
@@ -177,8 +177,8 @@ collect_ended(TimestampTz now)
 			/* It may be that the database is gone. */
 			shared_state->rescan = true;
 			database->failures++;
-			database->start_at =
-				TimestampTzPlusMilliseconds(now, Min(500 << Min(database->failures, 16), MAX_DELAY_MS));
+			database->start_at = TimestampTzPlusMilliseconds(
+			    now, Min(500 << Min(database->failures, 16), MAX_DELAY_MS));
 		}
 	}
 	LWLockRelease(shared_state->lock);
@@ -190,7 +190,7 @@ static bool
 start_scheduler(Database *database, TimestampTz now)
 {
 	BackgroundWorker worker = {0};
-	int			index;
+	int index;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	for (index = 0; index < shared_state->nslots; index++)
@@ -227,10 +227,11 @@ start_scheduler(Database *database, TimestampTz now)
 	if (!out_of_slots)
 	{
 		out_of_slots = true;
-		ereport(LOG,
-				(errmsg("out of background worker slots for envrt schedulers"),
-				 errdetail("It is tried again every %d seconds; this is said once.", NO_SLOT_DELAY_MS / 1000),
-				 errhint("Raise max_worker_processes: envrt needs one for its launcher and one for each database that has the extension.")));
+		ereport(LOG, (errmsg("out of background worker slots for envrt schedulers"),
+		              errdetail("It is tried again every %d seconds; this is said once.",
+		                        NO_SLOT_DELAY_MS / 1000),
+		              errhint("Raise max_worker_processes: envrt needs one for its launcher and "
+		                      "one for each database that has the extension.")));
 	}
 	return false;
 }
@@ -255,16 +256,16 @@ schedulers_tend(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next = DT_NOEND;
-	bool		lacking = false;
-	int			starting;
-	ListCell   *cell;
+	bool lacking = false;
+	int starting;
+	ListCell *cell;
 
 	starting = collect_ended(now);
 	take_requests();
-	foreach(cell, databases)
+	foreach (cell, databases)
 	{
-		Database   *database = lfirst(cell);
-		bool		has_slot;
+		Database *database = lfirst(cell);
+		bool has_slot;
 
 		if (database->absent)
 			continue;
@@ -276,7 +277,7 @@ schedulers_tend(void)
 		if (database->start_at <= now)
 		{
 			if (starting >= MAX_STARTING)
-				continue;		/* one of them will wake us */
+				continue; /* one of them will wake us */
 			if (start_scheduler(database, now))
 			{
 				database->without_slot = false;

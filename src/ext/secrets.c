@@ -42,14 +42,15 @@ PG_FUNCTION_INFO_V1(envrt_rotate_sealed_secret);
 
 typedef struct AssociatedData
 {
-	char		label[16];
-	pg_uuid_t	company_id;
-	pg_uuid_t	secret_id;
-	uint32		version;		/* network byte order */
+	char label[16];
+	pg_uuid_t company_id;
+	pg_uuid_t secret_id;
+	uint32 version; /* network byte order */
 } AssociatedData;
 
 static void
-associated_data(AssociatedData *data, const pg_uuid_t *company_id, const pg_uuid_t *secret_id, int version)
+associated_data(AssociatedData *data, const pg_uuid_t *company_id, const pg_uuid_t *secret_id,
+                int version)
 {
 	memset(data, 0, sizeof(AssociatedData));
 	strlcpy(data->label, "envrt.secret.v1", sizeof(data->label));
@@ -61,7 +62,7 @@ associated_data(AssociatedData *data, const pg_uuid_t *company_id, const pg_uuid
 static char *
 base64(const unsigned char *bytes, size_t length)
 {
-	size_t		size = sodium_base64_encoded_len(length, sodium_base64_VARIANT_ORIGINAL);
+	size_t size = sodium_base64_encoded_len(length, sodium_base64_VARIANT_ORIGINAL);
 
 	return sodium_bin2base64(palloc(size), size, bytes, length, sodium_base64_VARIANT_ORIGINAL);
 }
@@ -71,45 +72,44 @@ check_name_and_length(const char *name, size_t length)
 {
 	if (name[strspn(name, " \t\r\n")] == '\0')
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("name must not be empty")));
+		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("name must not be empty")));
 	if (strlen(name) > 255)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("name must not be longer than 255 bytes")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("name must not be longer than 255 bytes")));
 	if (length == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("value must not be empty")));
+		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("value must not be empty")));
 	if (length > SECRET_MAX_BYTES)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("value must not be longer than %d bytes", SECRET_MAX_BYTES)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("value must not be longer than %d bytes", SECRET_MAX_BYTES)));
 }
 
 /* Encrypt a value and store it as that version of the secret. */
 static void
 store_version(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *secret_id,
-			  int version, const char *value, size_t length)
+              int version, const char *value, size_t length)
 {
 	static Statement insert = {
-		"INSERT INTO @company_secret_versions@ (secret_id, version, material, value_sha256, created_at)"
-		" VALUES ($1, $2, $3, $4, $5)",
-		5,
-		{UUIDOID, INT4OID, JSONBOID, TEXTOID, TIMESTAMPTZOID},
+	    "INSERT INTO @company_secret_versions@ (secret_id, version, material, value_sha256, "
+	    "created_at)"
+	    " VALUES ($1, $2, $3, $4, $5)",
+	    5,
+	    {UUIDOID, INT4OID, JSONBOID, TEXTOID, TIMESTAMPTZOID},
 	};
 	AssociatedData data;
 	unsigned char nonce[NONCE_BYTES];
 	unsigned char *ciphertext = palloc(length + TAG_BYTES);
 	unsigned char hash[crypto_auth_hmacsha256_BYTES];
-	char		hash_text[2 * sizeof(hash) + 1];
+	char hash_text[2 * sizeof(hash) + 1];
 	crypto_auth_hmacsha256_state state;
 	JsonbObject material;
-	Datum		values[5];
+	Datum values[5];
 
 	associated_data(&data, company_id, secret_id, version);
 	randombytes_buf(nonce, sizeof(nonce));
-	crypto_aead_xchacha20poly1305_ietf_encrypt(ciphertext, NULL,
-											   (const unsigned char *) value, length,
-											   (const unsigned char *) &data, sizeof(data),
-											   NULL, nonce, keys->encryption);
+	crypto_aead_xchacha20poly1305_ietf_encrypt(ciphertext, NULL, (const unsigned char *) value,
+	                                           length, (const unsigned char *) &data, sizeof(data),
+	                                           NULL, nonce, keys->encryption);
 	/* The hash is bound to the secret: equal values of two secrets don't show. */
 	crypto_auth_hmacsha256_init(&state, keys->hash, sizeof(keys->hash));
 	crypto_auth_hmacsha256_update(&state, secret_id->data, UUID_LEN);
@@ -132,17 +132,18 @@ store_version(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid
 
 static pg_uuid_t *
 create_with_keys(const SecretKeys *keys, const pg_uuid_t *company_id, const char *name,
-				 const char *value, size_t length, const char *description)
+                 const char *value, size_t length, const char *description)
 {
 	static Statement insert = {
-		"INSERT INTO @company_secrets@ (id, company_id, name, provider, latest_version, description, created_at, updated_at)"
-		" VALUES ($1, $2, $3, 'local_encrypted', 1, $4, $5, $5)"
-		" ON CONFLICT (company_id, name) DO NOTHING RETURNING id",
-		5,
-		{UUIDOID, UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID},
+	    "INSERT INTO @company_secrets@ (id, company_id, name, provider, latest_version, "
+	    "description, created_at, updated_at)"
+	    " VALUES ($1, $2, $3, 'local_encrypted', 1, $4, $5, $5)"
+	    " ON CONFLICT (company_id, name) DO NOTHING RETURNING id",
+	    5,
+	    {UUIDOID, UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID},
 	};
-	pg_uuid_t  *secret_id = uuid_generate();
-	Datum		values[5];
+	pg_uuid_t *secret_id = uuid_generate();
+	Datum values[5];
 
 	check_name_and_length(name, length);
 	values[0] = UUIDPGetDatum(secret_id);
@@ -152,19 +153,18 @@ create_with_keys(const SecretKeys *keys, const pg_uuid_t *company_id, const char
 	values[4] = TimestampTzGetDatum(GetCurrentTimestamp());
 	if (statement_execute(&insert, values, description != NULL ? NULL : "   n ") == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNIQUE_VIOLATION),
-				 errmsg("Secret already exists: %s", name),
-				 errhint("Choose another name, or store a new version with envrt_rotate_secret.")));
+		        (errcode(ERRCODE_UNIQUE_VIOLATION), errmsg("Secret already exists: %s", name),
+		         errhint("Choose another name, or store a new version with envrt_rotate_secret.")));
 	store_version(keys, company_id, secret_id, 1, value, length);
 	return secret_id;
 }
 
 pg_uuid_t *
 secret_create(const pg_uuid_t *company_id, const char *name, const char *value, size_t length,
-			  const char *description)
+              const char *description)
 {
-	SecretKeys	keys;
-	pg_uuid_t  *volatile secret_id = NULL;
+	SecretKeys keys;
+	pg_uuid_t *volatile secret_id = NULL;
 
 	secret_keys_load(&keys);
 	PG_TRY();
@@ -181,9 +181,9 @@ secret_create(const pg_uuid_t *company_id, const char *name, const char *value, 
 
 typedef struct SecretRow
 {
-	pg_uuid_t  *company_id;
-	char	   *name;
-	int			latest_version;
+	pg_uuid_t *company_id;
+	char *name;
+	int latest_version;
 } SecretRow;
 
 /* Lock the secret's row, so that versions are given out one after the other. */
@@ -191,20 +191,18 @@ static void
 lock_secret(const ApiCall *call, const pg_uuid_t *secret_id, SecretRow *row)
 {
 	static Statement find = {
-		"SELECT company_id, name, latest_version FROM @company_secrets@"
-		" WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
-		1,
-		{UUIDOID},
+	    "SELECT company_id, name, latest_version FROM @company_secrets@"
+	    " WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+	    1,
+	    {UUIDOID},
 	};
-	Datum		values[1] = {UUIDPGetDatum(secret_id)};
-	bool		isnull;
+	Datum values[1] = {UUIDPGetDatum(secret_id)};
+	bool isnull;
 
 	if (!caller_can_see(call, TABLE_COMPANY_SECRETS, secret_id) ||
-		statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Secret not found"),
-				 errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
+	    statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret not found"),
+		                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
 	row->company_id = result_uuid(0, 1);
 	row->name = result_text(0, 2);
 	row->latest_version = DatumGetInt32(result_datum(0, 3, &isnull));
@@ -212,15 +210,16 @@ lock_secret(const ApiCall *call, const pg_uuid_t *secret_id, SecretRow *row)
 
 static int
 rotate_with_keys(const SecretKeys *keys, const pg_uuid_t *secret_id, const SecretRow *row,
-				 const char *value, size_t length)
+                 const char *value, size_t length)
 {
 	static Statement update = {
-		"UPDATE @company_secrets@ SET latest_version = $2, updated_at = $3 WHERE id OPERATOR(pg_catalog.=) $1",
-		3,
-		{UUIDOID, INT4OID, TIMESTAMPTZOID},
+	    "UPDATE @company_secrets@ SET latest_version = $2, updated_at = $3 WHERE id "
+	    "OPERATOR(pg_catalog.=) $1",
+	    3,
+	    {UUIDOID, INT4OID, TIMESTAMPTZOID},
 	};
-	int			version = row->latest_version + 1;
-	Datum		values[3] = {UUIDPGetDatum(secret_id), Int32GetDatum(version)};
+	int version = row->latest_version + 1;
+	Datum values[3] = {UUIDPGetDatum(secret_id), Int32GetDatum(version)};
 
 	check_name_and_length(row->name, length);
 	store_version(keys, row->company_id, secret_id, version, value, length);
@@ -232,20 +231,21 @@ rotate_with_keys(const SecretKeys *keys, const pg_uuid_t *secret_id, const Secre
 static void
 report_not_for(const char *field)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("the sealed value is for another %s", field),
-			 errhint("Seal {companyId, name, version, value} for the very secret that is stored: version 1 for a new one, the next version for a rotation.")));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+	                errmsg("the sealed value is for another %s", field),
+	                errhint("Seal {companyId, name, version, value} for the very secret that is "
+	                        "stored: version 1 for a new one, the next version for a rotation.")));
 }
 
 /* Open a sealed value; its guarded JSON object holds the value. */
 static const json_t *
-unseal(const SecretKeys *keys, bytea *sealed, const pg_uuid_t *company_id, const char *name, int version)
+unseal(const SecretKeys *keys, bytea *sealed, const pg_uuid_t *company_id, const char *name,
+       int version)
 {
 	const unsigned char *box = (const unsigned char *) VARDATA_ANY(sealed);
-	size_t		box_length = VARSIZE_ANY_EXHDR(sealed);
-	size_t		length;
-	json_t	   *content = NULL;
+	size_t box_length = VARSIZE_ANY_EXHDR(sealed);
+	size_t length;
+	json_t *content = NULL;
 	json_error_t error;
 	const json_t *value;
 	const char *company;
@@ -256,36 +256,36 @@ unseal(const SecretKeys *keys, bytea *sealed, const pg_uuid_t *company_id, const
 
 		length = box_length - crypto_box_SEALBYTES;
 		plain = palloc(length);
-		if (crypto_box_seal_open(plain, box, box_length, keys->sealing_public, keys->sealing_secret) == 0)
+		if (crypto_box_seal_open(plain, box, box_length, keys->sealing_public,
+		                         keys->sealing_secret) == 0)
 		{
 			content = json_loadb((const char *) plain, length, 0, &error);
 			sodium_memzero(plain, length);
 			if (content == NULL)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("the sealed value does not hold a JSON object")));
+				ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				                errmsg("the sealed value does not hold a JSON object")));
 			json_guard(content);
 		}
 	}
 	if (content == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the sealed value was not sealed to this server's key"),
-				 errhint("Seal it with crypto_box_seal to the key that envrt_sealing_key() returns.")));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		     errmsg("the sealed value was not sealed to this server's key"),
+		     errhint("Seal it with crypto_box_seal to the key that envrt_sealing_key() returns.")));
 
 	company = json_string_value(json_object_get(content, "companyId"));
 	if (company == NULL || pg_strcasecmp(company, uuid_text(company_id)) != 0)
 		report_not_for("company");
 	if (json_string_value(json_object_get(content, "name")) == NULL ||
-		strcmp(json_string_value(json_object_get(content, "name")), text_to_utf8(name)) != 0)
+	    strcmp(json_string_value(json_object_get(content, "name")), text_to_utf8(name)) != 0)
 		report_not_for("name");
 	if (json_integer_value(json_object_get(content, "version")) != version)
 		report_not_for("version");
 	value = json_object_get(content, "value");
 	if (!json_is_string(value))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the sealed value has no string \"value\"")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("the sealed value has no string \"value\"")));
 	return value;
 }
 
@@ -302,12 +302,12 @@ check_json_text(const json_t *value)
 Datum
 envrt_create_secret(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
-	char	   *name = text_argument(fcinfo, 1, "name");
-	char	   *value = text_to_utf8(text_argument(fcinfo, 2, "value"));
-	char	   *description = optional_text_argument(fcinfo, 3);
-	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t));
-	ApiCall		call;
+	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
+	char *name = text_argument(fcinfo, 1, "name");
+	char *value = text_to_utf8(text_argument(fcinfo, 2, "value"));
+	char *description = optional_text_argument(fcinfo, 3);
+	pg_uuid_t *result = palloc(sizeof(pg_uuid_t));
+	ApiCall call;
 
 	api_enter(&call, "envrt_create_secret()");
 	company_require(&call, company_id);
@@ -323,12 +323,12 @@ envrt_create_secret(PG_FUNCTION_ARGS)
 Datum
 envrt_rotate_secret(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *secret_id = uuid_argument(fcinfo, 0, "secret_id");
-	char	   *value = text_to_utf8(text_argument(fcinfo, 1, "value"));
-	SecretKeys	keys;
-	SecretRow	row;
+	pg_uuid_t *secret_id = uuid_argument(fcinfo, 0, "secret_id");
+	char *value = text_to_utf8(text_argument(fcinfo, 1, "value"));
+	SecretKeys keys;
+	SecretRow row;
 	volatile int version = 0;
-	ApiCall		call;
+	ApiCall call;
 
 	api_enter(&call, "envrt_rotate_secret()");
 	lock_secret(&call, secret_id, &row);
@@ -353,9 +353,9 @@ envrt_rotate_secret(PG_FUNCTION_ARGS)
 Datum
 envrt_sealing_key(PG_FUNCTION_ARGS)
 {
-	SecretKeys	keys;
-	bytea	   *key = palloc(VARHDRSZ + crypto_box_PUBLICKEYBYTES);
-	ApiCall		call;
+	SecretKeys keys;
+	bytea *key = palloc(VARHDRSZ + crypto_box_PUBLICKEYBYTES);
+	ApiCall call;
 
 	api_enter(&call, "envrt_sealing_key()");
 	secret_keys_load(&keys);
@@ -372,13 +372,13 @@ envrt_sealing_key(PG_FUNCTION_ARGS)
 Datum
 envrt_create_sealed_secret(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *company_id = uuid_argument(fcinfo, 0, "company_id");
-	char	   *name = text_argument(fcinfo, 1, "name");
-	char	   *description = optional_text_argument(fcinfo, 3);
-	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t));
-	bytea	   *sealed;
-	SecretKeys	keys;
-	ApiCall		call;
+	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
+	char *name = text_argument(fcinfo, 1, "name");
+	char *description = optional_text_argument(fcinfo, 3);
+	pg_uuid_t *result = palloc(sizeof(pg_uuid_t));
+	bytea *sealed;
+	SecretKeys keys;
+	ApiCall call;
 
 	require_argument(2, "sealed");
 	sealed = PG_GETARG_BYTEA_PP(2);
@@ -391,7 +391,7 @@ envrt_create_sealed_secret(PG_FUNCTION_ARGS)
 
 		check_json_text(value);
 		*result = *create_with_keys(&keys, company_id, name, json_string_value(value),
-									json_string_length(value), description);
+		                            json_string_length(value), description);
 	}
 	PG_FINALLY();
 	{
@@ -408,12 +408,12 @@ envrt_create_sealed_secret(PG_FUNCTION_ARGS)
 Datum
 envrt_rotate_sealed_secret(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *secret_id = uuid_argument(fcinfo, 0, "secret_id");
-	bytea	   *sealed;
-	SecretKeys	keys;
-	SecretRow	row;
+	pg_uuid_t *secret_id = uuid_argument(fcinfo, 0, "secret_id");
+	bytea *sealed;
+	SecretKeys keys;
+	SecretRow row;
 	volatile int version = 0;
-	ApiCall		call;
+	ApiCall call;
 
 	require_argument(1, "sealed");
 	sealed = PG_GETARG_BYTEA_PP(1);
@@ -422,11 +422,12 @@ envrt_rotate_sealed_secret(PG_FUNCTION_ARGS)
 	secret_keys_load(&keys);
 	PG_TRY();
 	{
-		const json_t *value = unseal(&keys, sealed, row.company_id, row.name, row.latest_version + 1);
+		const json_t *value =
+		    unseal(&keys, sealed, row.company_id, row.name, row.latest_version + 1);
 
 		check_json_text(value);
 		version = rotate_with_keys(&keys, secret_id, &row, json_string_value(value),
-								   json_string_length(value));
+		                           json_string_length(value));
 	}
 	PG_FINALLY();
 	{
@@ -448,45 +449,47 @@ material_bytes(const json_t *material, const char *key, size_t *length)
 		return NULL;
 	bytes = palloc(strlen(text) + 1);
 	if (sodium_base642bin(bytes, strlen(text) + 1, text, strlen(text), NULL, length, NULL,
-						  sodium_base64_VARIANT_ORIGINAL) != 0)
+	                      sodium_base64_VARIANT_ORIGINAL) != 0)
 		return NULL;
 	return bytes;
 }
 
 static json_t *
-decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *secret_id, int version,
-		const json_t *material)
+decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *secret_id,
+        int version, const json_t *material)
 {
 	const char *scheme = json_string_value(json_object_get(material, "scheme"));
-	size_t		nonce_length = 0;
-	size_t		length = 0;
+	size_t nonce_length = 0;
+	size_t length = 0;
 	unsigned char *nonce = material_bytes(material, "nonce", &nonce_length);
 	unsigned char *ciphertext = material_bytes(material, "ciphertext", &length);
 	unsigned char *plain;
 	AssociatedData data;
-	json_t	   *value = NULL;
+	json_t *value = NULL;
 
 	if (scheme == NULL || strcmp(scheme, SCHEME) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("secret \"%s\" version %d was not encrypted by envrt", uuid_text(secret_id), version),
-				 errhint("Store it again with envrt_rotate_secret or envrt_rotate_sealed_secret.")));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		     errmsg("secret \"%s\" version %d was not encrypted by envrt", uuid_text(secret_id),
+		            version),
+		     errhint("Store it again with envrt_rotate_secret or envrt_rotate_sealed_secret.")));
 	if (nonce == NULL || nonce_length != NONCE_BYTES || ciphertext == NULL || length < TAG_BYTES)
 		length = 0;
 	plain = palloc(length + 1);
 	associated_data(&data, company_id, secret_id, version);
-	if (length > 0 &&
-		crypto_aead_xchacha20poly1305_ietf_decrypt(plain, NULL, NULL, ciphertext, length,
-												   (const unsigned char *) &data, sizeof(data),
-												   nonce, keys->encryption) == 0)
+	if (length > 0 && crypto_aead_xchacha20poly1305_ietf_decrypt(
+	                      plain, NULL, NULL, ciphertext, length, (const unsigned char *) &data,
+	                      sizeof(data), nonce, keys->encryption) == 0)
 		value = json_stringn((const char *) plain, length - TAG_BYTES);
 	sodium_memzero(plain, length + 1);
 	if (value == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("secret \"%s\" version %d does not decrypt", uuid_text(secret_id), version),
-				 errdetail("Its row was damaged, or copied from another company, secret or version."),
-				 errhint("Store it again with envrt_rotate_secret or envrt_rotate_sealed_secret.")));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		     errmsg("secret \"%s\" version %d does not decrypt", uuid_text(secret_id), version),
+		     errdetail("Its row was damaged, or copied from another company, secret or version."),
+		     errhint("Store it again with envrt_rotate_secret or envrt_rotate_sealed_secret.")));
 	return json_guard(value);
 }
 
@@ -494,48 +497,46 @@ json_t *
 secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 {
 	static Statement find = {
-		"SELECT company_id, latest_version FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1",
-		1,
-		{UUIDOID},
+	    "SELECT company_id, latest_version FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) "
+	    "$1",
+	    1,
+	    {UUIDOID},
 	};
 	static Statement find_version = {
-		"SELECT material, revoked_at IS NOT NULL FROM @company_secret_versions@"
-		" WHERE secret_id OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.=) $2",
-		2,
-		{UUIDOID, INT4OID},
+	    "SELECT material, revoked_at IS NOT NULL FROM @company_secret_versions@"
+	    " WHERE secret_id OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.=) $2",
+	    2,
+	    {UUIDOID, INT4OID},
 	};
 	const char *secret_text = json_string_value(json_object_get(reference, "secretId"));
 	const json_t *version_json = json_object_get(reference, "version");
-	pg_uuid_t  *secret_id =
-		DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(secret_text)));
-	Datum		values[2] = {UUIDPGetDatum(secret_id)};
-	int			version;
-	bool		isnull;
-	json_t	   *material;
-	json_t	   *volatile value = NULL;
-	SecretKeys	keys;
+	pg_uuid_t *secret_id =
+	    DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(secret_text)));
+	Datum values[2] = {UUIDPGetDatum(secret_id)};
+	int version;
+	bool isnull;
+	json_t *material;
+	json_t *volatile value = NULL;
+	SecretKeys keys;
 
 	if (statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Secret not found"),
-				 errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret not found"),
+		                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("Secret must belong to same company")));
-	version = json_is_integer(version_json) ? (int) Min(json_integer_value(version_json), PG_INT32_MAX)
-											: DatumGetInt32(result_datum(0, 2, &isnull));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("Secret must belong to same company")));
+	version = json_is_integer(version_json)
+	              ? (int) Min(json_integer_value(version_json), PG_INT32_MAX)
+	              : DatumGetInt32(result_datum(0, 2, &isnull));
 	values[1] = Int32GetDatum(version);
 	if (statement_execute(&find_version, values, NULL) == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("Secret version not found"),
-				 errdetail("Secret \"%s\" has no version %d.", uuid_text(secret_id), version)));
+		        (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret version not found"),
+		         errdetail("Secret \"%s\" has no version %d.", uuid_text(secret_id), version)));
 	if (DatumGetBool(result_datum(0, 2, &isnull)))
 		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("secret \"%s\" version %d is revoked", uuid_text(secret_id), version)));
+		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		         errmsg("secret \"%s\" version %d is revoked", uuid_text(secret_id), version)));
 	material = json_from_jsonb(DatumGetJsonbP(result_datum(0, 1, &isnull)));
 	secret_keys_load(&keys);
 	PG_TRY();

@@ -13,7 +13,7 @@
 
 /* value: UTF-8. */
 extern pg_uuid_t *secret_create(const pg_uuid_t *company_id, const char *name, const char *value,
-								size_t length, const char *description);
+                                size_t length, const char *description);
 
 /*
  * The value that a {"type": "secret_ref", "secretId", "version"} names, as a

@@ -17,26 +17,26 @@
 #include "config.h"
 #include "settings.h"
 
-char	   *envrt_runtime_api_candidates = NULL;
-int			envrt_api_probe_timeout = 5000;
-int			envrt_ssh_connect_timeout = 10000;
-int			envrt_ssh_command_timeout = 15000;
-int			envrt_ssh_idle_timeout = 300000;
-int			envrt_ssh_sessions_per_host = 4;
-int			envrt_max_calls = 1000;
-char	   *envrt_allowed_hosts = NULL;
-char	   *envrt_master_key_file = NULL;
+char *envrt_runtime_api_candidates = NULL;
+int envrt_api_probe_timeout = 5000;
+int envrt_ssh_connect_timeout = 10000;
+int envrt_ssh_command_timeout = 15000;
+int envrt_ssh_idle_timeout = 300000;
+int envrt_ssh_sessions_per_host = 4;
+int envrt_max_calls = 1000;
+char *envrt_allowed_hosts = NULL;
+char *envrt_master_key_file = NULL;
 
 List *
 settings_list(const char *value)
 {
-	List	   *list = NIL;
-	char	   *copy = pstrdup(value);
-	char	   *rest = NULL;
+	List *list = NIL;
+	char *copy = pstrdup(value);
+	char *rest = NULL;
 
 	for (char *item = strtok_r(copy, ",", &rest); item != NULL; item = strtok_r(NULL, ",", &rest))
 	{
-		size_t		length;
+		size_t length;
 
 		while (isspace((unsigned char) *item))
 			item++;
@@ -52,11 +52,11 @@ settings_list(const char *value)
 static bool
 check_runtime_api_candidates(char **newval, void **extra, GucSource source)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, settings_list(*newval))
+	foreach (cell, settings_list(*newval))
 	{
-		char		origin[512];
+		char origin[512];
 
 		if (!api_origin(lfirst(cell), origin, sizeof(origin)))
 		{
@@ -70,109 +70,44 @@ check_runtime_api_candidates(char **newval, void **extra, GucSource source)
 void
 settings_define(void)
 {
-	DefineCustomStringVariable("envrt.runtime_api_candidates",
-							   "URLs of the control plane's API that a remote side may reach.",
-							   "Comma-separated; an ssh acquire tries them from the remote side, in order. "
-							   "Empty: no discovery.",
-							   &envrt_runtime_api_candidates,
-							   "",
-							   PGC_SIGHUP,
-							   GUC_LIST_INPUT,
-							   check_runtime_api_candidates,
-							   NULL,
-							   NULL);
-	DefineCustomIntVariable("envrt.api_probe_timeout",
-							"Time limit for trying one API candidate.",
-							NULL,
-							&envrt_api_probe_timeout,
-							5000,
-							100,
-							60 * 1000,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL,
-							NULL,
-							NULL);
-	DefineCustomIntVariable("envrt.ssh_connect_timeout",
-							"Time limit for name resolution, connection, key exchange and login over ssh.",
-							NULL,
-							&envrt_ssh_connect_timeout,
-							10000,
-							10,
-							10 * 60 * 1000,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL,
-							NULL,
-							NULL);
+	DefineCustomStringVariable(
+	    "envrt.runtime_api_candidates",
+	    "URLs of the control plane's API that a remote side may reach.",
+	    "Comma-separated; an ssh acquire tries them from the remote side, in order. "
+	    "Empty: no discovery.",
+	    &envrt_runtime_api_candidates, "", PGC_SIGHUP, GUC_LIST_INPUT, check_runtime_api_candidates,
+	    NULL, NULL);
+	DefineCustomIntVariable("envrt.api_probe_timeout", "Time limit for trying one API candidate.",
+	                        NULL, &envrt_api_probe_timeout, 5000, 100, 60 * 1000, PGC_SIGHUP,
+	                        GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.ssh_connect_timeout",
+	    "Time limit for name resolution, connection, key exchange and login over ssh.", NULL,
+	    &envrt_ssh_connect_timeout, 10000, 10, 10 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL,
+	    NULL);
 	DefineCustomIntVariable("envrt.ssh_command_timeout",
-							"Time limit for preparing the remote workspace over ssh.",
-							NULL,
-							&envrt_ssh_command_timeout,
-							15000,
-							10,
-							10 * 60 * 1000,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL,
-							NULL,
-							NULL);
+	                        "Time limit for preparing the remote workspace over ssh.", NULL,
+	                        &envrt_ssh_command_timeout, 15000, 10, 10 * 60 * 1000, PGC_SIGHUP,
+	                        GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("envrt.ssh_idle_timeout",
-							"How long an unused ssh session is kept open.",
-							NULL,
-							&envrt_ssh_idle_timeout,
-							300000,
-							0,
-							24 * 60 * 60 * 1000,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL,
-							NULL,
-							NULL);
+	                        "How long an unused ssh session is kept open.", NULL,
+	                        &envrt_ssh_idle_timeout, 300000, 0, 24 * 60 * 60 * 1000, PGC_SIGHUP,
+	                        GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("envrt.ssh_sessions_per_host",
-							"Most ssh sessions at once for one company, host, user and key.",
-							NULL,
-							&envrt_ssh_sessions_per_host,
-							4,
-							1,
-							64,
-							PGC_SIGHUP,
-							0,
-							NULL,
-							NULL,
-							NULL);
-	DefineCustomIntVariable("envrt.max_calls",
-							"Most driver calls in flight at once on the server.",
-							NULL,
-							&envrt_max_calls,
-							1000,
-							1,
-							100000,
-							PGC_SIGHUP,
-							0,
-							NULL,
-							NULL,
-							NULL);
-	DefineCustomStringVariable("envrt.allowed_hosts",
-							   "Where ssh may connect.",
-							   "Comma-separated host name patterns, addresses and networks (CIDR). Empty: anywhere.",
-							   &envrt_allowed_hosts,
-							   "",
-							   PGC_SIGHUP,
-							   GUC_LIST_INPUT,
-							   NULL,
-							   NULL,
-							   NULL);
-	DefineCustomStringVariable("envrt.master_key_file",
-							   "The file with the key that secrets are encrypted under.",
-							   "Made at first use if it does not exist. A relative path is within the data directory. "
-							   "Empty: pg_envrt/master.key in the data directory.",
-							   &envrt_master_key_file,
-							   "",
-							   PGC_SIGHUP,
-							   GUC_SUPERUSER_ONLY,
-							   NULL,
-							   NULL,
-							   NULL);
+	                        "Most ssh sessions at once for one company, host, user and key.", NULL,
+	                        &envrt_ssh_sessions_per_host, 4, 1, 64, PGC_SIGHUP, 0, NULL, NULL,
+	                        NULL);
+	DefineCustomIntVariable("envrt.max_calls", "Most driver calls in flight at once on the server.",
+	                        NULL, &envrt_max_calls, 1000, 1, 100000, PGC_SIGHUP, 0, NULL, NULL,
+	                        NULL);
+	DefineCustomStringVariable(
+	    "envrt.allowed_hosts", "Where ssh may connect.",
+	    "Comma-separated host name patterns, addresses and networks (CIDR). Empty: anywhere.",
+	    &envrt_allowed_hosts, "", PGC_SIGHUP, GUC_LIST_INPUT, NULL, NULL, NULL);
+	DefineCustomStringVariable(
+	    "envrt.master_key_file", "The file with the key that secrets are encrypted under.",
+	    "Made at first use if it does not exist. A relative path is within the data directory. "
+	    "Empty: pg_envrt/master.key in the data directory.",
+	    &envrt_master_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("envrt");
 }

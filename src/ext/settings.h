@@ -10,12 +10,12 @@
 #include "nodes/pg_list.h"
 
 extern char *envrt_runtime_api_candidates;
-extern int	envrt_api_probe_timeout;
-extern int	envrt_ssh_connect_timeout;
-extern int	envrt_ssh_command_timeout;
-extern int	envrt_ssh_idle_timeout;
-extern int	envrt_ssh_sessions_per_host;
-extern int	envrt_max_calls;
+extern int envrt_api_probe_timeout;
+extern int envrt_ssh_connect_timeout;
+extern int envrt_ssh_command_timeout;
+extern int envrt_ssh_idle_timeout;
+extern int envrt_ssh_sessions_per_host;
+extern int envrt_max_calls;
 extern char *envrt_allowed_hosts;
 extern char *envrt_master_key_file;
 

@@ -31,7 +31,8 @@ static shmem_request_hook_type previous_shmem_request_hook = NULL;
 static Size
 shared_state_size(void)
 {
-	return add_size(offsetof(SharedState, slots), mul_size(max_worker_processes, sizeof(SchedulerSlot)));
+	return add_size(offsetof(SharedState, slots),
+	                mul_size(max_worker_processes, sizeof(SchedulerSlot)));
 }
 
 static void
@@ -48,7 +49,7 @@ request_memory(void)
 static void
 initialize_memory(void)
 {
-	bool		found;
+	bool found;
 
 	if (previous_shmem_startup_hook)
 		previous_shmem_startup_hook();
@@ -105,8 +106,8 @@ scheduler_slot(Oid database)
 void
 ereport_not_preloaded(void)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("envrt is not preloaded, so there is no driver host to call"),
-			 errhint("Put this line into postgresql.conf and restart the server: shared_preload_libraries = 'envrt'")));
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+	                errmsg("envrt is not preloaded, so there is no driver host to call"),
+	                errhint("Put this line into postgresql.conf and restart the server: "
+	                        "shared_preload_libraries = 'envrt'")));
 }

@@ -14,32 +14,32 @@
 
 typedef enum HostState
 {
-	HOST_STOPPED,				/* not running, to be started again */
-	HOST_STARTING,				/* started, does not listen yet */
+	HOST_STOPPED,  /* not running, to be started again */
+	HOST_STARTING, /* started, does not listen yet */
 	HOST_RUNNING
 } HostState;
 
 typedef enum SchedulerState
 {
-	SCHEDULER_FREE,				/* the slot is not in use */
-	SCHEDULER_STARTING,			/* registered by the launcher */
+	SCHEDULER_FREE,     /* the slot is not in use */
+	SCHEDULER_STARTING, /* registered by the launcher */
 	SCHEDULER_RUNNING,
-	SCHEDULER_STOPPING,			/* asked to end */
-	SCHEDULER_ENDED				/* has ended; the launcher frees the slot */
+	SCHEDULER_STOPPING, /* asked to end */
+	SCHEDULER_ENDED     /* has ended; the launcher frees the slot */
 } SchedulerState;
 
 typedef struct SchedulerSlot
 {
-	Oid			database;
+	Oid database;
 	SchedulerState state;
-	pid_t		pid;
-	Latch	   *latch;			/* NULL unless running */
+	pid_t pid;
+	Latch *latch; /* NULL unless running */
 	TimestampTz since;
-	bool		absent;			/* ended because the database has no envrt */
-	bool		stopped;		/* ended because it was asked to */
-	bool		recheck;		/* look again whether the extension is there */
-	int			held_by;		/* backend whose DDL wants the database free, or 0 */
-	uint32		generation;		/* tells the slot's uses apart */
+	bool absent;       /* ended because the database has no envrt */
+	bool stopped;      /* ended because it was asked to */
+	bool recheck;      /* look again whether the extension is there */
+	int held_by;       /* backend whose DDL wants the database free, or 0 */
+	uint32 generation; /* tells the slot's uses apart */
 } SchedulerSlot;
 
 /* Databases to look at; more than this many at once means all of them. */
@@ -47,25 +47,26 @@ typedef struct SchedulerSlot
 
 typedef struct SharedState
 {
-	LWLock	   *lock;			/* protects everything below */
+	LWLock *lock; /* protects everything below */
 
-	pid_t		launcher_pid;	/* 0: not running */
-	Latch	   *launcher_latch;
+	pid_t launcher_pid; /* 0: not running */
+	Latch *launcher_latch;
 
-	HostState	host_state;
-	pid_t		host_pid;
+	HostState host_state;
+	pid_t host_pid;
 	TimestampTz host_since;
-	int64		host_restarts;
-	bool		host_suspect;	/* a call got no answer in time: ping it */
-	char		host_last_exit[128];
+	int64 host_restarts;
+	TimestampTz host_settings_since; /* when it took its settings; 0: not yet */
+	bool host_suspect;               /* a call got no answer in time: ping it */
+	char host_last_exit[128];
 	ConditionVariable host_changed;
 
-	bool		rescan;			/* databases came or went: read pg_database */
-	bool		recheck_all;	/* any database may have got envrt */
-	int			nwanted;
-	Oid			wanted[MAX_WANTED]; /* databases that may have got envrt */
+	bool rescan;      /* databases came or went: read pg_database */
+	bool recheck_all; /* any database may have got envrt */
+	int nwanted;
+	Oid wanted[MAX_WANTED]; /* databases that may have got envrt */
 	ConditionVariable scheduler_changed;
-	int			nslots;
+	int nslots;
 	SchedulerSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
 

@@ -40,7 +40,7 @@ timestamp_member(const json_t *object, const char *key, bool *isnull)
 		return (Datum) 0;
 	/* Unix milliseconds to PostgreSQL's microseconds since 2000. */
 	return TimestampTzGetDatum((TimestampTz) json_number_value(value) * 1000 -
-							   (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY);
+	                           (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY);
 }
 
 static Datum
@@ -65,12 +65,13 @@ Datum
 envrt_driver_host_stats(PG_FUNCTION_ARGS)
 {
 	static const char *const states[] = {"stopped", "starting", "running"};
-	TupleDesc	desc;
-	Datum		values[8] = {0};
-	bool		nulls[8] = {false};
-	HostState	state;
-	char		last_exit[128];
-	json_t	   *host;
+	TupleDesc desc;
+	Datum values[9] = {0};
+	bool nulls[9] = {false};
+	TimestampTz settings_since;
+	HostState state;
+	char last_exit[128];
+	json_t *host;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -82,6 +83,7 @@ envrt_driver_host_stats(PG_FUNCTION_ARGS)
 	values[0] = Int32GetDatum(shared_state->host_pid);
 	values[2] = TimestampTzGetDatum(shared_state->host_since);
 	values[3] = Int64GetDatum(shared_state->host_restarts);
+	settings_since = shared_state->host_settings_since;
 	strlcpy(last_exit, shared_state->host_last_exit, sizeof(last_exit));
 	LWLockRelease(shared_state->lock);
 
@@ -94,6 +96,8 @@ envrt_driver_host_stats(PG_FUNCTION_ARGS)
 	values[5] = Int64GetDatum(integer_member(host, "calls"));
 	values[6] = Int32GetDatum((int32) integer_member(host, "activeCalls"));
 	values[7] = Int64GetDatum(integer_member(host, "rssBytes"));
+	nulls[8] = settings_since == 0;
+	values[8] = TimestampTzGetDatum(settings_since);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
@@ -104,14 +108,14 @@ Datum
 envrt_call_stats(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	size_t		i;
-	json_t	   *call;
+	size_t i;
+	json_t *call;
 
 	compat_begin_result_set(fcinfo);
 	json_array_foreach(json_object_get(ask_driver_host(), "calls"), i, call)
 	{
-		Datum		values[6];
-		bool		nulls[6] = {false};
+		Datum values[6];
+		bool nulls[6] = {false};
 
 		values[0] = Int32GetDatum((int32) integer_member(call, "pid"));
 		values[1] = text_member(call, "method", &nulls[1]);
@@ -131,15 +135,15 @@ Datum
 envrt_ssh_session_stats(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	size_t		i;
-	json_t	   *session;
+	size_t i;
+	json_t *session;
 
 	compat_begin_result_set(fcinfo);
 	json_array_foreach(json_object_get(ask_driver_host(), "sshSessions"), i, session)
 	{
 		const char *company = json_string_value(json_object_get(session, "companyId"));
-		Datum		values[7];
-		bool		nulls[7] = {false};
+		Datum values[7];
+		bool nulls[7] = {false};
 
 		values[0] = text_member(session, "host", &nulls[0]);
 		values[1] = Int32GetDatum((int32) integer_member(session, "port"));
@@ -164,7 +168,7 @@ envrt_scheduler_stats(PG_FUNCTION_ARGS)
 	static const char *const states[] = {"free", "starting", "running", "stopping", "stopping"};
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	SchedulerSlot *slots;
-	int			nslots = 0;
+	int nslots = 0;
 
 	compat_begin_result_set(fcinfo);
 	if (shared_state == NULL)
@@ -177,8 +181,8 @@ envrt_scheduler_stats(PG_FUNCTION_ARGS)
 	LWLockRelease(shared_state->lock);
 	for (int i = 0; i < nslots; i++)
 	{
-		Datum		values[4];
-		bool		nulls[4] = {false};
+		Datum values[4];
+		bool nulls[4] = {false};
 
 		values[0] = ObjectIdGetDatum(slots[i].database);
 		nulls[1] = slots[i].pid == 0;

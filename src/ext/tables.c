@@ -44,16 +44,16 @@
 #define SHARED_SCHEMA "envrt"
 
 static const char *const shared_tables[SHARED_TABLE_COUNT] = {
-	[TABLE_COMPANIES] = "companies",
-	[TABLE_AGENTS] = "agents",
-	[TABLE_HEARTBEAT_RUNS] = "heartbeat_runs",
-	[TABLE_ENVIRONMENTS] = "environments",
-	[TABLE_ENVIRONMENT_LEASES] = "environment_leases",
-	[TABLE_COMPANY_SECRETS] = "company_secrets",
-	[TABLE_COMPANY_SECRET_VERSIONS] = "company_secret_versions",
-	[TABLE_PLUGINS] = "plugins",
-	[TABLE_ACTIVITY_LOG] = "activity_log",
-	[TABLE_EXECUTION_WORKSPACES] = "execution_workspaces",
+    [TABLE_COMPANIES] = "companies",
+    [TABLE_AGENTS] = "agents",
+    [TABLE_HEARTBEAT_RUNS] = "heartbeat_runs",
+    [TABLE_ENVIRONMENTS] = "environments",
+    [TABLE_ENVIRONMENT_LEASES] = "environment_leases",
+    [TABLE_COMPANY_SECRETS] = "company_secrets",
+    [TABLE_COMPANY_SECRET_VERSIONS] = "company_secret_versions",
+    [TABLE_PLUGINS] = "plugins",
+    [TABLE_ACTIVITY_LOG] = "activity_log",
+    [TABLE_EXECUTION_WORKSPACES] = "execution_workspaces",
 };
 
 /* The table's qualified and quoted name, palloc'd. */
@@ -66,22 +66,20 @@ shared_table(SharedTable table)
 Oid
 shared_table_oid(SharedTable table)
 {
-	Oid			relid = get_relname_relid(shared_tables[table],
-										  get_namespace_oid(SHARED_SCHEMA, true));
+	Oid relid = get_relname_relid(shared_tables[table], get_namespace_oid(SHARED_SCHEMA, true));
 
 	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s does not exist", shared_table(table)),
-				 errhint("Create the extension in this database: CREATE EXTENSION envrt;")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+		                errmsg("table %s does not exist", shared_table(table)),
+		                errhint("Create the extension in this database: CREATE EXTENSION envrt;")));
 	return relid;
 }
 
 static Oid
 table_owner(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for relation %u", relid);
@@ -107,20 +105,14 @@ api_forbid_read_only(const char *function)
 void
 api_enter(ApiCall *call, const char *function)
 {
-	Oid			owner;
+	Oid owner;
 
 	api_forbid_read_only(function);
 	owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
 	GetUserIdAndSecContext(&call->caller, &call->caller_context);
 	call->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path",
-							 "pg_catalog, pg_temp",
-							 PGC_USERSET,
-							 PGC_S_SESSION,
-							 GUC_ACTION_SAVE,
-							 true,
-							 0,
-							 false);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+	                         GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	SetUserIdAndSecContext(owner, call->caller_context | SECURITY_LOCAL_USERID_CHANGE);
@@ -138,15 +130,15 @@ api_leave(ApiCall *call)
 void
 caller_needs_select(const ApiCall *call, SharedTable table)
 {
-	Oid			relid = shared_table_oid(table);
+	Oid relid = shared_table_oid(table);
 
 	if (pg_class_aclcheck(relid, call->caller, ACL_SELECT) != ACLCHECK_OK &&
-		pg_attribute_aclcheck_all(relid, call->caller, ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for table %s", shared_tables[table]),
-				 errhint("envrt functions work on rows that the caller can see: GRANT SELECT on %s to the role.",
-						 shared_table(table))));
+	    pg_attribute_aclcheck_all(relid, call->caller, ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("permission denied for table %s", shared_tables[table]),
+		                errhint("envrt functions work on rows that the caller can see: GRANT "
+		                        "SELECT on %s to the role.",
+		                        shared_table(table))));
 }
 
 /* Whether row-level security of the table applies to the caller. */
@@ -161,11 +153,11 @@ bool
 caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
 {
 	static Statement statements[SHARED_TABLE_COUNT];
-	Statement  *statement = &statements[table];
-	Oid			owner;
-	int			owner_context;
-	Datum		values[1] = {UUIDPGetDatum(id)};
-	bool		visible;
+	Statement *statement = &statements[table];
+	Oid owner;
+	int owner_context;
+	Datum values[1] = {UUIDPGetDatum(id)};
+	bool visible;
 
 	caller_needs_select(call, table);
 	if (!caller_is_restricted(call, table))
@@ -173,9 +165,9 @@ caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
 
 	if (statement->text == NULL)
 	{
-		statement->text = MemoryContextStrdup(TopMemoryContext,
-											  psprintf("SELECT 1 FROM @%s@ WHERE id OPERATOR(pg_catalog.=) $1",
-													   shared_tables[table]));
+		statement->text = MemoryContextStrdup(
+		    TopMemoryContext, psprintf("SELECT 1 FROM @%s@ WHERE id OPERATOR(pg_catalog.=) $1",
+		                               shared_tables[table]));
 		statement->nargs = 1;
 		statement->argtypes[0] = UUIDOID;
 	}
@@ -196,7 +188,7 @@ expand_text(const char *text)
 	while (*text != '\0')
 	{
 		const char *end;
-		int			table;
+		int table;
 
 		if (*text != '@')
 		{
@@ -206,7 +198,7 @@ expand_text(const char *text)
 		end = strchr(++text, '@');
 		for (table = 0; end != NULL && table < SHARED_TABLE_COUNT; table++)
 			if (strlen(shared_tables[table]) == (size_t) (end - text) &&
-				strncmp(shared_tables[table], text, end - text) == 0)
+			    strncmp(shared_tables[table], text, end - text) == 0)
 				break;
 		if (end == NULL || table == SHARED_TABLE_COUNT)
 			elog(ERROR, "no shared table at \"%s\"", text);
@@ -223,7 +215,7 @@ expand_text(const char *text)
 static void
 plan_on_index(SPIPlanPtr plan)
 {
-	bool		saved = enable_seqscan;
+	bool saved = enable_seqscan;
 
 	PG_TRY();
 	{
@@ -250,15 +242,13 @@ plan_on_index(SPIPlanPtr plan)
 int
 statement_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	int			status;
+	int status;
 
 	if (statement->plan == NULL)
 	{
-		char	   *text = expand_text(statement->text);
-		SPIPlanPtr	plan = SPI_prepare_cursor(text,
-											  statement->nargs,
-											  statement->argtypes,
-											  CURSOR_OPT_GENERIC_PLAN);
+		char *text = expand_text(statement->text);
+		SPIPlanPtr plan = SPI_prepare_cursor(text, statement->nargs, statement->argtypes,
+		                                     CURSOR_OPT_GENERIC_PLAN);
 
 		if (plan == NULL)
 			elog(ERROR, "could not prepare \"%s\": %s", text, SPI_result_code_string(SPI_result));
@@ -269,7 +259,8 @@ statement_execute(Statement *statement, Datum *values, const char *nulls)
 	plan_on_index(statement->plan);
 	status = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (status < 0)
-		elog(ERROR, "could not execute \"%s\": %s", statement->text, SPI_result_code_string(status));
+		elog(ERROR, "could not execute \"%s\": %s", statement->text,
+		     SPI_result_code_string(status));
 	return (int) SPI_processed;
 }
 
@@ -282,8 +273,8 @@ result_datum(int row, int column, bool *isnull)
 char *
 result_text(int row, int column)
 {
-	bool		isnull;
-	Datum		datum = result_datum(row, column, &isnull);
+	bool isnull;
+	Datum datum = result_datum(row, column, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(datum);
 }
@@ -291,9 +282,9 @@ result_text(int row, int column)
 pg_uuid_t *
 result_uuid(int row, int column)
 {
-	bool		isnull;
-	Datum		datum = result_datum(row, column, &isnull);
-	pg_uuid_t  *uuid;
+	bool isnull;
+	Datum datum = result_datum(row, column, &isnull);
+	pg_uuid_t *uuid;
 
 	if (isnull)
 		return NULL;
@@ -306,11 +297,11 @@ result_uuid(int row, int column)
 pg_uuid_t *
 uuid_generate(void)
 {
-	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
+	pg_uuid_t *uuid = palloc(sizeof(pg_uuid_t));
 
 	if (!pg_strong_random(uuid, sizeof(pg_uuid_t)))
 		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+		        (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
 	uuid->data[6] = (uuid->data[6] & 0x0f) | 0x40;
 	uuid->data[8] = (uuid->data[8] & 0x3f) | 0x80;
 	return uuid;
@@ -320,8 +311,8 @@ char *
 uuid_text(const pg_uuid_t *uuid)
 {
 	static const char digits[] = "0123456789abcdef";
-	char	   *text = palloc(37);
-	char	   *out = text;
+	char *text = palloc(37);
+	char *out = text;
 
 	for (int i = 0; i < UUID_LEN; i++)
 	{

@@ -36,21 +36,21 @@ typedef enum SharedTable
 typedef struct Statement
 {
 	const char *text;
-	int			nargs;
-	Oid			argtypes[STATEMENT_MAX_ARGUMENTS];
-	SPIPlanPtr	plan;
+	int nargs;
+	Oid argtypes[STATEMENT_MAX_ARGUMENTS];
+	SPIPlanPtr plan;
 } Statement;
 
 /* What a call of an API function changed and has to put back; see api_enter. */
 typedef struct ApiCall
 {
-	Oid			caller;
-	int			caller_context;
-	int			guc_level;
+	Oid caller;
+	int caller_context;
+	int guc_level;
 } ApiCall;
 
 extern const char *shared_table(SharedTable table);
-extern Oid	shared_table_oid(SharedTable table);
+extern Oid shared_table_oid(SharedTable table);
 
 extern void api_enter(ApiCall *call, const char *function);
 extern void api_leave(ApiCall *call);
@@ -60,11 +60,11 @@ extern void caller_needs_select(const ApiCall *call, SharedTable table);
 extern bool caller_is_restricted(const ApiCall *call, SharedTable table);
 extern bool caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id);
 
-extern int	statement_execute(Statement *statement, Datum *values, const char *nulls);
+extern int statement_execute(Statement *statement, Datum *values, const char *nulls);
 
 /* Column number `column` of row `row` of the last statement's result. */
 extern Datum result_datum(int row, int column, bool *isnull);
-extern char *result_text(int row, int column);	/* NULL for null */
+extern char *result_text(int row, int column); /* NULL for null */
 extern pg_uuid_t *result_uuid(int row, int column);
 
 extern pg_uuid_t *uuid_generate(void);
