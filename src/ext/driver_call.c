@@ -247,7 +247,7 @@ raise_driver_error(const json_t *error)
 	const char *hint = json_string_value(json_object_get(data, "hint"));
 	int code = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION;
 
-	for (int i = 0; state != NULL && i < lengthof(allowed); i++)
+	for (int i = 0; state != NULL && i < (int) lengthof(allowed); i++)
 		if (strcmp(state, allowed[i]) == 0)
 			code = MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
 	ereport(ERROR,

@@ -27,7 +27,7 @@ driver_find(const char *name, Jsonb *config)
 		if (provider == NULL || provider[strspn(provider, " \t\r\n")] == '\0')
 			provider = "fake";
 	}
-	for (int i = 0; i < lengthof(drivers); i++)
+	for (int i = 0; i < (int) lengthof(drivers); i++)
 	{
 		const Driver *driver = drivers[i];
 

@@ -119,10 +119,10 @@ exec_host(const char *program, int log_fd, int control_fd, int postmaster_fd)
 	from[2] = log_fd;
 	from[3] = control_fd;
 	from[4] = postmaster_fd;
-	for (int i = 0; i < lengthof(from); i++)
+	for (int i = 0; i < (int) lengthof(from); i++)
 		if ((from[i] = fcntl(from[i], F_DUPFD, 16)) < 0)
 			_exit(126);
-	for (int i = 0; i < lengthof(from); i++)
+	for (int i = 0; i < (int) lengthof(from); i++)
 		if (dup2(from[i], i) < 0)
 			_exit(126);
 #ifdef SYS_close_range

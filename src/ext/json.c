@@ -226,7 +226,7 @@ config_stored(const char *driver, Jsonb *given, const json_t *canonical)
 	    strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
 		return jsonb_from_json(canonical);
 	overlay = json_guard(json_object_new());
-	for (int i = 0; i < lengthof(provider_keys); i++)
+	for (int i = 0; i < (int) lengthof(provider_keys); i++)
 	{
 		json_t *value = json_object_get(canonical, provider_keys[i]);
 
