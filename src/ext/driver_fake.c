@@ -31,23 +31,20 @@ fake_config(Jsonb *stored, FakeConfig *config)
 
 /* Whether an earlier lease, whatever became of it, was of the same sandbox. */
 static bool
-fake_seen_before(const Environment *environment, const char *provider_lease_id,
-                 const FakeConfig *config)
+fake_seen_before(const char *provider_lease_id, const FakeConfig *config)
 {
 	static Statement find = {
 	    "SELECT 1 FROM @environment_leases@"
 	    " WHERE provider_lease_id OPERATOR(pg_catalog.=) $1"
-	    " AND environment_id OPERATOR(pg_catalog.=) $2"
 	    " AND (metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
 	    " AND (metadata OPERATOR(pg_catalog.->) 'reuseLease') OPERATOR(pg_catalog.=) "
 	    "'true'::pg_catalog.jsonb"
-	    " AND (metadata OPERATOR(pg_catalog.->>) 'image') OPERATOR(pg_catalog.=) $3"
+	    " AND (metadata OPERATOR(pg_catalog.->>) 'image') OPERATOR(pg_catalog.=) $2"
 	    " LIMIT 1",
-	    3,
-	    {TEXTOID, UUIDOID, TEXTOID},
+	    2,
+	    {TEXTOID, TEXTOID},
 	};
-	Datum values[3] = {CStringGetTextDatum(provider_lease_id), UUIDPGetDatum(environment->id),
-	                   CStringGetTextDatum(config->image)};
+	Datum values[2] = {CStringGetTextDatum(provider_lease_id), CStringGetTextDatum(config->image)};
 
 	return statement_execute(&find, values, NULL) > 0;
 }
@@ -79,8 +76,7 @@ fake_acquire(const AcquireRequest *request, AcquiredLease *lease)
 	jsonb_object_string(&metadata, "provider", "fake");
 	jsonb_object_string(&metadata, "image", config.image);
 	jsonb_object_bool(&metadata, "reuseLease", config.reuse_lease);
-	if (config.reuse_lease &&
-	    fake_seen_before(request->environment, lease->provider_lease_id, &config))
+	if (config.reuse_lease && fake_seen_before(lease->provider_lease_id, &config))
 		jsonb_object_bool(&metadata, "resumedLease", true);
 	lease->metadata = jsonb_object_end(&metadata);
 }

@@ -248,6 +248,15 @@ check_fingerprint(const unsigned char *master)
 	statement_execute(&remember, values, NULL);
 }
 
+/* The file's key, made if there is none, and checked against this database. */
+static void
+load_master(unsigned char *master)
+{
+	if (!read_hex_file(key_file(), master, KEY_BYTES, true))
+		make_key(master);
+	check_fingerprint(master);
+}
+
 void
 secret_keys_load(SecretKeys *keys)
 {
@@ -256,22 +265,22 @@ secret_keys_load(SecretKeys *keys)
 
 	PG_TRY();
 	{
-		if (!read_hex_file(key_file(), master, sizeof(master), true))
-			make_key(master);
-		check_fingerprint(master);
-		crypto_kdf_derive_from_key(keys->encryption, sizeof(keys->encryption), SUBKEY_ENCRYPTION,
-		                           KEY_CONTEXT, master);
-		crypto_kdf_derive_from_key(keys->hash, sizeof(keys->hash), SUBKEY_HASH, KEY_CONTEXT,
-		                           master);
-		crypto_kdf_derive_from_key(seed, sizeof(seed), SUBKEY_SEALING, KEY_CONTEXT, master);
-		crypto_box_seed_keypair(keys->sealing_public, keys->sealing_secret, seed);
+		load_master(master);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
 		sodium_memzero(master, sizeof(master));
-		sodium_memzero(seed, sizeof(seed));
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+
+	crypto_kdf_derive_from_key(keys->encryption, sizeof(keys->encryption), SUBKEY_ENCRYPTION,
+	                           KEY_CONTEXT, master);
+	crypto_kdf_derive_from_key(keys->hash, sizeof(keys->hash), SUBKEY_HASH, KEY_CONTEXT, master);
+	crypto_kdf_derive_from_key(seed, sizeof(seed), SUBKEY_SEALING, KEY_CONTEXT, master);
+	crypto_box_seed_keypair(keys->sealing_public, keys->sealing_secret, seed);
+	sodium_memzero(master, sizeof(master));
+	sodium_memzero(seed, sizeof(seed));
 }
 
 void

@@ -119,12 +119,25 @@ SELECT attempt(format('SELECT * FROM envrt_ensure_local_environment(%L)', :'comp
 SELECT envrt_normalize_config('local', '{"a": 1}');
 COMMIT;
 
--- plans stay on an index from the first row on: no statement scans the table
-BEGIN;
-SELECT status FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id');
+-- plans made on an empty table stay on the right index: what a statement reads does not grow with the table
+INSERT INTO envrt.environment_leases (company_id, environment_id, heartbeat_run_id, status)
+SELECT :'other_company', :'other_environment', :'other_run', 'released' FROM generate_series(1, 2000);
+ANALYZE envrt.environment_leases;
+TRUNCATE envrt.environment_leases;
+\c -
+SET search_path = public, regress;
+SELECT status FROM envrt_acquire_lease(:'company_id', '20000000-0000-4000-8000-000000000004', :'run_id');
 SELECT count(*) FROM envrt_release_leases(:'run_id');
 SELECT id FROM envrt_acquire_lease(:'company_id', '20000000-0000-4000-8000-000000000004', :'run_id') \gset
 SELECT count(*) FROM envrt_release_lease(:'id');
-SELECT relname, seq_scan, idx_scan > 0 AS index FROM pg_stat_xact_user_tables
+INSERT INTO envrt.environment_leases (company_id, environment_id, heartbeat_run_id, metadata)
+SELECT :'other_company', :'other_environment', :'other_run', '{"driver": "local"}' FROM generate_series(1, 2000);
+BEGIN;
+SELECT status FROM envrt_acquire_lease(:'company_id', '20000000-0000-4000-8000-000000000004', :'run_id');
+SELECT count(*) FROM envrt_release_leases(:'run_id');
+SELECT id FROM envrt_acquire_lease(:'company_id', '20000000-0000-4000-8000-000000000004', :'run_id') \gset
+SELECT count(*) FROM envrt_release_lease(:'id');
+SELECT seq_scan, idx_tup_fetch < 50 AS few_rows_read FROM pg_stat_xact_user_tables
 WHERE relid = 'envrt.environment_leases'::regclass;
 ROLLBACK;
+TRUNCATE envrt.environment_leases;
