@@ -142,7 +142,7 @@ send_control(json_t *message)
 
 	json_decref(message);
 	if (line == NULL)
-		return;
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	/*
 	 * A few hundred bytes into an empty socket buffer; where they don't fit,
 	 * the host has not read for long and the ping's deadline deals with it.
@@ -397,7 +397,7 @@ host_process_tend(void)
 	{
 		host.ping_id = ++host.last_id;
 		host.ping_deadline = TimestampTzPlusMilliseconds(now, PING_TIMEOUT_MS);
-		send_control(rpc_request(host.ping_id, "envrt/ping", NULL));
+		send_control(rpc_request(host.ping_id, "envrt/ping", json_object_new()));
 	}
 	if (now >= host.ping_deadline)
 	{

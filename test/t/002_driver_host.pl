@@ -81,10 +81,21 @@ my $second = host_pid();
 isnt($second, $first, 'on a new driver host');
 like($node->safe_psql('postgres', 'SELECT last_exit FROM envrt.stat_driver_host'), qr/signal 9/, 'the view says why the last one ended');
 
-# SIGSTOP: the call ends by its time limit, the launcher replaces the host
+# One that was only slow answers the launcher's ping, and stays.
 $node->append_conf('postgresql.conf', "envrt.ssh_connect_timeout = '500ms'\nenvrt.ssh_command_timeout = '500ms'");
 $node->reload;
 wait_until_sql($node, "SELECT setting = '500' FROM pg_settings WHERE name = 'envrt.ssh_command_timeout'");
+kill 'STOP', $second;
+is((sql_state($node, "SELECT envrt_acquire_lease('$company', '$good', '$run')"))[0], '08006', 'a driver host that is slow: 08006');
+kill 'CONT', $second;
+$time = time;
+# The ping's time limit is 2 seconds.
+my $worked = 0;
+acquire($node, $company, $good, $run) && $worked++ while time - $time < 3;
+cmp_ok($worked, '>', 3, 'it goes on');
+is(host_pid(), $second, 'and was not replaced');
+
+# SIGSTOP: the call ends by its time limit, the launcher replaces the host
 kill 'STOP', $second;
 $time = time;
 my ($state, $text) = sql_state($node, "SELECT envrt_acquire_lease('$company', '$good', '$run')");
