@@ -6,6 +6,8 @@
 #   test, demo     the same as test/all and test/demo
 #   psql           a throwaway server with the fixtures, and psql on it
 #   check-chroot   test/all and test/demo on a bare Debian, in a chroot (needs root)
+#   check-valgrind   the tests on an assert-enabled server, under valgrind and the sanitizers
+#   check-versions   the build and the SQL tests on other PostgreSQL versions, in chroots (needs root)
 
 TEST_WARNINGS = -Wall -Wextra -Werror
 TEST_SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -101,7 +103,7 @@ check-cppcheck:
 # The commands, for whoever has make
 # ---------------------------------------------------------------------------------------------
 
-.PHONY: test demo psql bench check-chroot
+.PHONY: test demo psql bench check-chroot check-valgrind check-versions
 test:
 	test/all
 demo:
@@ -112,3 +114,7 @@ bench:
 	test/bench/run
 check-chroot:
 	test/chroot
+check-valgrind:
+	test/valgrind
+check-versions:
+	test/versions

@@ -50,7 +50,8 @@ SELECT regexp_replace(s.name, '[0-9a-f]{8}$', '<8 hex>') AS name, s.provider, s.
        s.id::text = e.config -> 'privateKeySecretRef' ->> 'secretId' AS referenced,
        v.material ? 'ciphertext' AS encrypted
 FROM envrt.company_secrets s JOIN envrt.company_secret_versions v ON v.secret_id = s.id
-     JOIN envrt.environments e ON e.company_id = s.company_id AND e.driver = 'ssh';
+     JOIN envrt.environments e ON e.company_id = s.company_id AND e.driver = 'ssh'
+WHERE s.company_id = :'company_id';
 SELECT count(*) FROM envrt.environments e WHERE e::text LIKE '%MHcCAQEE%';
 SELECT count(*) FROM envrt.company_secret_versions v WHERE v::text LIKE '%MHcCAQEE%';
 BEGIN;
@@ -64,7 +65,7 @@ FROM (VALUES (1, 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHRlc3Q test'),
              (2, E'-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----'),
              (3, 'hunter2')) AS t(i, k)
 ORDER BY i;
-SELECT count(*) FROM envrt.company_secrets;
+SELECT count(*) FROM envrt.company_secrets WHERE company_id = :'company_id';
 -- a blank key is none
 SELECT config -> 'privateKey' AS key, config -> 'privateKeySecretRef' AS reference
 FROM envrt_create_environment(:'company_id', 'no key', 'ssh', :'config'::jsonb || '{"privateKey": "  "}');
