@@ -23,6 +23,11 @@
 #define object_ownercheck_database(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
 #endif
 
+/* Before a declaration, where both accept it. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* Begin a set-returning function's result: a tuplestore in rsinfo->setResult. */
 static inline void
 compat_begin_result_set(FunctionCallInfo fcinfo)

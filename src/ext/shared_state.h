@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "compat.h"
 #include "datatype/timestamp.h"
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
@@ -77,6 +78,6 @@ extern void shared_state_reserve(void);
 extern void launcher_wake(void);
 extern SchedulerSlot *scheduler_slot(Oid database);
 
-extern void ereport_not_preloaded(void) pg_attribute_noreturn();
+pg_noreturn extern void ereport_not_preloaded(void);
 
 #endif
