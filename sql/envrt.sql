@@ -214,6 +214,10 @@ CREATE INDEX environment_leases_provider_lease_idx ON envrt.environment_leases (
 -- A reusable provider lease is held by one active lease at a time, whoever writes the rows.
 CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (provider, provider_lease_id)
     WHERE status = 'active' AND lease_policy IN ('reuse_by_environment', 'reuse_by_execution_workspace');
+-- What the scheduler asks for: the lease that ends next.
+CREATE INDEX environment_leases_expiry_idx ON envrt.environment_leases (expires_at)
+    WHERE status = 'active' AND expires_at IS NOT NULL;
+COMMENT ON INDEX envrt.environment_leases_expiry_idx IS 'The lease that expires next';
 COMMENT ON TABLE envrt.environment_leases IS 'Leases: a run''s right to use an environment';
 COMMENT ON COLUMN envrt.environment_leases.status IS 'active until released, expired, failed, or (a failed retain_on_failure lease) retained';
 COMMENT ON COLUMN envrt.environment_leases.cleanup_status IS 'What became of the provider lease after the end: pending, success, failed; null when there was nothing to clean';
@@ -378,6 +382,46 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION envrt_release_lease(uuid, text, text) IS
 'Ends one active lease (status released, expired or failed) and returns it; no row when it is not active. Errors: 42704 no such lease';
 
+CREATE FUNCTION envrt_renew_lease(lease_id uuid, expires_in interval)
+RETURNS envrt.environment_leases
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_renew_lease(uuid, interval) IS
+'Moves the expiry of an active lease to expires_in from now. Errors: 22023 not positive, 42704 no such lease, 55000 no longer active';
+
+CREATE FUNCTION envrt.on_lease_expiry()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'envrt_on_lease_expiry' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.on_lease_expiry() IS
+'Trigger on environment_leases: tells the scheduler, at commit, when a lease is to expire';
+
+CREATE TRIGGER envrt_lease_expiry AFTER INSERT OR UPDATE OF expires_at, status ON envrt.environment_leases
+    FOR EACH ROW WHEN (NEW.expires_at IS NOT NULL AND NEW.status = 'active')
+    EXECUTE FUNCTION envrt.on_lease_expiry();
+COMMENT ON TRIGGER envrt_lease_expiry ON envrt.environment_leases IS 'Tells the scheduler when the lease is to expire, whoever writes it';
+
+-- ---------------------------------------------------------------------------------------------
+-- Runs
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt_on_heartbeat_run()
+RETURNS trigger
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_on_heartbeat_run() IS
+'Trigger on a table of runs: ends the leases of a run that is over or deleted, in the same transaction. failed and timed_out: as failed, with the run''s error as failure_reason; else released';
+
+CREATE FUNCTION envrt_attach_runs(runs regclass)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_attach_runs(regclass) IS
+'Puts envrt_on_heartbeat_run on a table with the columns id uuid and status (and perhaps error); again: no change. The caller needs the right to make triggers on it. Errors: 22023 no such columns';
+
+CREATE FUNCTION envrt_detach_runs(runs regclass)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_detach_runs(regclass) IS 'Takes the triggers of envrt_attach_runs off a table; no error when there are none';
+
+SELECT envrt_attach_runs('envrt.heartbeat_runs');
+
 -- ---------------------------------------------------------------------------------------------
 -- Secrets
 -- ---------------------------------------------------------------------------------------------
@@ -469,6 +513,11 @@ REVOKE ALL ON FUNCTION envrt_probe_config(uuid, text, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_release_leases(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_release_lease(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_renew_lease(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.on_lease_expiry() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_on_heartbeat_run() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_attach_runs(regclass) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_detach_runs(regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_create_secret(uuid, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_rotate_secret(uuid, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_sealing_key() FROM PUBLIC;

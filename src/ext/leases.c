@@ -1,6 +1,7 @@
 /*
  * leases.c
- *		Acquire and release: envrt_acquire_lease, envrt_release_leases, envrt_release_lease.
+ *		Acquire, release and renew: envrt_acquire_lease, envrt_release_leases,
+ *		envrt_release_lease, envrt_renew_lease.
  *
  * Both take part in the caller's transaction and do nothing beyond it: a
  * lease is its row.
@@ -28,6 +29,8 @@
 #include "environments.h"
 #include "funcapi.h"
 #include "json.h"
+#include "leases.h"
+#include "settings.h"
 #include "tables.h"
 #include "utils/array.h"
 #include "utils/timestamp.h"
@@ -35,6 +38,7 @@
 PG_FUNCTION_INFO_V1(envrt_acquire_lease);
 PG_FUNCTION_INFO_V1(envrt_release_leases);
 PG_FUNCTION_INFO_V1(envrt_release_lease);
+PG_FUNCTION_INFO_V1(envrt_renew_lease);
 
 /* In the order of envrt.environment_leases, the type that these functions return. */
 #define LEASE_COLUMNS                                                                              \
@@ -221,6 +225,11 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 	AcquiredLease lease = {0};
 	Datum result;
 
+	if (expires_in == NULL && envrt_lease_default_ttl > 0)
+	{
+		expires_in = palloc0(sizeof(Interval));
+		expires_in->time = envrt_lease_default_ttl * USECS_PER_SEC;
+	}
 	if (expires_in != NULL)
 		(void) expiry(GetCurrentTimestamp(), expires_in);
 
@@ -278,19 +287,18 @@ release_status_argument(FunctionCallInfo fcinfo, int n)
 }
 
 /*
- * End the active leases of a run, or one lease, and put them into the
- * function's result.
+ * End the active leases of a run, or one lease; how many, in SPI_tuptable.
  *
  * The status is compared in a form that no index serves: on a table that was
  * empty when the plan was made, all indexes look alike, and one of those that
  * have the status would read every active lease there is.
  *
- * $1: the run or the lease; $2: status; $3: failure reason or null; $4: null,
- * or the leases that the caller can see.
+ * $1: the run or the lease; $2: status; $3: failure reason or null; $4: now;
+ * $5: null, or the leases that may be ended.
  */
-static void
-release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid_t *id,
-        const char *status, const char *failure_reason)
+static int
+end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *failure_reason,
+           ArrayType *only)
 {
 #define RELEASE_RETAINS                                                                            \
 	"($2 OPERATOR(pg_catalog.=) 'failed' AND l.lease_policy OPERATOR(pg_catalog.=) "               \
@@ -317,16 +325,8 @@ release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid
 	    RELEASE("heartbeat_run_id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	static Statement release_one = {
 	    RELEASE("id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
-	static Statement find_run = {
-	    "SELECT id FROM @environment_leases@ WHERE heartbeat_run_id OPERATOR(pg_catalog.=) $1"
-	    " AND coalesce(status, '') OPERATOR(pg_catalog.=) 'active'",
-	    1,
-	    {UUIDOID},
-	};
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Datum values[5];
 	char nulls[6] = "     ";
-	int count;
 
 	values[0] = UUIDPGetDatum(id);
 	values[1] = CStringGetTextDatum(status);
@@ -335,30 +335,58 @@ release(FunctionCallInfo fcinfo, const ApiCall *call, bool by_run, const pg_uuid
 	else
 		nulls[2] = 'n';
 	values[3] = TimestampTzGetDatum(GetCurrentTimestamp());
-	nulls[4] = 'n';
+	values[4] = PointerGetDatum(only);
+	nulls[4] = only == NULL ? 'n' : ' ';
+	return statement_execute(by_run ? &release_run : &release_one, values, nulls);
+}
 
-	if (by_run)
-	{
-		caller_needs_select(call, TABLE_ENVIRONMENT_LEASES);
-		if (caller_is_restricted(call, TABLE_ENVIRONMENT_LEASES))
-		{
-			Datum *visible;
-			int nvisible = 0;
+/* The caller has seen to the owner's rights. */
+int
+leases_end_of_run(const pg_uuid_t *run_id, const char *status, const char *failure_reason)
+{
+	return end_leases(true, run_id, status, failure_reason, NULL);
+}
 
-			count = statement_execute(&find_run, values, NULL);
-			visible = palloc(sizeof(Datum) * Max(count, 1));
-			for (int row = 0; row < count; row++)
-				visible[row] = UUIDPGetDatum(result_uuid(row, 1));
-			for (int row = 0; row < count; row++)
-				if (caller_can_see(call, TABLE_ENVIRONMENT_LEASES, DatumGetUUIDP(visible[row])))
-					visible[nvisible++] = visible[row];
-			values[4] = PointerGetDatum(
-			    construct_array(visible, nvisible, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-			nulls[4] = ' ';
-		}
-	}
+int
+lease_end(const pg_uuid_t *lease_id, const char *status)
+{
+	return end_leases(false, lease_id, status, NULL, NULL);
+}
 
-	count = statement_execute(by_run ? &release_run : &release_one, values, nulls);
+/* Those of the run's active leases that the caller can see; NULL: all of them. */
+static ArrayType *
+visible_leases(const ApiCall *call, const pg_uuid_t *run_id)
+{
+	static Statement find_run = {
+	    "SELECT id FROM @environment_leases@ WHERE heartbeat_run_id OPERATOR(pg_catalog.=) $1"
+	    " AND coalesce(status, '') OPERATOR(pg_catalog.=) 'active'",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(run_id)};
+	Datum *visible;
+	int nvisible = 0;
+	int count;
+
+	caller_needs_select(call, TABLE_ENVIRONMENT_LEASES);
+	if (!caller_is_restricted(call, TABLE_ENVIRONMENT_LEASES))
+		return NULL;
+	count = statement_execute(&find_run, values, NULL);
+	visible = palloc(sizeof(Datum) * Max(count, 1));
+	for (int row = 0; row < count; row++)
+		visible[row] = UUIDPGetDatum(result_uuid(row, 1));
+	for (int row = 0; row < count; row++)
+		if (caller_can_see(call, TABLE_ENVIRONMENT_LEASES, DatumGetUUIDP(visible[row])))
+			visible[nvisible++] = visible[row];
+	return construct_array(visible, nvisible, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+}
+
+/* Put the last statement's rows into the function's result. */
+static void
+return_leases(FunctionCallInfo fcinfo, int count)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
 	for (int row = 0; row < count; row++)
 	{
 		Datum columns[LEASE_COLUMN_COUNT];
@@ -395,7 +423,8 @@ envrt_release_leases(PG_FUNCTION_ARGS)
 
 	result_set_begin(fcinfo);
 	api_enter(&call, "envrt_release_leases()");
-	release(fcinfo, &call, true, run_id, status, failure_reason);
+	return_leases(fcinfo,
+	              end_leases(true, run_id, status, failure_reason, visible_leases(&call, run_id)));
 	api_leave(&call);
 	return (Datum) 0;
 }
@@ -424,7 +453,54 @@ envrt_release_lease(PG_FUNCTION_ARGS)
 	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
-	release(fcinfo, &call, false, lease_id, status, failure_reason);
+	return_leases(fcinfo, end_leases(false, lease_id, status, failure_reason, NULL));
 	api_leave(&call);
 	return (Datum) 0;
+}
+
+/*
+ * envrt_renew_lease(lease_id, expires_in)
+ *		Moves the end of an active lease to expires_in from now.
+ */
+Datum
+envrt_renew_lease(PG_FUNCTION_ARGS)
+{
+	static Statement renew = {
+	    "UPDATE @environment_leases@ SET expires_at = $2, last_used_at = $3, updated_at = $3"
+	    " WHERE id OPERATOR(pg_catalog.=) $1 AND coalesce(status, '') OPERATOR(pg_catalog.=) "
+	    "'active'"
+	    " RETURNING " LEASE_COLUMNS,
+	    3,
+	    {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+	};
+	static Statement find = {
+	    "SELECT status FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
+	TimestampTz now = GetCurrentTimestamp();
+	Datum values[3] = {UUIDPGetDatum(lease_id)};
+	ApiCall call;
+	Datum result;
+
+	require_argument(1, "expires_in");
+	values[1] = TimestampTzGetDatum(expiry(now, PG_GETARG_INTERVAL_P(1)));
+	values[2] = TimestampTzGetDatum(now);
+	api_enter(&call, "envrt_renew_lease()");
+	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
+	    statement_execute(&renew, values, NULL) == 0)
+	{
+		if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
+		    statement_execute(&find, values, NULL) == 0)
+			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+			                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id),
+		                       result_text(0, 1)),
+		                errhint("Acquire a new lease.")));
+	}
+	result = lease_datum(fcinfo, 0);
+	api_leave(&call);
+	PG_RETURN_DATUM(result);
 }

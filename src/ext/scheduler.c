@@ -6,10 +6,12 @@
  * launcher in every database that might have the extension, it looks first,
  * and ends at once where that is absent.
  *
- * It sleeps on its latch without a timeout.  It is woken to end (STOPPING in
- * its slot: somebody wants the database free), to look again whether the
- * extension is there (after DROP EXTENSION has committed), or to reload the
- * configuration.  While it sleeps it holds no lock, snapshot or transaction.
+ * It ends leases at their time (expiry.c).  It sleeps on its latch, until the
+ * next lease expires or, when none does, without a timeout.  It is woken to
+ * end (STOPPING in its slot: somebody wants the database free), to look again
+ * whether the extension is there (after DROP EXTENSION has committed), when a
+ * commit has set an earlier expiry, or to reload the configuration.  While it sleeps it holds no
+ *lock, snapshot or transaction.
  *
  * Its slot is given back when it is out of the process array (see
  * scheduler_exit), so that whoever waits for the slot finds the database
@@ -113,6 +115,8 @@ envrt_scheduler_main(Datum argument)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	pgstat_report_appname("envrt scheduler");
+	/* It waits for nobody's lock, not even in somebody's trigger. */
+	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
 
 	end_where_absent();
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
@@ -130,6 +134,7 @@ envrt_scheduler_main(Datum argument)
 	{
 		bool stopping;
 		bool recheck;
+		TimestampTz next;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -147,7 +152,11 @@ envrt_scheduler_main(Datum argument)
 		if (recheck)
 			end_where_absent();
 
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1, PG_WAIT_EXTENSION);
+		next = expiry_tend(slot);
+		(void) WaitLatch(
+		    MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (next != DT_NOEND ? WL_TIMEOUT : 0),
+		    next != DT_NOEND ? TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) : -1,
+		    PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
 }

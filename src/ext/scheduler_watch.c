@@ -205,6 +205,7 @@ start_scheduler(Database *database, TimestampTz now)
 		slot->state = SCHEDULER_STARTING;
 		slot->since = now;
 		slot->generation = ++last_generation;
+		slot->next_expiry = DT_NOEND;
 	}
 	LWLockRelease(shared_state->lock);
 

@@ -24,6 +24,7 @@ int envrt_ssh_command_timeout = 15000;
 int envrt_ssh_idle_timeout = 300000;
 int envrt_ssh_sessions_per_host = 4;
 int envrt_max_calls = 1000;
+int envrt_lease_default_ttl = 0;
 char *envrt_allowed_hosts = NULL;
 char *envrt_master_key_file = NULL;
 
@@ -100,6 +101,10 @@ settings_define(void)
 	DefineCustomIntVariable("envrt.max_calls", "Most driver calls in flight at once on the server.",
 	                        NULL, &envrt_max_calls, 1000, 1, 100000, PGC_SIGHUP, 0, NULL, NULL,
 	                        NULL);
+	DefineCustomIntVariable(
+	    "envrt.lease_default_ttl", "How long a lease lives when acquire is not told.",
+	    "0: for ever. It is counted from the acquire, and envrt_renew_lease moves it.",
+	    &envrt_lease_default_ttl, 0, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomStringVariable(
 	    "envrt.allowed_hosts", "Where ssh may connect.",
 	    "Comma-separated host name patterns, addresses and networks (CIDR). Empty: anywhere.",

@@ -16,6 +16,7 @@ extern int envrt_ssh_command_timeout;
 extern int envrt_ssh_idle_timeout;
 extern int envrt_ssh_sessions_per_host;
 extern int envrt_max_calls;
+extern int envrt_lease_default_ttl;
 extern char *envrt_allowed_hosts;
 extern char *envrt_master_key_file;
 

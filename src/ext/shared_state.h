@@ -36,11 +36,12 @@ typedef struct SchedulerSlot
 	pid_t pid;
 	Latch *latch; /* NULL unless running */
 	TimestampTz since;
-	bool absent;       /* ended because the database has no envrt */
-	bool stopped;      /* ended because it was asked to */
-	bool recheck;      /* look again whether the extension is there */
-	int held_by;       /* backend whose DDL wants the database free, or 0 */
-	uint32 generation; /* tells the slot's uses apart */
+	bool absent;             /* ended because the database has no envrt */
+	bool stopped;            /* ended because it was asked to */
+	bool recheck;            /* look again whether the extension is there */
+	int held_by;             /* backend whose DDL wants the database free, or 0 */
+	uint32 generation;       /* tells the slot's uses apart */
+	TimestampTz next_expiry; /* the scheduler's timer; DT_NOEND: none */
 } SchedulerSlot;
 
 /* Databases to look at; more than this many at once means all of them. */

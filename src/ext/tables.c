@@ -20,7 +20,8 @@
  * Plans: prepared generic and kept.  Such a plan must stay on an index from
  * the first row on, but one made while a table is empty is a sequential scan
  * and stays one until statistics change; so plans are made with sequential
- * scans off.  Only the planning: the flag must not reach what triggers plan.
+ * scans (and sorts, where an index has the order) off.  Only the planning: the
+ * flags must not reach what triggers plan.
  */
 #include "postgres.h"
 
@@ -97,6 +98,28 @@ api_forbid_read_only(const char *function)
 }
 
 /*
+ * owner_enter
+ *		Take the rights of the shared tables' owner, until api_leave.
+ *
+ * `security` is added to the security context: a background worker, which has
+ * all rights by itself, gives SECURITY_RESTRICTED_OPERATION, so that what
+ * triggers do is confined to the owner's rights for good.
+ */
+void
+owner_enter(ApiCall *call, int security)
+{
+	Oid owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
+
+	GetUserIdAndSecContext(&call->caller, &call->caller_context);
+	call->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+	                         GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SetUserIdAndSecContext(owner, call->caller_context | SECURITY_LOCAL_USERID_CHANGE | security);
+}
+
+/*
  * api_enter
  *		Begin an API function that reads or writes the shared tables.
  *
@@ -105,17 +128,8 @@ api_forbid_read_only(const char *function)
 void
 api_enter(ApiCall *call, const char *function)
 {
-	Oid owner;
-
 	api_forbid_read_only(function);
-	owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
-	GetUserIdAndSecContext(&call->caller, &call->caller_context);
-	call->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
-	                         GUC_ACTION_SAVE, true, 0, false);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	SetUserIdAndSecContext(owner, call->caller_context | SECURITY_LOCAL_USERID_CHANGE);
+	owner_enter(call, 0);
 }
 
 void
@@ -215,20 +229,22 @@ expand_text(const char *text)
 static void
 plan_on_index(SPIPlanPtr plan)
 {
-	bool saved = enable_seqscan;
+	bool saved_seqscan = enable_seqscan;
+	bool saved_sort = enable_sort;
 
 	PG_TRY();
 	{
 		CachedPlan *cached;
 
-		enable_seqscan = false;
+		enable_seqscan = enable_sort = false;
 		cached = SPI_plan_get_cached_plan(plan);
 		if (cached != NULL)
 			ReleaseCachedPlan(cached, CurrentResourceOwner);
 	}
 	PG_FINALLY();
 	{
-		enable_seqscan = saved;
+		enable_seqscan = saved_seqscan;
+		enable_sort = saved_sort;
 	}
 	PG_END_TRY();
 }

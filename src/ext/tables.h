@@ -52,6 +52,7 @@ typedef struct ApiCall
 extern const char *shared_table(SharedTable table);
 extern Oid shared_table_oid(SharedTable table);
 
+extern void owner_enter(ApiCall *call, int security);
 extern void api_enter(ApiCall *call, const char *function);
 extern void api_leave(ApiCall *call);
 extern void api_forbid_read_only(const char *function);

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
+#include "shared_state.h"
 #include "storage/latch.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -22,6 +23,9 @@ extern TimestampTz schedulers_tend(void);
 
 /* scheduler.c */
 extern PGDLLEXPORT void envrt_scheduler_main(Datum argument);
+
+/* expiry.c */
+extern TimestampTz expiry_tend(SchedulerSlot *slot);
 
 /* host_process.c: the launcher's care for the driver host */
 extern TimestampTz host_process_tend(void);
