@@ -4,7 +4,9 @@
  *
  * CREATE EXTENSION, CREATE DATABASE and DROP EXTENSION are seen by the object
  * access hook; the launcher or the scheduler is told when the transaction
- * commits, and nobody when it rolls back.
+ * commits, and nobody when it rolls back.  What a prepared transaction held
+ * is not known any more when another session commits it, so after COMMIT
+ * PREPARED both look again.
  *
  * DROP DATABASE, CREATE DATABASE ... TEMPLATE, and moving or renaming one,
  * need the database to be free of other sessions, and a scheduler is one.  So
@@ -37,10 +39,10 @@ static object_access_hook_type previous_object_access_hook = NULL;
 static ProcessUtility_hook_type previous_utility_hook = NULL;
 
 /* Of the transaction under way. */
-static bool database_created = false;
+static bool database_created = false; /* or changed */
 static bool extension_created = false;
 static bool extension_dropped = false;
-static Oid held_database = InvalidOid;
+static bool holding = false; /* some slot is held by us */
 
 static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
@@ -68,7 +70,7 @@ transaction_end(XactEvent event, void *arg)
 
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
-	if (!database_created && !extension_created && !extension_dropped && !OidIsValid(held_database))
+	if (!database_created && !extension_created && !extension_dropped && !holding)
 		return;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
@@ -83,29 +85,18 @@ transaction_end(XactEvent event, void *arg)
 			shared_state->recheck_all = true;
 	}
 	if (committed && extension_dropped)
+		scheduler_recheck(scheduler_slot(MyDatabaseId));
+	if (holding)
 	{
-		SchedulerSlot *slot = scheduler_slot(MyDatabaseId);
-
-		if (slot != NULL)
-		{
-			slot->recheck = true;
-			if (slot->latch != NULL)
-				SetLatch(slot->latch);
-		}
-	}
-	if (OidIsValid(held_database))
-	{
-		SchedulerSlot *slot = scheduler_slot(held_database);
-
-		if (slot != NULL && slot->held_by == MyProcPid)
-			slot->held_by = 0;
+		for (int i = 0; i < shared_state->nslots; i++)
+			if (shared_state->slots[i].held_by == MyProcPid)
+				shared_state->slots[i].held_by = 0;
 		shared_state->rescan = wake = true;
 	}
 	if (wake && shared_state->launcher_latch != NULL)
 		SetLatch(shared_state->launcher_latch);
 	LWLockRelease(shared_state->lock);
-	database_created = extension_created = extension_dropped = false;
-	held_database = InvalidOid;
+	database_created = extension_created = extension_dropped = holding = false;
 }
 
 /* Have the database's scheduler end, and stay away until the transaction is over. */
@@ -115,6 +106,7 @@ hold_database(const char *name)
 	Oid database = name != NULL ? get_database_oid(name, true) : InvalidOid;
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_WAIT_MS);
 	SchedulerSlot *slot;
+	bool held = false;
 
 	if (!OidIsValid(database) || !object_ownercheck_database(database, GetUserId()))
 		return;
@@ -123,14 +115,14 @@ hold_database(const char *name)
 	if (slot != NULL && slot->held_by == 0)
 	{
 		slot->held_by = MyProcPid;
-		held_database = database;
+		held = holding = true;
 		if (slot->state == SCHEDULER_RUNNING || slot->state == SCHEDULER_STARTING)
 			slot->state = SCHEDULER_STOPPING;
 		if (slot->latch != NULL)
 			SetLatch(slot->latch);
 	}
 	LWLockRelease(shared_state->lock);
-	if (!OidIsValid(held_database))
+	if (!held)
 		return;
 
 	ConditionVariablePrepareToSleep(&shared_state->scheduler_changed);
@@ -189,10 +181,17 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
                 ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *queryEnv,
                 DestReceiver *dest, QueryCompletion *qc)
 {
-	const char *name = needed_database(pstmt->utilityStmt);
+	Node *statement = pstmt->utilityStmt;
+	const char *name = needed_database(statement);
 
 	if (name != NULL)
 		hold_database(name);
+	/* Whether it takes connections or is a template decides about its scheduler. */
+	if (IsA(statement, AlterDatabaseStmt))
+		database_created = true;
+	if (IsA(statement, TransactionStmt) &&
+	    ((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED)
+		database_created = extension_created = extension_dropped = true;
 	if (previous_utility_hook)
 		previous_utility_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest,
 		                      qc);

@@ -319,7 +319,7 @@ static CallOutcome
 exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 {
 	json_int_t id = ++last_id;
-	json_t *request = json_guard(rpc_request(id, method, params));
+	json_t *request = json_guard(rpc_request(id, method, json_incref(params)));
 	TimestampTz deadline =
 	    TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms + ANSWER_MARGIN_MS);
 	volatile CallOutcome outcome = CALL_LOST;
@@ -412,7 +412,7 @@ driver_host_ask(const char *method, int64 timeout_ms)
 			return NULL;
 		}
 	}
-	if (exchange(method, json_object_new(), timeout_ms, &answer) != CALL_ANSWERED)
+	if (exchange(method, json_guard(json_object_new()), timeout_ms, &answer) != CALL_ANSWERED)
 		return NULL;
 	return json_object_get(answer, "result");
 }

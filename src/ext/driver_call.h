@@ -16,7 +16,7 @@ extern json_t *call_limits(void);
  * driver_host_call
  *		Calls a method and waits for the answer; its result, guarded.
  *
- * params is stolen.  timeout_ms is what the driver host may take; it keeps its
+ * timeout_ms is what the driver host may take; it keeps its
  * own limits, so this is for one that does not answer at all.  Raises what
  * the driver reports, and 08006 when the driver host is lost meanwhile.
  */

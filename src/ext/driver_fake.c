@@ -101,7 +101,6 @@ fake_probe(const Environment *environment, ProbeResult *result)
 const Driver fake_driver = {
     .name = "sandbox",
     .provider = "fake",
-    .cleanup_status = "success",
     .acquire = fake_acquire,
     .probe = fake_probe,
 };

@@ -100,7 +100,7 @@ ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
 		json_object_set_new(params, "workspaceMode",
 		                    json_string(text_to_utf8(request->workspace_mode)));
 
-	result = driver_host_call("environmentAcquireLease", json_incref(params),
+	result = driver_host_call("environmentAcquireLease", params,
 	                          (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout +
 	                              (int64) json_array_size(candidates) * envrt_api_probe_timeout);
 
@@ -124,7 +124,7 @@ static void
 ssh_probe(const Environment *environment, ProbeResult *probe)
 {
 	json_t *result =
-	    driver_host_call("environmentProbe", json_incref(call_params(environment)),
+	    driver_host_call("environmentProbe", call_params(environment),
 	                     (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout);
 	json_t *details = json_object_get(result, "details");
 	const char *summary = json_string_value(json_object_get(result, "summary"));

@@ -46,9 +46,6 @@ typedef struct Driver
 	 */
 	bool calls_outside;
 
-	/* cleanup_status of a lease that ends; NULL when there is nothing behind it */
-	const char *cleanup_status;
-
 	void (*acquire)(const AcquireRequest *request, AcquiredLease *lease);
 	void (*probe)(const Environment *environment, ProbeResult *result);
 } Driver;

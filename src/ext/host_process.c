@@ -225,10 +225,17 @@ static void
 read_log(void)
 {
 	char buffer[4096];
-	ssize_t n = read(host.log, buffer, sizeof(buffer));
+	ssize_t n = host.log >= 0 ? read(host.log, buffer, sizeof(buffer)) : -1;
 	const char *line;
 	size_t length;
 
+	if (n == 0)
+	{
+		/* It has closed its end, and would be readable for ever. */
+		close(host.log);
+		host.log = -1;
+		host.changed = true;
+	}
 	if (n <= 0)
 		return;
 	if (rpc_reader_feed(host.log_reader, buffer, n) == RPC_READ_TOO_LONG)
@@ -264,7 +271,8 @@ static void
 close_all(void)
 {
 	close(host.control);
-	close(host.log);
+	if (host.log >= 0)
+		close(host.log);
 	rpc_reader_free(host.reader);
 	rpc_reader_free(host.log_reader);
 	host.control = PGINVALID_SOCKET;
@@ -422,7 +430,8 @@ host_process_add_events(WaitEventSet *events)
 	if (host.pid == 0)
 		return;
 	AddWaitEventToSet(events, WL_SOCKET_READABLE, host.control, NULL, NULL);
-	AddWaitEventToSet(events, WL_SOCKET_READABLE, host.log, NULL, NULL);
+	if (host.log >= 0)
+		AddWaitEventToSet(events, WL_SOCKET_READABLE, host.log, NULL, NULL);
 }
 
 /* At the launcher's end. */

@@ -70,7 +70,7 @@ read_hex_file(const char *path, unsigned char *bytes, size_t length, bool secret
 {
 	char text[2 * 64 + 8];
 	struct stat status;
-	int fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	int fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
 	ssize_t nread;
 	size_t decoded = 0;
 	const char *end = NULL;
@@ -131,6 +131,7 @@ write_hex_file(const char *path, const unsigned char *bytes, size_t length)
 	(void) unlink(temporary);
 	fd = OpenTransientFilePerm(temporary, O_CREAT | O_EXCL | O_WRONLY | PG_BINARY,
 	                           S_IRUSR | S_IWUSR);
+	errno = 0;
 	written = fd >= 0 && write(fd, text, text_length) == (ssize_t) text_length && pg_fsync(fd) == 0;
 	sodium_memzero(text, sizeof(text));
 	if (written && link(temporary, path) != 0)
@@ -140,7 +141,8 @@ write_hex_file(const char *path, const unsigned char *bytes, size_t length)
 	}
 	if (!written)
 	{
-		int saved_errno = errno;
+		/* A short write sets no error. */
+		int saved_errno = errno != 0 ? errno : ENOSPC;
 
 		(void) unlink(temporary);
 		errno = saved_errno;
@@ -241,8 +243,6 @@ check_fingerprint(const unsigned char *master)
 		         errdetail("Fingerprint of the file's key: %s; of the key of the secrets: %s.",
 		                   text, stored),
 		         errhint("Restore the key file that belongs to this database.")));
-	if (XactReadOnly)
-		return;
 	values[0] = CStringGetTextDatum(text);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	statement_execute(&remember, values, NULL);

@@ -63,15 +63,28 @@ extension_exists(void)
 	return exists;
 }
 
+/*
+ * A request to look again that came while we looked counts: what we saw may
+ * have been before the commit that it is about.
+ */
 static void
 end_where_absent(void)
 {
-	if (extension_exists())
-		return;
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	slot->absent = true;
-	LWLockRelease(shared_state->lock);
-	proc_exit(0);
+	for (;;)
+	{
+		bool again;
+
+		if (extension_exists())
+			return;
+		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+		again = slot->recheck;
+		slot->recheck = false;
+		slot->absent = !again;
+		LWLockRelease(shared_state->lock);
+		if (!again)
+			proc_exit(0);
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /* Take the slot that the launcher meant for us, unless it gave up on us. */

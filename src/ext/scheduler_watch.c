@@ -139,6 +139,26 @@ take_requests(void)
 				database->start_at = 0;
 			}
 	}
+
+	/* One that is there may just be finding the extension absent. */
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < nwanted; i++)
+		scheduler_recheck(scheduler_slot(wanted[i]));
+	for (int i = 0; i < shared_state->nslots; i++)
+	{
+		SchedulerSlot *slot = &shared_state->slots[i];
+
+		if (recheck_all && slot->state != SCHEDULER_FREE)
+			scheduler_recheck(slot);
+		/* It has become a template, or takes no connections any more. */
+		if (rescan && slot->state == SCHEDULER_RUNNING && database_find(slot->database) == NULL)
+		{
+			slot->state = SCHEDULER_STOPPING;
+			if (slot->latch != NULL)
+				SetLatch(slot->latch);
+		}
+	}
+	LWLockRelease(shared_state->lock);
 }
 
 /* Free the slots of schedulers that have ended, and note why they did; how many are starting. */
@@ -153,12 +173,12 @@ collect_ended(TimestampTz now)
 		SchedulerSlot *slot = &shared_state->slots[i];
 		Database *database;
 
-		if (slot->state == SCHEDULER_STARTING)
+		if (slot->state == SCHEDULER_STARTING || slot->state == SCHEDULER_STOPPING)
 		{
 			/* Registered, but the postmaster could not start it. */
 			if (slot->pid == 0 && TimestampDifferenceExceeds(slot->since, now, START_TIMEOUT_MS))
 				slot->state = SCHEDULER_ENDED;
-			else
+			else if (slot->state == SCHEDULER_STARTING)
 				starting++;
 		}
 		if (slot->state != SCHEDULER_ENDED || slot->held_by != 0)
@@ -167,12 +187,12 @@ collect_ended(TimestampTz now)
 		database = database_find(slot->database);
 		if (database == NULL)
 			continue;
-		if (slot->absent)
+		if (slot->absent && !slot->recheck)
 		{
 			database->absent = true;
 			database->failures = 0;
 		}
-		else if (!slot->stopped)
+		else if (!slot->stopped && !slot->absent)
 		{
 			/* It may be that the database is gone. */
 			shared_state->rescan = true;

@@ -103,6 +103,17 @@ scheduler_slot(Oid database)
 	return NULL;
 }
 
+/* Have a scheduler (or none: NULL) look again whether the extension is there; the caller holds the lock. */
+void
+scheduler_recheck(SchedulerSlot *slot)
+{
+	if (slot == NULL)
+		return;
+	slot->recheck = true;
+	if (slot->latch != NULL)
+		SetLatch(slot->latch);
+}
+
 void
 ereport_not_preloaded(void)
 {

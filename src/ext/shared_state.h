@@ -78,6 +78,7 @@ extern SharedState *shared_state;
 extern void shared_state_reserve(void);
 extern void launcher_wake(void);
 extern SchedulerSlot *scheduler_slot(Oid database);
+extern void scheduler_recheck(SchedulerSlot *slot);
 
 pg_noreturn extern void ereport_not_preloaded(void);
 
