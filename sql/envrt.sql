@@ -214,6 +214,10 @@ CREATE INDEX environment_leases_provider_lease_idx ON envrt.environment_leases (
 -- A reusable provider lease is held by one active lease at a time, whoever writes the rows.
 CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (provider, provider_lease_id)
     WHERE status = 'active' AND lease_policy IN ('reuse_by_environment', 'reuse_by_execution_workspace');
+-- What a reuse asks for: whether there has been a lease of the same thing before.
+CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases ((provider_lease_id || (metadata ->> 'image')))
+    WHERE lease_policy = 'reuse_by_environment';
+COMMENT ON INDEX envrt.environment_leases_reuse_idx IS 'Earlier leases of one reusable provider lease and image';
 -- What the scheduler asks for: the lease that ends next.
 CREATE INDEX environment_leases_expiry_idx ON envrt.environment_leases (expires_at)
     WHERE status = 'active' AND expires_at IS NOT NULL;
@@ -463,6 +467,7 @@ COMMENT ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) IS
 CREATE FUNCTION envrt.driver_host_stats(OUT pid integer, OUT state text, OUT up_since timestamptz, OUT restarts bigint,
                                         OUT last_exit text, OUT calls bigint, OUT active_calls integer, OUT memory bigint,
                                         OUT settings_since timestamptz)
+RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'envrt_driver_host_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt.driver_host_stats() IS 'Behind the view envrt.stat_driver_host';
 

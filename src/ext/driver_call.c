@@ -350,10 +350,9 @@ exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 }
 
 json_t *
-driver_host_call(const char *method, json_t *params, int64 timeout_ms)
+driver_host_try(const char *method, json_t *params, int64 timeout_ms, json_t **error)
 {
 	json_t *answer = NULL;
-	json_t *error;
 
 	if (!connection_alive())
 	{
@@ -383,10 +382,19 @@ driver_host_call(const char *method, json_t *params, int64 timeout_ms)
 			                errhint("Try again.")));
 			break;
 	}
-	error = json_object_get(answer, "error");
+	*error = json_object_get(answer, "error");
+	return json_object_get(answer, "result");
+}
+
+json_t *
+driver_host_call(const char *method, json_t *params, int64 timeout_ms)
+{
+	json_t *error;
+	json_t *result = driver_host_try(method, params, timeout_ms, &error);
+
 	if (error != NULL)
 		raise_driver_error(error);
-	return json_object_get(answer, "result");
+	return result;
 }
 
 json_t *

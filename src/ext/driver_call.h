@@ -22,6 +22,10 @@ extern json_t *call_limits(void);
  */
 extern json_t *driver_host_call(const char *method, json_t *params, int64 timeout_ms);
 
+/* The same, but what the driver reports is returned in *error, with NULL. */
+extern json_t *driver_host_try(const char *method, json_t *params, int64 timeout_ms,
+                               json_t **error);
+
 /*
  * driver_host_ask
  *		For views: like driver_host_call without params, but NULL where there is

@@ -33,13 +33,16 @@ fake_config(Jsonb *stored, FakeConfig *config)
 static bool
 fake_seen_before(const char *provider_lease_id, const FakeConfig *config)
 {
+	/* In the very words of environment_leases_reuse_idx. */
 	static Statement find = {
 	    "SELECT 1 FROM @environment_leases@"
-	    " WHERE provider_lease_id OPERATOR(pg_catalog.=) $1"
+	    " WHERE lease_policy OPERATOR(pg_catalog.=) 'reuse_by_environment'"
+	    " AND (provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) "
+	    "'image'))"
+	    " OPERATOR(pg_catalog.=) ($1 OPERATOR(pg_catalog.||) $2)"
 	    " AND (metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
 	    " AND (metadata OPERATOR(pg_catalog.->) 'reuseLease') OPERATOR(pg_catalog.=) "
 	    "'true'::pg_catalog.jsonb"
-	    " AND (metadata OPERATOR(pg_catalog.->>) 'image') OPERATOR(pg_catalog.=) $2"
 	    " LIMIT 1",
 	    2,
 	    {TEXTOID, TEXTOID},

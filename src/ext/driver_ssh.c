@@ -120,15 +120,51 @@ ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
 	lease->metadata = jsonb_from_json(metadata);
 }
 
+/* A probe that could not even begin is a row as well. */
+static void
+failed_probe(const json_t *config, const char *error, ProbeResult *probe)
+{
+	json_t *details = json_guard(json_object_new());
+	static const char *const keys[] = {"host", "port", "username", "remoteWorkspacePath"};
+
+	for (int i = 0; i < (int) lengthof(keys); i++)
+		json_object_set(details, keys[i], json_object_get(config, keys[i]));
+	json_object_set_new(details, "error", json_string(error));
+	json_object_set_new(details, "code", json_integer(255));
+	probe->ok = false;
+	probe->summary =
+	    psprintf("SSH probe failed for %s@%s.",
+	             text_from_utf8(json_string_value(json_object_get(config, "username"))),
+	             text_from_utf8(json_string_value(json_object_get(config, "host"))));
+	probe->details = jsonb_from_json(details);
+}
+
 static void
 ssh_probe(const Environment *environment, ProbeResult *probe)
 {
-	json_t *result =
-	    driver_host_call("environmentProbe", call_params(environment),
-	                     (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout);
-	json_t *details = json_object_get(result, "details");
-	const char *summary = json_string_value(json_object_get(result, "summary"));
+	json_t *config = config_canonical("ssh", environment->config);
+	json_t *result;
+	json_t *error;
+	json_t *details;
+	const char *summary;
 
+	if (environment->unsaved_private_key == NULL &&
+	    !json_is_object(json_object_get(config, "privateKeySecretRef")))
+	{
+		failed_probe(config, "The config has no private key.", probe);
+		return;
+	}
+	result = driver_host_try("environmentProbe", call_params(environment),
+	                         (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout, &error);
+	if (error != NULL)
+	{
+		const char *message = json_string_value(json_object_get(error, "message"));
+
+		failed_probe(config, message != NULL ? message : "SSH probe failed.", probe);
+		return;
+	}
+	details = json_object_get(result, "details");
+	summary = json_string_value(json_object_get(result, "summary"));
 	if (!json_is_object(details) || summary == NULL)
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 		                errmsg("the driver host answered without a probe result")));

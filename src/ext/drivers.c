@@ -14,6 +14,22 @@
 
 static const Driver *const drivers[] = {&local_driver, &fake_driver, &ssh_driver};
 
+/* A sandbox config's provider, as config_normalize reads it: trimmed, fake when blank. */
+char *
+sandbox_provider(Jsonb *config)
+{
+	char *provider = jsonb_string_member(config, "provider");
+	size_t length;
+
+	if (provider == NULL)
+		return "fake";
+	provider += strspn(provider, " \t\r\n");
+	length = strlen(provider);
+	while (length > 0 && strchr(" \t\r\n", provider[length - 1]) != NULL)
+		provider[--length] = '\0';
+	return length > 0 ? provider : "fake";
+}
+
 /* The driver of that name (and, for a sandbox, of the config's provider), or ERROR 42704. */
 const Driver *
 driver_find(const char *name, Jsonb *config)
@@ -21,12 +37,7 @@ driver_find(const char *name, Jsonb *config)
 	char *provider = NULL;
 
 	if (strcmp(name, "sandbox") == 0)
-	{
-		provider = jsonb_string_member(config, "provider");
-		/* as config_normalize reads it */
-		if (provider == NULL || provider[strspn(provider, " \t\r\n")] == '\0')
-			provider = "fake";
-	}
+		provider = sandbox_provider(config);
 	for (int i = 0; i < (int) lengthof(drivers); i++)
 	{
 		const Driver *driver = drivers[i];

@@ -54,6 +54,7 @@ extern const Driver local_driver;
 extern const Driver fake_driver;
 extern const Driver ssh_driver;
 
+extern char *sandbox_provider(Jsonb *config);
 extern const Driver *driver_find(const char *name, Jsonb *config);
 
 #endif

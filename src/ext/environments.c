@@ -27,11 +27,6 @@ PG_FUNCTION_INFO_V1(envrt_normalize_config);
 PG_FUNCTION_INFO_V1(envrt_probe);
 PG_FUNCTION_INFO_V1(envrt_probe_config);
 
-/* In the order of envrt.environments, the type that these functions return. */
-#define ENVIRONMENT_COLUMNS                                                                        \
-	"id, company_id, name, description, driver, status, config, metadata, created_at, updated_at"
-#define ENVIRONMENT_COLUMN_COUNT 10
-
 /* ERROR 42704 unless there is such a company and the caller can see it. */
 void
 company_require(const ApiCall *call, const pg_uuid_t *company_id)
@@ -77,22 +72,44 @@ environment_load(const ApiCall *call, const pg_uuid_t *id)
 	return environment;
 }
 
-static Datum
-environment_datum(FunctionCallInfo fcinfo)
+void
+environment_require_active(const Environment *environment)
 {
-	TupleDesc desc;
-	Datum values[ENVIRONMENT_COLUMN_COUNT];
-	bool nulls[ENVIRONMENT_COLUMN_COUNT];
+	if (strcmp(environment->status, "active") != 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Environment \"%s\" is not active.", environment->name),
+		                errdetail("environment_inactive")));
+}
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-	    desc->natts != ENVIRONMENT_COLUMN_COUNT)
-		ereport(ERROR,
-		        (errcode(ERRCODE_DATATYPE_MISMATCH),
-		         errmsg("type envrt.environments is not the one that this version of envrt has"),
-		         errhint("ALTER EXTENSION envrt UPDATE;")));
-	BlessTupleDesc(desc);
-	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, values, nulls);
-	return HeapTupleHeaderGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
+/*
+ * Lock the environment against deletion until the transaction ends, and see
+ * that it is still what a driver has just been asked about.
+ */
+void
+environment_check_again(const Environment *environment)
+{
+	static Statement look_and_lock = {
+	    "SELECT status, driver, config FROM @environments@ WHERE id OPERATOR(pg_catalog.=) $1"
+	    " FOR KEY SHARE",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(environment->id)};
+	Environment now = *environment;
+	bool isnull;
+
+	if (statement_execute(&look_and_lock, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Environment \"%s\" not found.", uuid_text(environment->id)),
+		                errdetail("environment_not_found")));
+	now.status = result_text(0, 1);
+	environment_require_active(&now);
+	if (strcmp(result_text(0, 2), environment->driver) != 0 ||
+	    compareJsonbContainers(&DatumGetJsonbP(result_datum(0, 3, &isnull))->root,
+	                           &environment->config->root) != 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Environment \"%s\" has been changed meanwhile.", environment->name),
+		                errdetail("lease_acquire_failed"), errhint("Try again.")));
 }
 
 /*
@@ -179,7 +196,7 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 	    "created_at, updated_at)"
 	    " VALUES ($1, $2, $3, $4, $5, $6, $7, $7)"
 	    " ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
-	    " RETURNING " ENVIRONMENT_COLUMNS,
+	    " RETURNING *",
 	    7,
 	    {UUIDOID, TEXTOID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, TIMESTAMPTZOID},
 	};
@@ -211,6 +228,8 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 		if (private_key != NULL)
 			json_object_set_new(given, "privateKeySecretRef", json_null());
 		canonical = config_canonical_json(driver, given);
+		secret_check_reference(&call, company_id,
+		                       json_object_get(canonical, "privateKeySecretRef"));
 		if (private_key != NULL)
 		{
 			pg_uuid_t *secret_id;
@@ -252,7 +271,7 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 		     errmsg("Company \"%s\" has a local environment already.", uuid_text(company_id)),
 		     errhint(
 		         "There is one local environment a company: use envrt_ensure_local_environment.")));
-	result = environment_datum(fcinfo);
+	result = result_row_datum(fcinfo);
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
 }
@@ -265,7 +284,7 @@ Datum
 envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 {
 	static Statement find = {
-	    "SELECT " ENVIRONMENT_COLUMNS " FROM @environments@"
+	    "SELECT * FROM @environments@"
 	    " WHERE company_id OPERATOR(pg_catalog.=) $1 AND driver OPERATOR(pg_catalog.=) 'local'",
 	    1,
 	    {UUIDOID},
@@ -277,7 +296,7 @@ envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 	    "machine.', 'local', 'active',"
 	    "   '{}', '{\"managedByPaperclip\": true, \"defaultForCompany\": true}', $2, $2)"
 	    " ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
-	    " RETURNING " ENVIRONMENT_COLUMNS,
+	    " RETURNING *",
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},
 	};
@@ -296,7 +315,7 @@ envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		         errmsg("Failed to ensure local environment"),
 		         errdetail("It was made and deleted by others meanwhile."), errhint("Try again.")));
-	result = environment_datum(fcinfo);
+	result = result_row_datum(fcinfo);
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
 }
@@ -336,6 +355,7 @@ probe(const Environment *environment, ProbeResult *result)
 {
 	JsonbObject details;
 	char *provider;
+	char *problem;
 
 	jsonb_object_begin(&details);
 	if (strcmp(environment->driver, "plugin") == 0)
@@ -352,15 +372,24 @@ probe(const Environment *environment, ProbeResult *result)
 		result->details = jsonb_object_end(&details);
 		return;
 	}
-	provider = jsonb_string_member(environment->config, "provider");
-	if (strcmp(environment->driver, "sandbox") == 0 && provider != NULL && !is_blank(provider) &&
-	    strcmp(provider, "fake") != 0)
+	provider = sandbox_provider(environment->config);
+	if (strcmp(environment->driver, "sandbox") == 0 && strcmp(provider, "fake") != 0)
 	{
 		jsonb_object_string(&details, "provider", provider);
 		result->ok = false;
 		result->summary = psprintf(
 		    "Sandbox provider \"%s\" is not installed or its plugin worker is not running.",
 		    provider);
+		result->details = jsonb_object_end(&details);
+		return;
+	}
+	problem = config_problem(environment->driver, environment->config);
+	if (problem != NULL)
+	{
+		jsonb_object_string(&details, "error", problem);
+		result->ok = false;
+		result->summary =
+		    psprintf("The config of environment \"%s\" is not valid.", environment->name);
 		result->details = jsonb_object_end(&details);
 		return;
 	}
@@ -419,6 +448,8 @@ envrt_probe_config(PG_FUNCTION_ARGS)
 			check_private_key(private_key);
 		}
 		canonical = config_canonical_json(driver, given);
+		secret_check_reference(&call, company_id,
+		                       json_object_get(canonical, "privateKeySecretRef"));
 		environment.unsaved_private_key = private_key;
 	}
 	else

@@ -22,6 +22,8 @@ typedef struct Environment
 } Environment;
 
 extern Environment *environment_load(const ApiCall *call, const pg_uuid_t *id);
+extern void environment_require_active(const Environment *environment);
+extern void environment_check_again(const Environment *environment);
 extern void company_require(const ApiCall *call, const pg_uuid_t *company_id);
 
 #endif

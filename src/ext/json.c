@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "config.h"
 #include "json.h"
 #include "jsonrpc.h"
@@ -52,10 +53,47 @@ text_to_utf8(const char *text)
 	return pg_server_to_any(text, strlen(text), PG_UTF8);
 }
 
+/*
+ * What comes from outside may hold characters that the database's encoding
+ * has not: each becomes a question mark, since a message that can't be shown
+ * must not hide the error that it is about.
+ */
 char *
 text_from_utf8(const char *text)
 {
-	return pg_any_to_server(text, strlen(text), PG_UTF8);
+	int encoding = GetDatabaseEncoding();
+	int length = strlen(text);
+	Oid conversion;
+	StringInfoData converted;
+
+	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+		return pstrdup(text);
+	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
+	if (!OidIsValid(conversion))
+		return pg_any_to_server(text, length, PG_UTF8);
+	initStringInfo(&converted);
+	while (length > 0)
+	{
+		int size = length * MAX_CONVERSION_GROWTH + 1;
+		char *part = palloc(size);
+		int used = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
+		                                         (unsigned char *) unconstify(char *, text), length,
+		                                         (unsigned char *) part, size, true);
+
+		appendStringInfoString(&converted, part);
+		pfree(part);
+		text += used;
+		length -= used;
+		if (length > 0)
+		{
+			int skip = Min(pg_encoding_mblen(PG_UTF8, text), length);
+
+			appendStringInfoChar(&converted, '?');
+			text += skip;
+			length -= skip;
+		}
+	}
+	return converted.data;
 }
 
 json_t *
@@ -203,37 +241,77 @@ config_canonical_json(const char *driver, json_t *config)
 json_t *
 config_canonical(const char *driver, Jsonb *config)
 {
+	/* Any object will do, also one that the JSON library would not read. */
+	if (strcmp(driver, "local") == 0)
+		return json_guard(json_object_new());
 	return config_canonical_json(driver, json_from_jsonb(config));
+}
+
+char *
+config_problem(const char *driver, Jsonb *config)
+{
+	ConfigIssues *issues = palloc0(sizeof(ConfigIssues));
+	json_t *canonical = config_normalize(text_to_utf8(driver), json_from_jsonb(config), issues);
+	char text[512];
+
+	if (canonical == NULL && issues->count > 0)
+	{
+		config_issue_text(&issues->issue[0], text, sizeof(text));
+		return text_from_utf8(text);
+	}
+	(void) json_guard(canonical);
+	return NULL;
+}
+
+/* object || {key: value} */
+static Jsonb *
+with_member(Jsonb *object, const char *key, const JsonbValue *value)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue name = {.type = jbvString};
+	JsonbValue copy = *value;
+
+	name.val.string.val = unconstify(char *, key);
+	name.val.string.len = strlen(key);
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	pushJsonbValue(&state, WJB_KEY, &name);
+	pushJsonbValue(&state, WJB_VALUE, &copy);
+	return DatumGetJsonbP(DirectFunctionCall2(
+	    jsonb_concat, JsonbPGetDatum(object),
+	    JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)))));
 }
 
 /*
  * jsonb keeps numbers that the JSON library can't (1.10, 30 digits).  Where
- * keys pass through unchanged, the given value is stored with the known keys
- * laid over it, so that nothing is rounded on the way.
+ * something passes through unchanged it is stored as it was given, so that
+ * nothing is rounded on the way.
  */
 Jsonb *
 config_stored(const char *driver, Jsonb *given, const json_t *canonical)
 {
-	Jsonb *known;
-	json_t *overlay;
 	static const char *const provider_keys[] = {"provider", "timeoutMs", "reuseLease"};
+	JsonbValue value;
+	json_t *known;
 
 	if (!JB_ROOT_IS_OBJECT(given))
 		return jsonb_from_json(canonical);
 	if (strcmp(driver, "local") == 0)
 		return given;
+	if (strcmp(driver, "plugin") == 0 &&
+	    getKeyJsonValueFromContainer(&given->root, "driverConfig", strlen("driverConfig"),
+	                                 &value) != NULL)
+		return with_member(jsonb_from_json(canonical), "driverConfig", &value);
 	if (strcmp(driver, "sandbox") != 0 ||
 	    strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
 		return jsonb_from_json(canonical);
-	overlay = json_guard(json_object_new());
+	known = json_guard(json_object_new());
 	for (int i = 0; i < (int) lengthof(provider_keys); i++)
 	{
-		json_t *value = json_object_get(canonical, provider_keys[i]);
+		json_t *member = json_object_get(canonical, provider_keys[i]);
 
-		if (value != NULL)
-			json_object_set(overlay, provider_keys[i], value);
+		if (member != NULL)
+			json_object_set(known, provider_keys[i], member);
 	}
-	known = jsonb_from_json(overlay);
-	return DatumGetJsonbP(
-	    DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(given), JsonbPGetDatum(known)));
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(given),
+	                                          JsonbPGetDatum(jsonb_from_json(known))));
 }

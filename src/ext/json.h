@@ -17,7 +17,7 @@ extern json_t *json_guard(json_t *json);
 extern json_t *json_from_jsonb(Jsonb *jsonb);
 extern Jsonb *jsonb_from_json(const json_t *json);
 
-/* Text in UTF-8, as JSON needs it, and back to the database's encoding. */
+/* Text in UTF-8, as JSON needs it, and back: a question mark for what the encoding has not. */
 extern char *text_to_utf8(const char *text);
 extern char *text_from_utf8(const char *text);
 
@@ -38,6 +38,9 @@ extern Jsonb *jsonb_object_end(JsonbObject *object);
 /* A driver's config in its canonical shape (guarded), or ERROR 22023. */
 extern json_t *config_canonical(const char *driver, Jsonb *config);
 extern json_t *config_canonical_json(const char *driver, json_t *config);
+
+/* What is wrong with a config, or NULL. */
+extern char *config_problem(const char *driver, Jsonb *config);
 
 /* What to store: the canonical config, with numbers of keys that pass through as given. */
 extern Jsonb *config_stored(const char *driver, Jsonb *given, const json_t *canonical);

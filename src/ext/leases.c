@@ -10,8 +10,9 @@
  * calls the outside, do so, holding no lock; (3) lock the run FOR SHARE and
  * look again that it is not over, so that whoever ends the run either waits
  * for this lease and then sees it, or comes first and this acquire fails;
- * (4) INSERT.  Locks are taken in the order run, environment (by the foreign
- * key), lease.
+ * lock the environment against deletion, and look again that it is still
+ * what it was; (4) INSERT.  Locks are taken in the order run, environment,
+ * lease.
  *
  * Release: one UPDATE of the rows that are still active.  Row locks make it
  * exactly-once: a concurrent call waits, finds them no longer active, and
@@ -39,14 +40,6 @@ PG_FUNCTION_INFO_V1(envrt_acquire_lease);
 PG_FUNCTION_INFO_V1(envrt_release_leases);
 PG_FUNCTION_INFO_V1(envrt_release_lease);
 PG_FUNCTION_INFO_V1(envrt_renew_lease);
-
-/* In the order of envrt.environment_leases, the type that these functions return. */
-#define LEASE_COLUMNS                                                                              \
-	"id, company_id, environment_id, execution_workspace_id, issue_id, heartbeat_run_id, status,"  \
-	" lease_policy, provider, provider_lease_id, acquired_at, last_used_at, expires_at, "          \
-	"released_at,"                                                                                 \
-	" failure_reason, cleanup_status, metadata, created_at, updated_at"
-#define LEASE_COLUMN_COUNT 19
 
 /* How an acquire looks at its run. */
 static void
@@ -102,40 +95,23 @@ workspace_check(const ApiCall *call, const pg_uuid_t *workspace_id, const pg_uui
 	return result_text(0, 2);
 }
 
+/* Far beyond any use, and well within what a timestamp holds. */
+#define MAX_EXPIRES_IN_DAYS (100 * 366)
+
 static TimestampTz
 expiry(TimestampTz now, const Interval *expires_in)
 {
-	TimestampTz expires_at = DatumGetTimestampTz(DirectFunctionCall2(
-	    timestamptz_pl_interval, TimestampTzGetDatum(now), IntervalPGetDatum(expires_in)));
+	double days =
+	    expires_in->month * 31.0 + expires_in->day + expires_in->time / (double) USECS_PER_DAY;
+	TimestampTz expires_at = now;
 
+	if (days > 0 && days <= MAX_EXPIRES_IN_DAYS)
+		expires_at = DatumGetTimestampTz(DirectFunctionCall2(
+		    timestamptz_pl_interval, TimestampTzGetDatum(now), IntervalPGetDatum(expires_in)));
 	if (expires_at <= now)
-		ereport(ERROR,
-		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("expires_in must be positive")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("expires_in must be positive, and at most 100 years")));
 	return expires_at;
-}
-
-/* The result's row as a Datum of the function's result type, surviving SPI_finish. */
-static Datum
-lease_datum(FunctionCallInfo fcinfo, int row)
-{
-	TupleDesc desc;
-	Datum values[LEASE_COLUMN_COUNT];
-	bool nulls[LEASE_COLUMN_COUNT];
-	HeapTupleHeader copied;
-	HeapTuple tuple;
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-	    desc->natts != LEASE_COLUMN_COUNT)
-		ereport(
-		    ERROR,
-		    (errcode(ERRCODE_DATATYPE_MISMATCH),
-		     errmsg("type envrt.environment_leases is not the one that this version of envrt has"),
-		     errhint("ALTER EXTENSION envrt UPDATE;")));
-	BlessTupleDesc(desc);
-	heap_deform_tuple(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, values, nulls);
-	tuple = heap_form_tuple(desc, values, nulls);
-	copied = SPI_returntuple(tuple, desc);
-	return HeapTupleHeaderGetDatum(copied);
 }
 
 static void
@@ -150,7 +126,7 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 	" acquired_at, last_used_at, created_at, updated_at)"                                          \
 	" VALUES ($1, $2, $3, $4, $5, $6, 'active', $7, $8, $9, $10, $11, $12, $12, $12, $12)"
 	static Statement insert = {
-	    INSERT_LEASE " RETURNING " LEASE_COLUMNS,
+	    INSERT_LEASE " RETURNING *",
 	    12,
 	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	     TIMESTAMPTZOID, TIMESTAMPTZOID},
@@ -161,7 +137,7 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 	    " ON CONFLICT (provider, provider_lease_id) WHERE status OPERATOR(pg_catalog.=) 'active'"
 	    " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
 	    "'reuse_by_execution_workspace'])"
-	    " DO NOTHING RETURNING " LEASE_COLUMNS,
+	    " DO NOTHING RETURNING *",
 	    12,
 	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	     TIMESTAMPTZOID, TIMESTAMPTZOID},
@@ -235,6 +211,8 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 
 	api_enter(&call, "envrt_acquire_lease()");
 	environment = environment_load(&call, environment_id);
+	if (!caller_can_see(&call, TABLE_COMPANIES, company_id))
+		company_require(&call, company_id);
 	if (memcmp(environment->company_id, company_id, UUID_LEN) != 0)
 	{
 		company_require(&call, company_id);
@@ -243,10 +221,7 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 		                       uuid_text(environment_id)),
 		                errdetail("environment_not_found")));
 	}
-	if (strcmp(environment->status, "active") != 0)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		                errmsg("Environment \"%s\" is not active.", environment->name),
-		                errdetail("environment_inactive")));
+	environment_require_active(environment);
 	if (!caller_can_see(&call, TABLE_HEARTBEAT_RUNS, run_id))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Run \"%s\" not found.", uuid_text(run_id))));
@@ -267,8 +242,9 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 		run_check(run_id, company_id, false);
 	driver->acquire(&request, &lease);
 	run_check(run_id, company_id, true);
+	environment_check_again(environment);
 	insert_lease(&request, &lease, issue_id, workspace_id, expires_in);
-	result = lease_datum(fcinfo, 0);
+	result = result_row_datum(fcinfo);
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
 }
@@ -303,7 +279,14 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 #define RELEASE_RETAINS                                                                            \
 	"($2 OPERATOR(pg_catalog.=) 'failed' AND l.lease_policy OPERATOR(pg_catalog.=) "               \
 	"'retain_on_failure')"
-#define RELEASE_DRIVER "(l.metadata OPERATOR(pg_catalog.->>) 'driver')"
+/* What the lease says, or, where it does not, the environment. */
+#define RELEASE_DRIVER                                                                             \
+	"coalesce(l.metadata OPERATOR(pg_catalog.->>) 'driver',"                                       \
+	" (SELECT e.driver FROM @environments@ e WHERE e.id OPERATOR(pg_catalog.=) l.environment_id))"
+#define RELEASE_PROVIDER                                                                           \
+	"coalesce(l.metadata OPERATOR(pg_catalog.->>) 'provider',"                                     \
+	" (SELECT e.config OPERATOR(pg_catalog.->>) 'provider' FROM @environments@ e"                  \
+	"  WHERE e.id OPERATOR(pg_catalog.=) l.environment_id))"
 #define RELEASE(column)                                                                            \
 	"UPDATE @environment_leases@ l SET"                                                            \
 	" status = CASE WHEN " RELEASE_RETAINS " THEN 'retained' ELSE $2 END,"                         \
@@ -314,13 +297,12 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	" OPERATOR(pg_catalog.=) 'sandbox'"                                                            \
 	"   THEN 'adapter_or_run_failure' ELSE l.failure_reason END,"                                  \
 	" cleanup_status = CASE WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) 'sandbox'"              \
-	"   AND (l.metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake' THEN "  \
-	"'success'"                                                                                    \
+	"   AND " RELEASE_PROVIDER " OPERATOR(pg_catalog.=) 'fake' THEN 'success'"                     \
 	"   ELSE l.cleanup_status END"                                                                 \
 	" WHERE l." column                                                                             \
 	" OPERATOR(pg_catalog.=) $1 AND coalesce(l.status, '') OPERATOR(pg_catalog.=) 'active'"        \
 	" AND ($5 IS NULL OR l.id OPERATOR(pg_catalog.=) ANY ($5))"                                    \
-	" RETURNING " LEASE_COLUMNS
+	" RETURNING *"
 	static Statement release_run = {
 	    RELEASE("heartbeat_run_id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	static Statement release_one = {
@@ -386,27 +368,14 @@ static void
 return_leases(FunctionCallInfo fcinfo, int count)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Datum *values = palloc0(sizeof(Datum) * rsinfo->setDesc->natts);
+	bool *nulls = palloc(sizeof(bool) * rsinfo->setDesc->natts);
 
 	for (int row = 0; row < count; row++)
 	{
-		Datum columns[LEASE_COLUMN_COUNT];
-		bool isnull[LEASE_COLUMN_COUNT];
-
-		heap_deform_tuple(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, columns, isnull);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, columns, isnull);
+		result_row(row, rsinfo->setDesc, values, nulls);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
-}
-
-static void
-result_set_begin(FunctionCallInfo fcinfo)
-{
-	compat_begin_result_set(fcinfo);
-	if (((ReturnSetInfo *) fcinfo->resultinfo)->setDesc->natts != LEASE_COLUMN_COUNT)
-		ereport(
-		    ERROR,
-		    (errcode(ERRCODE_DATATYPE_MISMATCH),
-		     errmsg("type envrt.environment_leases is not the one that this version of envrt has"),
-		     errhint("ALTER EXTENSION envrt UPDATE;")));
 }
 
 /*
@@ -421,7 +390,7 @@ envrt_release_leases(PG_FUNCTION_ARGS)
 	char *failure_reason = optional_text_argument(fcinfo, 2);
 	ApiCall call;
 
-	result_set_begin(fcinfo);
+	compat_begin_result_set(fcinfo);
 	api_enter(&call, "envrt_release_leases()");
 	return_leases(fcinfo,
 	              end_leases(true, run_id, status, failure_reason, visible_leases(&call, run_id)));
@@ -447,7 +416,7 @@ envrt_release_lease(PG_FUNCTION_ARGS)
 	Datum values[1] = {UUIDPGetDatum(lease_id)};
 	ApiCall call;
 
-	result_set_begin(fcinfo);
+	compat_begin_result_set(fcinfo);
 	api_enter(&call, "envrt_release_lease()");
 	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 	    statement_execute(&find, values, NULL) == 0)
@@ -469,7 +438,7 @@ envrt_renew_lease(PG_FUNCTION_ARGS)
 	    "UPDATE @environment_leases@ SET expires_at = $2, last_used_at = $3, updated_at = $3"
 	    " WHERE id OPERATOR(pg_catalog.=) $1 AND coalesce(status, '') OPERATOR(pg_catalog.=) "
 	    "'active'"
-	    " RETURNING " LEASE_COLUMNS,
+	    " RETURNING *",
 	    3,
 	    {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
 	};
@@ -500,7 +469,7 @@ envrt_renew_lease(PG_FUNCTION_ARGS)
 		                       result_text(0, 1)),
 		                errhint("Acquire a new lease.")));
 	}
-	result = lease_datum(fcinfo, 0);
+	result = result_row_datum(fcinfo);
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
 }

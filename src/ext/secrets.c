@@ -486,6 +486,44 @@ decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *se
 	return json_guard(value);
 }
 
+static pg_uuid_t *
+referenced_secret(const json_t *reference)
+{
+	const char *id = json_string_value(json_object_get(reference, "secretId"));
+
+	return DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(id)));
+}
+
+static void
+report_no_secret(const pg_uuid_t *secret_id)
+{
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret not found"),
+	                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
+}
+
+void
+secret_check_reference(const ApiCall *call, const pg_uuid_t *company_id, const json_t *reference)
+{
+	static Statement find = {
+	    "SELECT company_id FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	pg_uuid_t *secret_id;
+	Datum values[1];
+
+	if (!json_is_object(reference))
+		return;
+	secret_id = referenced_secret(reference);
+	values[0] = UUIDPGetDatum(secret_id);
+	if (!caller_can_see(call, TABLE_COMPANY_SECRETS, secret_id) ||
+	    statement_execute(&find, values, NULL) == 0)
+		report_no_secret(secret_id);
+	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("Secret must belong to same company")));
+}
+
 json_t *
 secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 {
@@ -501,10 +539,8 @@ secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 	    2,
 	    {UUIDOID, INT4OID},
 	};
-	const char *secret_text = json_string_value(json_object_get(reference, "secretId"));
 	const json_t *version_json = json_object_get(reference, "version");
-	pg_uuid_t *secret_id =
-	    DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(secret_text)));
+	pg_uuid_t *secret_id = referenced_secret(reference);
 	Datum values[2] = {UUIDPGetDatum(secret_id)};
 	int version;
 	bool isnull;
@@ -513,8 +549,7 @@ secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 	SecretKeys keys;
 
 	if (statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret not found"),
-		                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
+		report_no_secret(secret_id);
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 		                errmsg("Secret must belong to same company")));

@@ -21,4 +21,11 @@ extern pg_uuid_t *secret_create(const pg_uuid_t *company_id, const char *name, c
  */
 extern json_t *secret_resolve(const pg_uuid_t *company_id, const json_t *reference);
 
+/*
+ * ERROR unless the caller can see the secret that it refers to, and it is of
+ * the company: for references that a caller gives.
+ */
+extern void secret_check_reference(const ApiCall *call, const pg_uuid_t *company_id,
+                                   const json_t *reference);
+
 #endif

@@ -10,6 +10,8 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
+
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
@@ -68,6 +70,44 @@ check_runtime_api_candidates(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+/*
+ * The driver host, which has the list, lets a bad entry allow nothing; better
+ * to say so where it is written.
+ */
+static bool
+check_allowed_hosts(char **newval, void **extra, GucSource source)
+{
+	ListCell *cell;
+
+	foreach (cell, settings_list(*newval))
+	{
+		char *entry = lfirst(cell);
+		char *slash = strchr(entry, '/');
+		unsigned char bytes[16];
+		char *address = slash != NULL ? pnstrdup(entry, slash - entry) : entry;
+		int bits = inet_pton(AF_INET, address, bytes) == 1    ? 32
+		           : inet_pton(AF_INET6, address, bytes) == 1 ? 128
+		                                                      : 0;
+
+		if (slash != NULL &&
+		    (bits == 0 || slash[1] == '\0' || strlen(slash + 1) > 3 ||
+		     strspn(slash + 1, "0123456789") != strlen(slash + 1) || atoi(slash + 1) > bits))
+		{
+			GUC_check_errdetail("\"%s\" is not a network, such as 10.0.0.0/8 or fd00::/8.", entry);
+			return false;
+		}
+		if (bits == 0 && strpbrk(entry, ":/ \t@[]") != NULL)
+		{
+			GUC_check_errdetail(
+			    "\"%s\" is neither a host name pattern nor an address; a port or URL "
+			    "can't be given.",
+			    entry);
+			return false;
+		}
+	}
+	return true;
+}
+
 void
 settings_define(void)
 {
@@ -108,7 +148,7 @@ settings_define(void)
 	DefineCustomStringVariable(
 	    "envrt.allowed_hosts", "Where ssh may connect.",
 	    "Comma-separated host name patterns, addresses and networks (CIDR). Empty: anywhere.",
-	    &envrt_allowed_hosts, "", PGC_SIGHUP, GUC_LIST_INPUT, NULL, NULL, NULL);
+	    &envrt_allowed_hosts, "", PGC_SIGHUP, GUC_LIST_INPUT, check_allowed_hosts, NULL, NULL);
 	DefineCustomStringVariable(
 	    "envrt.master_key_file", "The file with the key that secrets are encrypted under.",
 	    "Made at first use if it does not exist. A relative path is within the data directory. "

@@ -103,7 +103,8 @@ scheduler_slot(Oid database)
 	return NULL;
 }
 
-/* Have a scheduler (or none: NULL) look again whether the extension is there; the caller holds the lock. */
+/* Have a scheduler (or none: NULL) look again whether the extension is there; the caller holds the
+ * lock. */
 void
 scheduler_recheck(SchedulerSlot *slot)
 {

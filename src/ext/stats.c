@@ -65,7 +65,7 @@ Datum
 envrt_driver_host_stats(PG_FUNCTION_ARGS)
 {
 	static const char *const states[] = {"stopped", "starting", "running"};
-	TupleDesc desc;
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Datum values[9] = {0};
 	bool nulls[9] = {false};
 	TimestampTz settings_since;
@@ -73,10 +73,9 @@ envrt_driver_host_stats(PG_FUNCTION_ARGS)
 	char last_exit[128];
 	json_t *host;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
+	compat_begin_result_set(fcinfo);
 	if (shared_state == NULL)
-		PG_RETURN_NULL();
+		return (Datum) 0;
 	host = json_object_get(ask_driver_host(), "host");
 	LWLockAcquire(shared_state->lock, LW_SHARED);
 	state = shared_state->host_state;
@@ -98,7 +97,8 @@ envrt_driver_host_stats(PG_FUNCTION_ARGS)
 	values[7] = Int64GetDatum(integer_member(host, "rssBytes"));
 	nulls[8] = settings_since == 0;
 	values[8] = TimestampTzGetDatum(settings_since);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	return (Datum) 0;
 }
 
 /*

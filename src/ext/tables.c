@@ -14,20 +14,30 @@
  *
  * While the owner's rights are in force, search_path is pinned: a trigger on
  * one of these tables runs with the owner's rights and must not find the
- * caller's objects by an unqualified name.  Both end at api_leave, or at the
+ * caller's objects by an unqualified name.  And such a trigger must be of
+ * somebody who has the owner's rights anyway: else whoever may put a trigger
+ * on the table could have our call run it with rights that are not his.  The
+ * look at a row as the caller is with the caller's search_path, which its
+ * policies may need.  All this ends at api_leave, or at the
  * (sub)transaction's abort.
  *
  * Plans: prepared generic and kept.  Such a plan must stay on an index from
  * the first row on, but one made while a table is empty is a sequential scan
  * and stays one until statistics change; so plans are made with sequential
- * scans (and sorts, where an index has the order) off.  Only the planning: the
+ * scans (and sorts, where an index has the order) off, and without the
+ * compilation that the cost of a forbidden scan would call for.  Only the planning: the
  * flags must not reach what triggers plan.
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_proc.h"
+#include "commands/trigger.h"
+#include "funcapi.h"
+#include "jit/jit.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "optimizer/cost.h"
@@ -36,6 +46,8 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/rls.h"
 #include "utils/syscache.h"
 
@@ -76,6 +88,8 @@ shared_table_oid(SharedTable table)
 	return relid;
 }
 
+static int execute_plan(Statement *statement, Datum *values, const char *nulls);
+
 static Oid
 table_owner(Oid relid)
 {
@@ -98,6 +112,59 @@ api_forbid_read_only(const char *function)
 }
 
 /*
+ * The owner's rights must be what they seem: row-level security that is
+ * forced on the owner would hide rows from us, and a stranger's trigger would
+ * run with them.
+ */
+static void
+check_written_tables(Oid owner)
+{
+	static const SharedTable written[] = {TABLE_ENVIRONMENT_LEASES, TABLE_ENVIRONMENTS,
+	                                      TABLE_COMPANY_SECRETS, TABLE_COMPANY_SECRET_VERSIONS};
+
+	for (int i = 0; i < (int) lengthof(written); i++)
+	{
+		Relation relation = RelationIdGetRelation(shared_table_oid(written[i]));
+		TriggerDesc *triggers;
+
+		if (!RelationIsValid(relation))
+			elog(ERROR, "could not open relation %s", shared_table(written[i]));
+		if (relation->rd_rel->relforcerowsecurity && !superuser_arg(owner))
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			                errmsg("row-level security of %s is forced on its owner",
+			                       shared_table(written[i])),
+			                errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;",
+			                        shared_table(written[i]))));
+		triggers = relation->trigdesc;
+		for (int t = 0; triggers != NULL && t < triggers->numtriggers; t++)
+		{
+			const Trigger *trigger = &triggers->triggers[t];
+			HeapTuple tuple;
+			Oid author;
+
+			if (trigger->tgisinternal || trigger->tgenabled == TRIGGER_DISABLED)
+				continue;
+			tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(trigger->tgfoid));
+			if (!HeapTupleIsValid(tuple))
+				elog(ERROR, "cache lookup failed for function %u", trigger->tgfoid);
+			author = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+			ReleaseSysCache(tuple);
+			if (author != owner && !superuser_arg(author) && !has_privs_of_role(author, owner))
+				ereport(
+				    ERROR,
+				    (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				     errmsg("trigger \"%s\" on %s is not trusted", trigger->tgname,
+				            shared_table(written[i])),
+				     errdetail("envrt writes the table with its owner's rights, which the owner of "
+				               "the trigger's function does not have."),
+				     errhint(
+				         "Have the function owned by the table's owner, or drop the trigger.")));
+		}
+		RelationClose(relation);
+	}
+}
+
+/*
  * owner_enter
  *		Take the rights of the shared tables' owner, until api_leave.
  *
@@ -110,7 +177,9 @@ owner_enter(ApiCall *call, int security)
 {
 	Oid owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
 
+	check_written_tables(owner);
 	GetUserIdAndSecContext(&call->caller, &call->caller_context);
+	call->caller_search_path = pstrdup(namespace_search_path);
 	call->guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 	                         GUC_ACTION_SAVE, true, 0, false);
@@ -147,7 +216,7 @@ caller_needs_select(const ApiCall *call, SharedTable table)
 	Oid relid = shared_table_oid(table);
 
 	if (pg_class_aclcheck(relid, call->caller, ACL_SELECT) != ACLCHECK_OK &&
-	    pg_attribute_aclcheck_all(relid, call->caller, ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
+	    pg_attribute_aclcheck_all(relid, call->caller, ACL_SELECT, ACLMASK_ALL) != ACLCHECK_OK)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 		                errmsg("permission denied for table %s", shared_tables[table]),
 		                errhint("envrt functions work on rows that the caller can see: GRANT "
@@ -172,6 +241,7 @@ caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
 	int owner_context;
 	Datum values[1] = {UUIDPGetDatum(id)};
 	bool visible;
+	int guc_level;
 
 	caller_needs_select(call, table);
 	if (!caller_is_restricted(call, table))
@@ -185,10 +255,14 @@ caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
 		statement->nargs = 1;
 		statement->argtypes[0] = UUIDOID;
 	}
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", call->caller_search_path, PGC_USERSET, PGC_S_SESSION,
+	                         GUC_ACTION_SAVE, true, 0, false);
 	GetUserIdAndSecContext(&owner, &owner_context);
 	SetUserIdAndSecContext(call->caller, owner_context);
-	visible = statement_execute(statement, values, NULL) > 0;
+	visible = execute_plan(statement, values, NULL) > 0;
 	SetUserIdAndSecContext(owner, owner_context);
+	AtEOXact_GUC(true, guc_level);
 	return visible;
 }
 
@@ -231,12 +305,13 @@ plan_on_index(SPIPlanPtr plan)
 {
 	bool saved_seqscan = enable_seqscan;
 	bool saved_sort = enable_sort;
+	bool saved_jit = jit_enabled;
 
 	PG_TRY();
 	{
 		CachedPlan *cached;
 
-		enable_seqscan = enable_sort = false;
+		enable_seqscan = enable_sort = jit_enabled = false;
 		cached = SPI_plan_get_cached_plan(plan);
 		if (cached != NULL)
 			ReleaseCachedPlan(cached, CurrentResourceOwner);
@@ -245,8 +320,39 @@ plan_on_index(SPIPlanPtr plan)
 	{
 		enable_seqscan = saved_seqscan;
 		enable_sort = saved_sort;
+		jit_enabled = saved_jit;
 	}
 	PG_END_TRY();
+}
+
+static void
+prepare(Statement *statement)
+{
+	char *text;
+	SPIPlanPtr plan;
+
+	if (statement->plan != NULL)
+		return;
+	text = expand_text(statement->text);
+	plan = SPI_prepare_cursor(text, statement->nargs, statement->argtypes, CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare \"%s\": %s", text, SPI_result_code_string(SPI_result));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not keep the plan of \"%s\"", text);
+	statement->plan = plan;
+}
+
+static int
+execute_plan(Statement *statement, Datum *values, const char *nulls)
+{
+	int status;
+
+	prepare(statement);
+	status = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	if (status < 0)
+		elog(ERROR, "could not execute \"%s\": %s", statement->text,
+		     SPI_result_code_string(status));
+	return (int) SPI_processed;
 }
 
 /*
@@ -258,26 +364,9 @@ plan_on_index(SPIPlanPtr plan)
 int
 statement_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	int status;
-
-	if (statement->plan == NULL)
-	{
-		char *text = expand_text(statement->text);
-		SPIPlanPtr plan = SPI_prepare_cursor(text, statement->nargs, statement->argtypes,
-		                                     CURSOR_OPT_GENERIC_PLAN);
-
-		if (plan == NULL)
-			elog(ERROR, "could not prepare \"%s\": %s", text, SPI_result_code_string(SPI_result));
-		if (SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not keep the plan of \"%s\"", text);
-		statement->plan = plan;
-	}
+	prepare(statement);
 	plan_on_index(statement->plan);
-	status = SPI_execute_plan(statement->plan, values, nulls, false, 0);
-	if (status < 0)
-		elog(ERROR, "could not execute \"%s\": %s", statement->text,
-		     SPI_result_code_string(status));
-	return (int) SPI_processed;
+	return execute_plan(statement, values, nulls);
 }
 
 Datum
@@ -307,6 +396,52 @@ result_uuid(int row, int column)
 	uuid = palloc(sizeof(pg_uuid_t));
 	memcpy(uuid, DatumGetUUIDP(datum), sizeof(pg_uuid_t));
 	return uuid;
+}
+
+/*
+ * A row of the last statement in the shape of `desc`, by the columns' names:
+ * tables are the user's, and may have got columns of their own or lost some.
+ */
+void
+result_row(int row, TupleDesc desc, Datum *values, bool *nulls)
+{
+	TupleDesc given = SPI_tuptable->tupdesc;
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute wanted = TupleDescAttr(desc, i);
+		int number = 0;
+
+		if (!wanted->attisdropped)
+		{
+			/* Nearly always at the same place. */
+			if (i < given->natts &&
+			    strcmp(NameStr(TupleDescAttr(given, i)->attname), NameStr(wanted->attname)) == 0)
+				number = i + 1;
+			else
+				number = SPI_fnumber(given, NameStr(wanted->attname));
+		}
+		nulls[i] = number <= 0 || SPI_gettypeid(given, number) != wanted->atttypid;
+		if (!nulls[i])
+			values[i] = SPI_getbinval(SPI_tuptable->vals[row], given, number, &nulls[i]);
+	}
+}
+
+/* The first row as a Datum of the function's result type, surviving SPI_finish. */
+Datum
+result_row_datum(FunctionCallInfo fcinfo)
+{
+	TupleDesc desc;
+	Datum *values;
+	bool *nulls;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	BlessTupleDesc(desc);
+	values = palloc0(sizeof(Datum) * desc->natts);
+	nulls = palloc(sizeof(bool) * desc->natts);
+	result_row(0, desc, values, nulls);
+	return HeapTupleHeaderGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
 }
 
 /* A random (version 4) uuid. */

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "executor/spi.h"
+#include "fmgr.h"
 #include "utils/uuid.h"
 
 /* Keep in step with shared_tables in tables.c. */
@@ -46,6 +47,7 @@ typedef struct ApiCall
 {
 	Oid caller;
 	int caller_context;
+	char *caller_search_path;
 	int guc_level;
 } ApiCall;
 
@@ -66,6 +68,8 @@ extern int statement_execute(Statement *statement, Datum *values, const char *nu
 /* Column number `column` of row `row` of the last statement's result. */
 extern Datum result_datum(int row, int column, bool *isnull);
 extern char *result_text(int row, int column); /* NULL for null */
+extern void result_row(int row, TupleDesc desc, Datum *values, bool *nulls);
+extern Datum result_row_datum(FunctionCallInfo fcinfo);
 extern pg_uuid_t *result_uuid(int row, int column);
 
 extern pg_uuid_t *uuid_generate(void);

@@ -42,3 +42,9 @@ SET envrt.ssh_connect_timeout = '1s';
 
 -- The shared tables' data goes with pg_dump.
 SELECT count(*) FROM pg_extension, unnest(extconfig) WHERE extname = 'envrt';
+
+-- What a setting can't mean is refused where it is written.
+ALTER SYSTEM SET envrt.allowed_hosts = '127.0.0.1/33';
+ALTER SYSTEM SET envrt.allowed_hosts = 'http://x';
+ALTER SYSTEM SET envrt.allowed_hosts = '127.0.0.1:22';
+ALTER SYSTEM SET envrt.runtime_api_candidates = 'http://a, ftp://b';

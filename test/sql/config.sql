@@ -63,6 +63,8 @@ FROM unnest(ARRAY['{"provider": "fake-plugin", "timeoutMs": "120000", "image": "
 SELECT canonical('plugin', x)
 FROM unnest(ARRAY['{"pluginKey": "k", "driverKey": "d", "driverConfig": {"template": "base"}}', '{"pluginKey": "k", "driverKey": "d"}',
                   '{"driverKey": "d"}', '{"pluginKey": "k", "driverKey": "D!"}', '{"pluginKey": "k", "driverKey": "d", "x": 1}']) x;
+SELECT canonical('plugin', '{"pluginKey": "k", "driverKey": "d", "driverConfig": {"a": 12345678901234567890, "b": 1.10}}');
+SELECT length(canonical('local', '{"a": 1e400}'));
 SELECT canonical('local', x) FROM unnest(ARRAY['{"a": 1.50}', '[]', 'null', '7']) x;
 SELECT canonical('docker', '{}');
 SELECT attempt('SELECT envrt_normalize_config(NULL, NULL)');

@@ -36,6 +36,11 @@ SELECT status, cleanup_status FROM envrt_release_leases(:'run_id');
 UPDATE envrt.environments SET config = config || '{"image": "debian:12"}' WHERE id = '10000000-0000-4000-8000-000000000003';
 SELECT provider_lease_id, metadata
 FROM envrt_acquire_lease(:'company_id', '10000000-0000-4000-8000-000000000003', :'run_id');
+SELECT count(*) FROM envrt_release_leases(:'run_id');
+-- an earlier image is found again
+UPDATE envrt.environments SET config = config || '{"image": "ubuntu:24.04"}' WHERE id = '10000000-0000-4000-8000-000000000003';
+SELECT metadata -> 'resumedLease' AS resumed
+FROM envrt_acquire_lease(:'company_id', '10000000-0000-4000-8000-000000000003', :'run_id');
 -- the lease ends by what it says, not by what its environment has become
 UPDATE envrt.environments SET driver = 'ssh', config = '{}' WHERE id = '10000000-0000-4000-8000-000000000003';
 SELECT status, cleanup_status, metadata ->> 'driver' AS driver FROM envrt_release_leases(:'run_id');

@@ -45,6 +45,7 @@ SELECT jsonb_build_object('host', 'h', 'username', 'u', 'remoteWorkspacePath', '
 SELECT id AS ssh, config - 'privateKeySecretRef' AS config, config -> 'privateKeySecretRef' ->> 'type' AS type,
        config -> 'privateKeySecretRef' ->> 'version' AS version
 FROM envrt_create_environment(:'company_id', 'My  SSH-Host!', 'ssh', :'config') \gset s_
+\set ssh :s_ssh
 SELECT :'s_config', :'s_type', :'s_version';
 SELECT regexp_replace(s.name, '[0-9a-f]{8}$', '<8 hex>') AS name, s.provider, s.latest_version, s.description,
        s.id::text = e.config -> 'privateKeySecretRef' ->> 'secretId' AS referenced,
@@ -70,11 +71,22 @@ SELECT count(*) FROM envrt.company_secrets WHERE company_id = :'company_id';
 SELECT config -> 'privateKey' AS key, config -> 'privateKeySecretRef' AS reference
 FROM envrt_create_environment(:'company_id', 'no key', 'ssh', :'config'::jsonb || '{"privateKey": "  "}');
 
+-- a reference must be to a secret of the company
+SELECT attempt(format('SELECT envrt_create_environment(%L, %L, %L, %L)', :'company_id', 'x', 'ssh', jsonb_build_object('host', 'h', 'username', 'u', 'remoteWorkspacePath', '/w',
+    'privateKeySecretRef', jsonb_build_object('type', 'secret_ref', 'secretId', :'missing'))));
+SELECT id AS secret FROM envrt.company_secrets WHERE company_id = :'company_id' \gset
+SELECT attempt(format('SELECT envrt_create_environment(%L, %L, %L, %L)', :'other_company', 'x', 'ssh', jsonb_build_object('host', 'h', 'username', 'u', 'remoteWorkspacePath', '/w',
+    'privateKeySecretRef', jsonb_build_object('type', 'secret_ref', 'secretId', :'secret'))));
+
 -- probes that need no outside
 SELECT ok, driver, summary, details ? 'hostname' AS hostname, details ? 'cwd' AS cwd FROM envrt_probe(:'local');
 SELECT * FROM envrt_probe_config(:'company_id', 'sandbox', '{"provider": "fake", "image": " ubuntu:24.04 ", "reuseLease": true}');
 SELECT * FROM envrt_probe_config(:'company_id', 'sandbox', '{"provider": "e2b"}');
 SELECT * FROM envrt_probe_config(:'company_id', 'plugin', '{"pluginKey": "k", "driverKey": "d"}');
+UPDATE envrt.environments SET config = '{"host": "h"}' WHERE id = :'ssh';
+SELECT * FROM envrt_probe(:'ssh');
+UPDATE envrt.environments SET config = '{"host": "h", "username": "u", "remoteWorkspacePath": "/w"}' WHERE id = :'ssh';
+SELECT * FROM envrt_probe(:'ssh');
 SELECT attempt(format('SELECT envrt_probe(%L)', :'missing'));
 SELECT attempt('SELECT envrt_probe(NULL)');
 SELECT attempt(format('SELECT envrt_probe_config(%L, ''local'', ''{}'')', :'missing'));

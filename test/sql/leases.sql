@@ -97,6 +97,20 @@ SELECT id FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id') \gs
 UPDATE envrt.environment_leases SET lease_policy = 'retain_on_failure' WHERE id = :'id';
 SELECT status, released_at IS NOT NULL AS released FROM envrt_release_lease(:'id', 'released');
 
+-- a lease that does not say its driver ends by its environment's
+INSERT INTO envrt.environment_leases (id, company_id, environment_id, heartbeat_run_id)
+VALUES ('60000000-0000-4000-8000-000000000001', :'company_id', '20000000-0000-4000-8000-000000000003', :'run_id');
+SELECT status, cleanup_status FROM envrt_release_lease('60000000-0000-4000-8000-000000000001');
+
+-- columns of the user's own, and some that are gone
+ALTER TABLE envrt.environment_leases ADD COLUMN gone text, ADD COLUMN note text DEFAULT 'mine';
+ALTER TABLE envrt.environment_leases DROP COLUMN gone;
+SELECT status, note FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id');
+SELECT status, note FROM envrt_release_leases(:'run_id');
+ALTER TABLE envrt.environment_leases DROP COLUMN note;
+SELECT status FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id');
+SELECT status FROM envrt_release_leases(:'run_id');
+
 -- in the caller's transaction: savepoints and rollback take both back
 BEGIN;
 SELECT status FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id');

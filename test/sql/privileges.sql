@@ -21,7 +21,7 @@ RESET ROLE;
 
 -- EXECUTE without seeing any row is of no use
 GRANT EXECUTE ON FUNCTION envrt_acquire_lease, envrt_release_leases, envrt_release_lease, envrt_ensure_local_environment,
-    envrt_create_environment, envrt_create_secret, envrt_rotate_secret, envrt_probe TO regress_envrt_app;
+    envrt_create_environment, envrt_create_secret, envrt_rotate_secret, envrt_probe, envrt_probe_config TO regress_envrt_app;
 SET ROLE regress_envrt_app;
 SELECT attempt(format('SELECT envrt_acquire_lease(%L, %L, %L)', :'company_id', :'environment', :'run_id'));
 SELECT attempt(format('SELECT envrt_release_leases(%L)', :'run_id'));
@@ -31,6 +31,11 @@ RESET ROLE;
 GRANT USAGE ON SCHEMA envrt TO regress_envrt_app;
 GRANT SELECT ON envrt.companies, envrt.environments, envrt.heartbeat_runs, envrt.environment_leases TO regress_envrt_app;
 GRANT SELECT (id) ON envrt.company_secrets TO regress_envrt_app;
+SET ROLE regress_envrt_app;
+-- one column of a table is not its rows
+SELECT attempt(format('SELECT envrt_rotate_secret(%L, ''x'')', :'other_secret'));
+RESET ROLE;
+GRANT SELECT ON envrt.company_secrets TO regress_envrt_app;
 SET ROLE regress_envrt_app;
 SELECT status FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id');
 SELECT status FROM envrt_release_leases(:'run_id');
@@ -63,9 +68,40 @@ SELECT regexp_replace(attempt(format('SELECT envrt_rotate_secret(%L, ''y'')', :'
 SELECT regexp_replace(attempt(format('SELECT envrt_probe(%L)', :'other_environment')), '"[^"]*"', '<id>');
 SELECT regexp_replace(attempt(format('SELECT envrt_release_lease(%L)', :'other_lease')), '"[^"]*"', '<id>');
 SELECT count(*) FROM envrt_release_leases(:'other_run');
+-- a secret that it can't see is not for it to try
+SELECT regexp_replace(attempt(format('SELECT envrt_probe_config(%L, ''ssh'', %L)', :'company_id', jsonb_build_object('host', 'h', 'username', 'u',
+    'remoteWorkspacePath', '/w', 'privateKeySecretRef', jsonb_build_object('type', 'secret_ref', 'secretId', :'other_secret')))), '"[^"]*"', '<id>');
 SELECT count(*) FROM envrt_release_leases(:'run_id');
 RESET ROLE;
 SELECT status FROM envrt.environment_leases WHERE id = :'other_lease';
+
+-- a policy finds what it needs by the caller's search_path
+CREATE TABLE regress.memberships (company_id uuid);
+INSERT INTO regress.memberships VALUES (:'company_id');
+GRANT SELECT ON regress.memberships TO regress_envrt_app;
+CREATE FUNCTION regress.mine(company uuid) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN EXISTS (SELECT FROM memberships m WHERE m.company_id = company); END $$;
+CREATE POLICY by_membership ON envrt.heartbeat_runs AS RESTRICTIVE FOR SELECT TO regress_envrt_app USING (regress.mine(company_id));
+SET ROLE regress_envrt_app;
+SELECT status FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id');
+SELECT count(*) FROM envrt_release_leases(:'run_id');
+RESET ROLE;
+DROP POLICY by_membership ON envrt.heartbeat_runs;
+DROP FUNCTION regress.mine(uuid);
+DROP TABLE regress.memberships;
+
+-- who may put a trigger on the table gets no rights by it
+GRANT TRIGGER ON envrt.environment_leases TO regress_envrt_app;
+GRANT CREATE ON SCHEMA regress TO regress_envrt_app;
+SET ROLE regress_envrt_app;
+CREATE FUNCTION regress.escalate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'ALTER ROLE regress_envrt_app SUPERUSER'; RETURN new; END $$;
+CREATE TRIGGER escalate BEFORE INSERT ON envrt.environment_leases FOR EACH ROW EXECUTE FUNCTION regress.escalate();
+SELECT attempt(format('SELECT envrt_acquire_lease(%L, %L, %L)', :'company_id', :'environment', :'run_id'));
+SELECT attempt(format('SELECT envrt_release_leases(%L)', :'run_id'));
+RESET ROLE;
+SELECT rolsuper FROM pg_roles WHERE rolname = 'regress_envrt_app';
+DROP TRIGGER escalate ON envrt.environment_leases;
+DROP FUNCTION regress.escalate();
+REVOKE CREATE ON SCHEMA regress FROM regress_envrt_app;
 
 -- a trigger runs with the table owner's rights and does not find the caller's objects
 CREATE TABLE public.seen (who name, path text);

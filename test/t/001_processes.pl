@@ -8,7 +8,7 @@ use lib "$FindBin::RealBin/../lib";
 use Test::More;
 use EnvrtTest;
 
-my $node = new_cluster('processes', extension => 0, conf => 'max_worker_processes = 12');
+my $node = new_cluster('processes', extension => 0, conf => "max_worker_processes = 12\nmax_prepared_transactions = 2");
 
 sub schedulers
 {
@@ -65,6 +65,34 @@ is($node->safe_psql('postgres', "SELECT pid FROM envrt.stat_schedulers WHERE dat
 $node->safe_psql('postgres', 'CREATE DATABASE taken');
 is((sql_state($node, 'CREATE DATABASE taken TEMPLATE renamed'))[0], '42P04', 'a failing CREATE DATABASE');
 running('postgres,renamed', 'leaves every database with its scheduler');
+
+# Several in one transaction, with a scheduler and without
+$node->safe_psql('postgres', 'CREATE DATABASE bare');
+$node->safe_psql('postgres', 'BEGIN; ALTER DATABASE renamed RENAME TO r2; ALTER DATABASE bare RENAME TO bare2; COMMIT');
+running('postgres,r2', 'two databases renamed in one transaction');
+$node->safe_psql('bare2', 'CREATE EXTENSION envrt');
+running('bare2,postgres,r2', 'both with a scheduler');
+$node->safe_psql('postgres', 'BEGIN; ALTER DATABASE r2 RENAME TO r3; ALTER DATABASE bare2 RENAME TO bare3; ROLLBACK');
+running('bare2,postgres,r2', 'both renamed, rolled back');
+$node->safe_psql('postgres', 'BEGIN; ALTER DATABASE r2 RENAME TO renamed; ALTER DATABASE bare2 RENAME TO bare3; COMMIT');
+running('bare3,postgres,renamed', 'both renamed');
+
+# A template has none, nor has one that takes no connections
+$node->safe_psql('postgres', 'ALTER DATABASE bare3 IS_TEMPLATE true');
+running('postgres,renamed', 'a database that becomes a template loses its scheduler');
+$node->safe_psql('postgres', 'ALTER DATABASE bare3 IS_TEMPLATE false');
+running('bare3,postgres,renamed', 'and gets it back');
+$node->safe_psql('postgres', 'ALTER DATABASE bare3 ALLOW_CONNECTIONS false');
+running('postgres,renamed', 'so does one that takes no connections');
+$node->safe_psql('postgres', 'DROP DATABASE bare3');
+
+# Prepared transactions
+$node->safe_psql('renamed', "BEGIN; DROP EXTENSION envrt; PREPARE TRANSACTION 'drop'");
+$node->safe_psql('renamed', "COMMIT PREPARED 'drop'");
+running('postgres', 'DROP EXTENSION in a prepared transaction');
+$node->safe_psql('renamed', "BEGIN; CREATE EXTENSION envrt; PREPARE TRANSACTION 'create'");
+$node->safe_psql('renamed', "COMMIT PREPARED 'create'");
+running('postgres,renamed', 'and CREATE EXTENSION in one');
 
 # DROP EXTENSION ends it, its ROLLBACK does not.
 $pid = $node->safe_psql('postgres', "SELECT pid FROM envrt.stat_schedulers WHERE database = 'renamed'");
