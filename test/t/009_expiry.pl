@@ -165,6 +165,7 @@ CREATE ROLE modest;
 CREATE TABLE public.seen (who name, super boolean, escalated boolean);
 GRANT INSERT ON public.seen TO modest;
 GRANT USAGE ON SCHEMA envrt TO modest;
+GRANT SELECT ON envrt.environments TO modest;
 CREATE FUNCTION try() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     escalated boolean := true;
