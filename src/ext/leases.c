@@ -262,6 +262,51 @@ release_status_argument(FunctionCallInfo fcinfo, int n)
 	return status;
 }
 
+/* Whether the metadata of a row of the last statement says which driver made the lease. */
+static bool
+lease_names_driver(int row)
+{
+	bool isnull;
+	Datum metadata = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+	                               SPI_fnumber(SPI_tuptable->tupdesc, "metadata"), &isnull);
+
+	return !isnull && jsonb_string_member(DatumGetJsonbP(metadata), "driver") != NULL;
+}
+
+/*
+ * Leases that don't say their driver, as others may write them, end by their
+ * environment's.  Looked up here and not in the statement that ends leases,
+ * which would pay for it each time.
+ */
+static int
+end_by_environment(int count)
+{
+	static Statement finish = {
+	    "UPDATE @environment_leases@ l SET"
+	    " failure_reason = CASE WHEN l.status OPERATOR(pg_catalog.=) 'failed'"
+	    "   AND e.driver OPERATOR(pg_catalog.=) 'sandbox'"
+	    "   AND (l.metadata OPERATOR(pg_catalog.->>) 'driver') IS NULL"
+	    "   THEN coalesce(l.failure_reason, 'adapter_or_run_failure') ELSE l.failure_reason END,"
+	    " cleanup_status = CASE WHEN e.driver OPERATOR(pg_catalog.=) 'sandbox'"
+	    "   AND coalesce(l.metadata OPERATOR(pg_catalog.->>) 'provider',"
+	    "     e.config OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
+	    "   AND (l.metadata OPERATOR(pg_catalog.->>) 'driver') IS NULL"
+	    "   THEN 'success' ELSE l.cleanup_status END"
+	    " FROM @environments@ e WHERE e.id OPERATOR(pg_catalog.=) l.environment_id"
+	    " AND l.id OPERATOR(pg_catalog.=) ANY ($1) RETURNING l.*",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	Datum *ids = palloc(sizeof(Datum) * count);
+	Datum values[1];
+
+	for (int row = 0; row < count; row++)
+		ids[row] = UUIDPGetDatum(result_uuid(row, SPI_fnumber(SPI_tuptable->tupdesc, "id")));
+	values[0] =
+	    PointerGetDatum(construct_array(ids, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	return statement_execute(&finish, values, NULL);
+}
+
 /*
  * End the active leases of a run, or one lease; how many, in SPI_tuptable.
  *
@@ -279,14 +324,8 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 #define RELEASE_RETAINS                                                                            \
 	"($2 OPERATOR(pg_catalog.=) 'failed' AND l.lease_policy OPERATOR(pg_catalog.=) "               \
 	"'retain_on_failure')"
-/* What the lease says, or, where it does not, the environment. */
-#define RELEASE_DRIVER                                                                             \
-	"coalesce(l.metadata OPERATOR(pg_catalog.->>) 'driver',"                                       \
-	" (SELECT e.driver FROM @environments@ e WHERE e.id OPERATOR(pg_catalog.=) l.environment_id))"
-#define RELEASE_PROVIDER                                                                           \
-	"coalesce(l.metadata OPERATOR(pg_catalog.->>) 'provider',"                                     \
-	" (SELECT e.config OPERATOR(pg_catalog.->>) 'provider' FROM @environments@ e"                  \
-	"  WHERE e.id OPERATOR(pg_catalog.=) l.environment_id))"
+#define RELEASE_DRIVER "(l.metadata OPERATOR(pg_catalog.->>) 'driver')"
+#define RELEASE_PROVIDER "(l.metadata OPERATOR(pg_catalog.->>) 'provider')"
 #define RELEASE(column)                                                                            \
 	"UPDATE @environment_leases@ l SET"                                                            \
 	" status = CASE WHEN " RELEASE_RETAINS " THEN 'retained' ELSE $2 END,"                         \
@@ -309,6 +348,7 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	    RELEASE("id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	Datum values[5];
 	char nulls[6] = "     ";
+	int count;
 
 	values[0] = UUIDPGetDatum(id);
 	values[1] = CStringGetTextDatum(status);
@@ -319,7 +359,11 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	values[3] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[4] = PointerGetDatum(only);
 	nulls[4] = only == NULL ? 'n' : ' ';
-	return statement_execute(by_run ? &release_run : &release_one, values, nulls);
+	count = statement_execute(by_run ? &release_run : &release_one, values, nulls);
+	for (int row = 0; row < count; row++)
+		if (!lease_names_driver(row))
+			return end_by_environment(count);
+	return count;
 }
 
 /* The caller has seen to the owner's rights. */
