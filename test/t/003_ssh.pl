@@ -282,6 +282,29 @@ is($node->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls
 	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.company_secrets WHERE name LIKE '%unsaved%'"), '0', 'nothing is stored');
 }
 
+# What the remote side says is shown as far as the database's encoding goes.
+{
+	my $utf8 = EnvrtFixture::Sshd->new(extra => ['SetEnv "LC_ALL=C.UTF-8"'])->start;
+
+	$node->safe_psql('postgres', "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+	$node->safe_psql('latin', 'CREATE EXTENSION envrt');
+	my $config = ssh_config($utf8, remoteWorkspacePath => '/etc/passwd/x');
+	my $sql = <<"SQL";
+INSERT INTO envrt.companies (id, name) VALUES ('c0000000-0000-4000-8000-000000000001', 'latin');
+INSERT INTO envrt.agents (id, company_id, name) VALUES ('a0000000-0000-4000-8000-000000000001', 'c0000000-0000-4000-8000-000000000001', 'a');
+INSERT INTO envrt.heartbeat_runs (id, company_id, agent_id, status) VALUES ('f0000000-0000-4000-8000-000000000001', 'c0000000-0000-4000-8000-000000000001', 'a0000000-0000-4000-8000-000000000001', 'running');
+SQL
+	$node->safe_psql('latin', $sql);
+	my $environment = $node->safe_psql('latin',
+		"SELECT id FROM envrt_create_environment('c0000000-0000-4000-8000-000000000001', 'l', 'ssh', " . literal(to_json($config)) . ')');
+	my ($state, $text) = sql_state($node,
+		"SELECT envrt_acquire_lease('c0000000-0000-4000-8000-000000000001', '$environment', 'f0000000-0000-4000-8000-000000000001')", database => 'latin');
+	is($state, '38000', 'a remote message that LATIN1 has no characters for keeps its SQLSTATE');
+	like($text, qr{mkdir.*\?/etc/passwd}, 'and is shown with question marks');
+	like($node->safe_psql('latin', "SELECT ok, details ->> 'error' FROM envrt_probe('$environment')"), qr{^f\|.*/etc/passwd}, 'a probe is still a row');
+	$utf8->stop;
+}
+
 # What failed left no lease.
 is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active' AND provider_lease_id IS NULL"), '0', 'no half lease');
 done_testing();
