@@ -145,9 +145,13 @@ printf '    $ ssh -p %s %s@127.0.0.1 "cd %s && touch proof && pwd && ls"\n\n' \
 remote "cd '$remote_cwd' && touch proof && pwd && ls" | tee "$ENVRT_WORK/remote" | sed 's/^/    /'
 expect "what ssh says" "$(tr '\n' ' ' <"$ENVRT_WORK/remote")" "$remote_cwd proof "
 
-title "5. Release, by SQL"
-show "SELECT r.provider, r.status, r.released_at IS NOT NULL AS is_released
-FROM envrt.heartbeat_runs h, envrt_release_leases(h.id) r;"
+title "5. Release, by SQL: one by its run, the others by the end of theirs"
+show "SELECT provider, status, released_at IS NOT NULL AS is_released
+FROM envrt_release_leases(:'run_local');"
+show "UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = :'run_ssh';
+UPDATE envrt.heartbeat_runs SET status = 'cancelled' WHERE id = :'run_fake';
+SELECT l.provider, r.status AS run, l.status AS lease
+FROM envrt.heartbeat_runs r JOIN envrt.environment_leases l ON l.heartbeat_run_id = r.id ORDER BY 1;"
 
 title "6. Active leases"
 show "SELECT id, provider FROM envrt.environment_leases WHERE status = 'active';"
