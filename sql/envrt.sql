@@ -507,6 +507,30 @@ CREATE VIEW envrt.stat_schedulers AS
 COMMENT ON VIEW envrt.stat_schedulers IS 'The scheduler of each database that has envrt, on the whole server: starting, running, or stopping; no row without preload';
 
 -- ---------------------------------------------------------------------------------------------
+-- Fault points, for tests
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt.arm_fault_point(name text, action text DEFAULT 'wait')
+RETURNS void
+AS 'MODULE_PATHNAME', 'envrt_arm_fault_point' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.arm_fault_point(text, text) IS
+'For tests, superusers only: whatever process of this server comes by that point of the code waits until it is disarmed, or ends (error, exit, crash). Errors: 22023 no such action, 53400 too many';
+
+CREATE FUNCTION envrt.disarm_fault_point(name text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'envrt_disarm_fault_point' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.disarm_fault_point(text) IS 'Disarms a fault point; those that wait at it go on. Whether it was armed';
+
+CREATE FUNCTION envrt.fault_point_stats(OUT name text, OUT action text, OUT hits bigint, OUT waiting integer)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_fault_point_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.fault_point_stats() IS 'Behind the view envrt.stat_fault_points';
+
+CREATE VIEW envrt.stat_fault_points AS
+    SELECT name, action, hits, waiting FROM envrt.fault_point_stats();
+COMMENT ON VIEW envrt.stat_fault_points IS 'Armed fault points: how often they were reached, and how many processes wait at them';
+
+-- ---------------------------------------------------------------------------------------------
 -- Privileges: nothing for PUBLIC; statistics for monitoring roles
 -- ---------------------------------------------------------------------------------------------
 
@@ -532,6 +556,9 @@ REVOKE ALL ON FUNCTION envrt.driver_host_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.call_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.ssh_session_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.scheduler_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.arm_fault_point(text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.disarm_fault_point(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
 GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.scheduler_stats() TO pg_monitor;

@@ -24,6 +24,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
+#include "fault_points.h"
 #include "leases.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -186,9 +187,11 @@ expire_batch(const pg_uuid_t *only)
 	int count;
 
 	begin(&call);
+	FAULT_POINT("expiry-before-batch");
 	count = due_leases(ids, only, true);
 	for (int i = 0; i < count; i++)
 		lease_end(&ids[i], "expired");
+	FAULT_POINT("expiry-before-commit");
 	commit(&call);
 	return count;
 }
@@ -327,6 +330,7 @@ expiry_tend(SchedulerSlot *slot)
 
 	pgstat_report_activity(STATE_RUNNING, "expiring leases");
 	expire_due();
+	FAULT_POINT("expiry-after-commit");
 	next = next_expiry();
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);

@@ -28,6 +28,7 @@
 #include "compat.h"
 #include "drivers.h"
 #include "environments.h"
+#include "fault_points.h"
 #include "funcapi.h"
 #include "json.h"
 #include "leases.h"
@@ -240,11 +241,15 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 	request.workspace_mode = workspace_mode;
 	if (driver->calls_outside)
 		run_check(run_id, company_id, false);
+	FAULT_POINT("acquire-before-driver");
 	driver->acquire(&request, &lease);
+	FAULT_POINT("acquire-before-lock");
 	run_check(run_id, company_id, true);
 	environment_check_again(environment);
+	FAULT_POINT("acquire-before-insert");
 	insert_lease(&request, &lease, issue_id, workspace_id, expires_in);
 	result = result_row_datum(fcinfo);
+	FAULT_POINT("acquire-after-insert");
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
 }
@@ -359,7 +364,9 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	values[3] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[4] = PointerGetDatum(only);
 	nulls[4] = only == NULL ? 'n' : ' ';
+	FAULT_POINT("release-before-update");
 	count = statement_execute(by_run ? &release_run : &release_one, values, nulls);
+	FAULT_POINT("release-after-update");
 	for (int row = 0; row < count; row++)
 		if (!lease_names_driver(row))
 			return end_by_environment(count);
@@ -501,6 +508,7 @@ envrt_renew_lease(PG_FUNCTION_ARGS)
 	values[1] = TimestampTzGetDatum(expiry(now, PG_GETARG_INTERVAL_P(1)));
 	values[2] = TimestampTzGetDatum(now);
 	api_enter(&call, "envrt_renew_lease()");
+	FAULT_POINT("renew-before-update");
 	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 	    statement_execute(&renew, values, NULL) == 0)
 	{
@@ -513,6 +521,7 @@ envrt_renew_lease(PG_FUNCTION_ARGS)
 		                       result_text(0, 1)),
 		                errhint("Acquire a new lease.")));
 	}
+	FAULT_POINT("renew-after-update");
 	result = result_row_datum(fcinfo);
 	api_leave(&call);
 	PG_RETURN_DATUM(result);

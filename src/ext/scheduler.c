@@ -21,6 +21,7 @@
 
 #include "access/xact.h"
 #include "commands/extension.h"
+#include "fault_points.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -76,6 +77,7 @@ end_where_absent(void)
 
 		if (extension_exists())
 			return;
+		FAULT_POINT("scheduler-found-absent");
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		again = slot->recheck;
 		slot->recheck = false;

@@ -62,6 +62,7 @@ initialize_memory(void)
 		shared_state->nslots = max_worker_processes;
 		ConditionVariableInit(&shared_state->host_changed);
 		ConditionVariableInit(&shared_state->scheduler_changed);
+		ConditionVariableInit(&shared_state->fault_points_changed);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }

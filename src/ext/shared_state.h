@@ -44,6 +44,27 @@ typedef struct SchedulerSlot
 	TimestampTz next_expiry; /* the scheduler's timer; DT_NOEND: none */
 } SchedulerSlot;
 
+/* See fault_points.c. */
+typedef enum FaultAction
+{
+	FAULT_NONE,
+	FAULT_WAIT,
+	FAULT_ERROR,
+	FAULT_EXIT,
+	FAULT_CRASH
+} FaultAction;
+
+typedef struct FaultPoint
+{
+	char name[48];
+	FaultAction action; /* FAULT_NONE: not in use */
+	uint32 arming;      /* tells one arming from the next */
+	int64 hits;
+	int waiting;
+} FaultPoint;
+
+#define MAX_FAULT_POINTS 16
+
 /* Databases to look at; more than this many at once means all of them. */
 #define MAX_WANTED 32
 
@@ -62,6 +83,10 @@ typedef struct SharedState
 	bool host_suspect;               /* a call got no answer in time: ping it */
 	char host_last_exit[128];
 	ConditionVariable host_changed;
+
+	volatile int fault_points_armed; /* read without the lock */
+	FaultPoint fault_points[MAX_FAULT_POINTS];
+	ConditionVariable fault_points_changed;
 
 	bool rescan;      /* databases came or went: read pg_database */
 	bool recheck_all; /* any database may have got envrt */
