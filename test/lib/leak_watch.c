@@ -7,7 +7,8 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
-#include <sanitizer/lsan_interface.h>
+/* Declared here: not every compiler brings the header sanitizer/lsan_interface.h. */
+extern int __lsan_do_recoverable_leak_check(void);
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
