@@ -7,12 +7,13 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
-/* Declared here: not every compiler brings the header sanitizer/lsan_interface.h. */
-extern int __lsan_do_recoverable_leak_check(void);
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/* Declared here: not every compiler brings the header sanitizer/lsan_interface.h. */
+extern int __lsan_do_recoverable_leak_check(void);
 
 /* Called before the sanitizers' own versions of library functions work. */
 static const char *
