@@ -220,8 +220,11 @@ start(void)
 	host_process_configure();
 }
 
-/* What the driver host wrote to stderr, a line a log entry. */
-static void
+/*
+ * What the driver host wrote to stderr, a line a log entry; whether there may
+ * be more.
+ */
+static bool
 read_log(void)
 {
 	char buffer[4096];
@@ -237,12 +240,12 @@ read_log(void)
 		host.changed = true;
 	}
 	if (n <= 0)
-		return;
+		return false;
 	if (rpc_reader_feed(host.log_reader, buffer, n) == RPC_READ_TOO_LONG)
 	{
 		rpc_reader_free(host.log_reader);
 		host.log_reader = rpc_reader_new(MAX_LOG_LINE);
-		return;
+		return true;
 	}
 	for (;;)
 	{
@@ -253,10 +256,10 @@ read_log(void)
 		{
 			rpc_reader_free(host.log_reader);
 			host.log_reader = rpc_reader_new(MAX_LOG_LINE);
-			return;
+			return true;
 		}
 		if (status != RPC_READ_LINE)
-			return;
+			return true;
 		if (length > 7 && memcmp(line, "DEBUG: ", 7) == 0)
 			level = DEBUG1, line += 7, length -= 7;
 		else if (length > 5 && memcmp(line, "LOG: ", 5) == 0)
@@ -297,7 +300,8 @@ bury(const char *reason)
 	(void) kill(pid, SIGKILL);
 	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
 		;
-	read_log();
+	while (read_log())
+		;
 	if (reason != NULL)
 		strlcpy(why, reason, sizeof(why));
 	else if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
@@ -369,7 +373,7 @@ host_process_read(void)
 {
 	if (host.pid == 0)
 		return;
-	read_log();
+	(void) read_log();
 	if (!read_control())
 		bury(NULL);
 }

@@ -70,8 +70,8 @@ run_regress()
 	say "$name"
 	mkdir -p "$directory"
 	make -s installcheck "$@" 2>&1 | tee "$directory/output" || status=$?
-	ok=$(grep -cE '\.\.\. ok( |$)' "$directory/output" || true)
-	bad=$(grep -cE '\.\.\. (FAILED|failed)' "$directory/output" || true)
+	ok=$(grep -cE '\.\.\. ok( |$)|^ok +[0-9]' "$directory/output" || true)
+	bad=$(grep -cE '\.\.\. (FAILED|failed)|^not ok +[0-9]' "$directory/output" || true)
 	passed=$((passed + ok))
 	failed=$((failed + bad))
 	[ "$bad" = 0 ] || failures+=("$name: $bad")
