@@ -362,6 +362,9 @@ read_required_string(json_t *config, const char *key, const char *empty_text, Co
 	return json_stringn(text, length);
 }
 
+/* As long as a host name can be. */
+#define MAX_NAME 255
+
 /* A host's or user's name. */
 static json_t *
 read_name(json_t *config, const char *key, const char *what, ConfigIssues *issues)
@@ -373,6 +376,8 @@ read_name(json_t *config, const char *key, const char *what, ConfigIssues *issue
 	name = read_required_string(config, key, empty_text, issues);
 	if (name != NULL && has_space_or_control(json_string_value(name), json_string_length(name)))
 		add_issue(issues, key, "SSH %s must not contain white space or control characters.", what);
+	if (name != NULL && json_string_length(name) > MAX_NAME)
+		add_issue(issues, key, "SSH %s must not be longer than %d bytes.", what, MAX_NAME);
 	return name;
 }
 

@@ -21,6 +21,11 @@
 /* The OpenSSH header, up to the type of the key, is far shorter than this. */
 #define HEADER_BYTES 256
 
+/* An RSA key of 8192 bits and its certificate have 11 kB. */
+#define MAX_LENGTH (16 * 1024)
+
+static const char *const problem_long =
+    "the text is longer than 16 kB, and no private key that can be used is that long";
 static const char *const problem_empty = "the private key is empty";
 static const char *const problem_none =
     "the text holds no private key; expected one that starts with "
@@ -186,6 +191,8 @@ private_key_problem(const char *text, size_t length)
 		text++;
 	if (text == end)
 		return problem_empty;
+	if (end - text > MAX_LENGTH)
+		return problem_long;
 	if (memchr(text, '\0', (size_t) (end - text)) != NULL)
 		return problem_binary;
 	if (starts_with(text, end, "PuTTY-User-Key-File-"))

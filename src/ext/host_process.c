@@ -162,7 +162,12 @@ host_process_configure(void)
 		return;
 	allowed = json_array();
 	foreach (cell, settings_list(envrt_allowed_hosts))
-		json_array_append_new(allowed, json_string(lfirst(cell)));
+	{
+		json_t *entry = json_string(lfirst(cell));
+
+		/* One that is no UTF-8 allows nothing: were it left out, an empty list would allow all. */
+		json_array_append_new(allowed, entry != NULL ? entry : json_string(""));
+	}
 	host.configure_id = ++host.last_id;
 	send_control(
 	    rpc_request(host.configure_id, "configure",

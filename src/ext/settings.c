@@ -70,6 +70,9 @@ check_runtime_api_candidates(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+/* It goes to the driver host in one message. */
+#define MAX_LIST_LENGTH (32 * 1024)
+
 /*
  * The driver host, which has the list, lets a bad entry allow nothing; better
  * to say so where it is written.
@@ -79,6 +82,17 @@ check_allowed_hosts(char **newval, void **extra, GucSource source)
 {
 	ListCell *cell;
 
+	if (strlen(*newval) > MAX_LIST_LENGTH)
+	{
+		GUC_check_errdetail("The list is longer than %d bytes.", MAX_LIST_LENGTH);
+		return false;
+	}
+	for (const char *c = *newval; *c != '\0'; c++)
+		if (IS_HIGHBIT_SET(*c))
+		{
+			GUC_check_errdetail("Give names with other letters in their ASCII form (xn--...).");
+			return false;
+		}
 	foreach (cell, settings_list(*newval))
 	{
 		char *entry = lfirst(cell);

@@ -47,6 +47,7 @@ struct KnownHosts
 {
 	Entry *entries;
 	bool unreadable;
+	bool revoked_unreadable; /* a @revoked line about this host */
 	bool without_port;
 };
 
@@ -81,6 +82,8 @@ hashed_name_matches(const char *hashed, const char *name)
 	return matches;
 }
 
+#define MAX_PATTERN 1024
+
 /* Whether a list of names is about a host that has these (one or two) names. */
 static bool
 names_match(const char *names, const char *first, const char *second)
@@ -98,6 +101,9 @@ names_match(const char *names, const char *first, const char *second)
 		bool negated = name[0] == '!';
 		const char *pattern = name + (negated ? 1 : 0);
 
+		/* No host name is that long, and matching costs the product of the lengths. */
+		if (strlen(pattern) > MAX_PATTERN)
+			continue;
 		if (!glob_match(pattern, first) && (second == NULL || !glob_match(pattern, second)))
 			continue;
 		matches = !negated;
@@ -151,6 +157,7 @@ parse_line(KnownHosts *known, char *line, const char *host, const char *host_por
 	     ssh_pki_import_pubkey_base64(base64, ssh_key_type_from_name(type_name), &key) != SSH_OK))
 	{
 		known->unreadable = true;
+		known->revoked_unreadable |= marker == MARKER_REVOKED;
 		return;
 	}
 	entry = xcalloc(1, sizeof *entry);
@@ -216,6 +223,9 @@ known_hosts_check(const KnownHosts *known, const ssh_key key)
 	HostKeyVerdict verdict = known->unreadable ? HOST_KEY_UNREADABLE : HOST_KEY_UNKNOWN;
 	bool found = false;
 
+	/* It may be this very key that it is about. */
+	if (known->revoked_unreadable)
+		return HOST_KEY_REVOKED;
 	for (const Entry *entry = known->entries; entry != NULL; entry = entry->next)
 	{
 		if (entry->marker == MARKER_AUTHORITY)

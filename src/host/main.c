@@ -121,11 +121,18 @@ static void
 harden(bool has_launcher)
 {
 	static const struct rlimit no_core = {0, 0};
+	struct rlimit files;
 	pid_t parent = getppid();
 	int fd;
 
 	umask(077);
 	setrlimit(RLIMIT_CORE, &no_core);
+	/* Two descriptors a session, one a client. */
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
+	{
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
 	signal(SIGPIPE, SIG_IGN);
 
 	/* While the process is dumpable: afterwards its /proc files belong to root. */
@@ -259,7 +266,8 @@ main(int argc, char **argv)
 		log_message(LOG_WARNING, "could not enter %s: %s", arguments.directory, strerror(errno));
 		return 1;
 	}
-	if (!take_lock() || !server_listen())
+	/* With a launcher, not before it has said what is allowed (server.c). */
+	if (!take_lock() || (arguments.control_fd < 0 && !server_listen()))
 		return 1;
 	if (arguments.postmaster_fd >= 0)
 		watch_postmaster(arguments.postmaster_fd);

@@ -226,6 +226,9 @@ dispatch(Connection *connection, const RpcMessage *message)
 	else if (connection->control && strcmp(method, "configure") == 0)
 	{
 		settings_configure(message->params);
+		/* The first answer says that we listen, and no call comes before the settings. */
+		if (!listening && !server_listen())
+			exit(1);
 		connection_send(connection, rpc_response(json_incref(id), json_true()));
 	}
 	else if (connection->control)

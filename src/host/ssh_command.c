@@ -42,6 +42,7 @@ struct SshCommand
 	bool replaced; /* a dead session, once */
 	bool overflow;
 	SshCommandResult result;
+	uint64_t end; /* of the command's time; 0: it has not begun */
 };
 
 static void
@@ -297,12 +298,17 @@ static void
 place_granted(SshWaiter *waiter, SshPooled *pooled)
 {
 	SshCommand *command = (SshCommand *) waiter;
-	uint64_t patience = command->spec.command_ms;
+	uint64_t now = now_ms();
+	uint64_t patience;
 
+	/* Another try on another session gets what is left of the time. */
+	if (command->end == 0)
+		command->end = now + command->spec.command_ms;
+	patience = command->end > now ? command->end - now : 1;
 	command->pooled = pooled;
 	command->used_session = ssh_pooled_is_used(pooled);
 	call_set_state(command->spec.call, "opening a channel");
-	timer_start(&command->deadline, command->spec.command_ms, command_timed_out, command);
+	timer_start(&command->deadline, patience, command_timed_out, command);
 	if (patience > STALE_ANSWER_MS)
 		patience = STALE_ANSWER_MS;
 	if (ssh_pooled_idle_ms(pooled) > STALE_AFTER_MS && !command->replaced)

@@ -25,6 +25,7 @@
 #define MAX_OUTPUT (256 * 1024)
 #define MAX_CANDIDATES 100
 #define MAX_ORIGIN 512
+#define MAX_PATH 4096
 
 /* What ssh itself exits with when the connection is at fault. */
 #define STATUS_CONNECTION 255
@@ -241,6 +242,23 @@ fail(Request *request, HostError *error, const char *text, int status)
 		call_fail(request->call, error);
 }
 
+/*
+ * What the remote side calls its directory goes into the lease: it must be a
+ * path, without control characters that the configured one has not.
+ */
+static bool
+is_believable(const char *cwd, const char *path)
+{
+	json_t *text = json_string(cwd);
+	bool valid = text != NULL && cwd[0] == '/' && strlen(cwd) < MAX_PATH;
+
+	for (const char *c = cwd; valid && *c != '\0'; c++)
+		if (iscntrl((unsigned char) *c) && strchr(path, *c) == NULL)
+			valid = false;
+	json_decref(text);
+	return valid;
+}
+
 static void
 command_done(void *data, HostError *error, const SshCommandResult *result)
 {
@@ -256,6 +274,8 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 	}
 	errors = ssh_script_errors(request->marker, &result->errors);
 	ssh_script_parse(request->marker, &result->output, request->candidate_count, &answer);
+	if (answer.cwd != NULL && !is_believable(answer.cwd, request->destination->workspace_path))
+		answer.outcome = SCRIPT_NO_ANSWER;
 	switch (answer.outcome)
 	{
 		case SCRIPT_PATH:

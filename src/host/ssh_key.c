@@ -157,6 +157,21 @@ bind_certificate(ssh_key key, char *line)
 	return error;
 }
 
+/*
+ * Signing with a huge RSA key would hold up the loop for seconds.  The public
+ * part of one with 8192 bits has 1400 characters.
+ */
+static bool
+is_too_long(const ssh_key key)
+{
+	char *public_base64 = NULL;
+	bool too_long =
+	    ssh_pki_export_pubkey_base64(key, &public_base64) == SSH_OK && strlen(public_base64) > 1500;
+
+	ssh_string_free_char(public_base64);
+	return too_long;
+}
+
 ssh_key
 ssh_key_from_text(const char *text, HostError **error)
 {
@@ -175,6 +190,8 @@ ssh_key_from_text(const char *text, HostError **error)
 	if (block == NULL ||
 	    ssh_pki_import_privkey_base64(block, NULL, no_passphrase, NULL, &key) != SSH_OK)
 		*error = key_error("the private key can't be read");
+	else if (is_too_long(key))
+		*error = key_error("the private key is longer than 8192 bits");
 	else if (certificate != NULL)
 		*error = bind_certificate(key, certificate);
 	if (*error != NULL)

@@ -40,6 +40,10 @@
 /* After a failure to connect, while other sessions work. */
 #define CONNECT_PAUSE_MS 1000
 
+/* Idle sessions, on the whole and of one company. */
+#define MAX_IDLE 256
+#define MAX_IDLE_OF_COMPANY 64
+
 typedef struct SshGroup SshGroup;
 
 struct SshPooled
@@ -165,6 +169,45 @@ start_idle_timer(SshPooled *pooled)
 	timer_start(&pooled->idle, idle < most ? most - idle + 1 : 1, idle_for_long, pooled);
 }
 
+/*
+ * Idle sessions are descriptors that others may need: over the limit, for one
+ * company or in all, the one that has been idle longest goes.  By its timer,
+ * since we may be called by a session.
+ */
+static void
+limit_idle(const SshPooled *newest)
+{
+	SshPooled *oldest = NULL;
+	SshPooled *oldest_of_company = NULL;
+	unsigned count = 0;
+	unsigned of_company = 0;
+
+	for (SshGroup *group = first_group; group != NULL; group = group->next)
+	{
+		const char *company = newest->group->company_id;
+		bool same = company == NULL ? group->company_id == NULL
+		                            : group->company_id && !strcmp(group->company_id, company);
+
+		for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+		{
+			if (pooled->idle_since == 0)
+				continue;
+			count++;
+			if (oldest == NULL || pooled->idle_since < oldest->idle_since)
+				oldest = pooled;
+			if (!same)
+				continue;
+			of_company++;
+			if (oldest_of_company == NULL || pooled->idle_since < oldest_of_company->idle_since)
+				oldest_of_company = pooled;
+		}
+	}
+	if (of_company > MAX_IDLE_OF_COMPANY)
+		timer_start(&oldest_of_company->idle, 1, idle_for_long, oldest_of_company);
+	else if (count > MAX_IDLE)
+		timer_start(&oldest->idle, 1, idle_for_long, oldest);
+}
+
 static void
 note_idle(SshPooled *pooled)
 {
@@ -173,6 +216,7 @@ note_idle(SshPooled *pooled)
 	pooled->idle_since = now_ms();
 	pooled->idle_since_epoch = epoch_ms();
 	start_idle_timer(pooled);
+	limit_idle(pooled);
 }
 
 static void

@@ -3,9 +3,9 @@
  *		The one remote command of an acquire or a probe, and its answer.
  *
  * The user's login shell, whatever it is, gets "exec sh -c '...' arguments" and
- * hands over at once.  The script is a constant without quotes and backslashes,
- * so that every shell reads it alike; what varies goes in as arguments, quoted
- * so that sh, dash, bash, zsh and fish agree.
+ * hands over at once.  The script is a constant without single quotes, line
+ * breaks and exclamation marks, so that every shell reads it alike; what varies
+ * goes in as arguments, encoded so that sh, dash, bash, zsh, fish and csh agree.
  *
  * Login profiles print things, before and after.  So the answer stands between
  * lines that begin with a marker, random for each call:
@@ -35,27 +35,27 @@
 
 /*
  * $0 is the marker; the arguments are the path, the time for a probe, and the
- * candidates.  A path that is there already costs no mkdir.
+ * candidates.  A path that is there already costs no mkdir.  The pid of the
+ * watcher is $ and an exclamation mark, which csh would take for history.
  */
 static const char script[] =
-    "p=$1; t=$2; shift 2; unset CDPATH; echo; echo \"$0 begin\" >&2\n"
-    "cd -- \"$p\" 2>/dev/null || { mkdir -p -- \"$p\" && cd -- \"$p\"; } ||\n"
-    "{ s=$?; echo \"$0 fail $s\"; echo \"$0 end\"; exit $s; "
-    "}\n"
-    "echo \"$0 cwd\"; pwd\n"
-    "if [ $# -eq 0 ]; then echo \"$0 api skip\"\n"
-    "elif command -v curl >/dev/null 2>&1; then\n"
-    "exec 3<&0\n"
-    "{ read -r x; kill -9 -$$ || kill -9 $$; } <&3 >/dev/null 2>&1 &\n"
-    "w=$!; exec 3<&-; r=none; i=0\n"
-    "for u do\n"
-    "if curl -fsS -m \"$t\" \"$u/api/health\" </dev/null >/dev/null; then r=$i; break; fi\n"
-    "i=$((i+1))\n"
-    "done\n"
-    "kill $w\n"
-    "echo \"$0 api $r\"\n"
-    "else echo \"$0 api nocurl\"; fi\n"
-    "echo \"$0 end\"\n";
+    "p=$(printf %bx \"$1\"); p=${p%x}; t=$2; shift 2; unset CDPATH; echo; echo \"$0 begin\" >&2; "
+    "cd -- \"$p\" 2>/dev/null || { mkdir -p -- \"$p\" && cd -- \"$p\"; } || "
+    "{ s=$?; echo \"$0 fail $s\"; echo \"$0 end\"; exit $s; }; "
+    "echo \"$0 cwd\"; pwd; "
+    "if [ $# -eq 0 ]; then echo \"$0 api skip\"; "
+    "elif command -v curl >/dev/null 2>&1; then "
+    "exec 3<&0; "
+    "{ read -r x; kill -9 -$$ || kill -9 $$; } <&3 >/dev/null 2>&1 & "
+    "e=$(printf %b \"\\0041\"); eval \"w=\\$$e\"; exec 3<&-; r=none; i=0; "
+    "for u do "
+    "if curl -fsS -m \"$t\" \"$u/api/health\" </dev/null >/dev/null; then r=$i; break; fi; "
+    "i=$((i+1)); "
+    "done; "
+    "kill $w; "
+    "echo \"$0 api $r\"; "
+    "else echo \"$0 api nocurl\"; fi; "
+    "echo \"$0 end\"";
 
 void
 ssh_script_marker(char marker[SSH_SCRIPT_MARKER_SIZE])
@@ -68,23 +68,36 @@ ssh_script_marker(char marker[SSH_SCRIPT_MARKER_SIZE])
 }
 
 /*
- * In single quotes nothing has a meaning, except that fish gives one to
- * backslashes there; those and single quotes go into double quotes.
+ * In single quotes, where sh, csh and fish take every byte as it is but line
+ * breaks, exclamation marks (csh), backslashes (fish) and the quote itself.
  */
 static void
 append_quoted(Bytes *line, const char *text)
 {
 	bytes_append_text(line, "'");
-	for (; *text != '\0'; text++)
-	{
-		if (*text == '\'')
-			bytes_append_text(line, "'\"'\"'");
-		else if (*text == '\\')
-			bytes_append_text(line, "'\"\\\\\"'");
-		else
-			bytes_append(line, text, 1);
-	}
+	bytes_append_text(line, text);
 	bytes_append_text(line, "'");
+}
+
+/* The path as the script's printf %b reads it, without any such byte. */
+static char *
+encode_path(const char *path)
+{
+	Bytes encoded = {0};
+
+	for (; *path != '\0'; path++)
+	{
+		char octal[8];
+
+		if (strchr("\n\r'\\!", *path) == NULL)
+		{
+			bytes_append(&encoded, path, 1);
+			continue;
+		}
+		snprintf(octal, sizeof octal, "\\0%03o", (unsigned) (unsigned char) *path);
+		bytes_append_text(&encoded, octal);
+	}
+	return encoded.data;
 }
 
 char *
@@ -92,6 +105,7 @@ ssh_script_command_line(const char *marker, const char *path, double probe_secon
                         const char *const *candidates, size_t candidate_count)
 {
 	Bytes line = {0};
+	char *encoded = encode_path(path);
 	char seconds[32];
 
 	snprintf(seconds, sizeof seconds, "%g", probe_seconds);
@@ -100,7 +114,8 @@ ssh_script_command_line(const char *marker, const char *path, double probe_secon
 	bytes_append_text(&line, " ");
 	bytes_append_text(&line, marker);
 	bytes_append_text(&line, " ");
-	append_quoted(&line, path);
+	append_quoted(&line, encoded);
+	free(encoded);
 	bytes_append_text(&line, " ");
 	append_quoted(&line, seconds);
 	for (size_t i = 0; i < candidate_count; i++)

@@ -41,6 +41,7 @@
 
 #include <libssh/callbacks.h>
 #include <libssh/libssh.h>
+#include <libssh/server.h>
 
 #include "handshake_slots.h"
 #include "known_hosts.h"
@@ -57,13 +58,24 @@
 #define FIRST_PAUSE_MS 50
 #define LEAST_ADDRESS_MS 250
 
-/* Key exchange where the server chooses no primes, and no SHA-1 anywhere. */
+/*
+ * A server that sends without a pause must not keep the loop from others: after
+ * this many reads they have their turn, and the poll handle comes back by itself.
+ */
+#define READS_A_TURN 16
+/* What a server may send before the login is through. */
+#define MAX_BEFORE_LOGIN (1024 * 1024)
+
+/*
+ * Key exchange where the server chooses no primes and none costs the loop more
+ * than a moment, no SHA-1 anywhere, and first the ciphers that don't need strict
+ * key exchange to be safe from a cut prefix.
+ */
 #define KEY_EXCHANGE                                                                               \
 	"curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,ecdh-sha2-nistp384,"        \
-	"ecdh-sha2-nistp521,diffie-hellman-group18-sha512,diffie-hellman-group16-sha512,"              \
-	"diffie-hellman-group14-sha256"
+	"ecdh-sha2-nistp521,diffie-hellman-group16-sha512,diffie-hellman-group14-sha256"
 #define CIPHERS                                                                                    \
-	"chacha20-poly1305@openssh.com,aes256-gcm@openssh.com,aes128-gcm@openssh.com,aes256-ctr,"      \
+	"aes256-gcm@openssh.com,aes128-gcm@openssh.com,chacha20-poly1305@openssh.com,aes256-ctr,"      \
 	"aes192-ctr,aes128-ctr"
 #define MACS                                                                                       \
 	"hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha2-512"
@@ -424,6 +436,16 @@ login(SshSession *session)
  * Handshake
  */
 
+/* Channels that the server opens: libssh would keep each request for us. */
+static int
+refuse_request(ssh_session ssh, ssh_message message, void *data)
+{
+	(void) ssh;
+	(void) message;
+	(void) data;
+	return 1;
+}
+
 static HostError *
 make_ssh(SshSession *session, int fd)
 {
@@ -460,6 +482,7 @@ make_ssh(SshSession *session, int fd)
 		/* Only bytes that come in are of interest. */
 		memset(&session->counter, 0, sizeof session->counter);
 		ssh_set_counters(ssh, &session->counter, NULL);
+		ssh_set_message_callback(ssh, refuse_request, NULL);
 		return NULL;
 	}
 	close(fd);
@@ -562,6 +585,7 @@ static void
 serve_channels(SshSession *session)
 {
 	uint64_t before;
+	int reads = READS_A_TURN;
 	bool alive = true;
 
 	do
@@ -574,7 +598,7 @@ serve_channels(SshSession *session)
 		if (ssh_channels_advance(&session->channels) && !session->closed)
 			session->events->channel_gone(session->owner);
 	}
-	while (alive && !session->closed && session->counter.in_bytes != before);
+	while (--reads > 0 && alive && !session->closed && session->counter.in_bytes != before);
 	if (session->closed || session->phase != READY)
 		return;
 	if (ssh_channels_flooded(&session->channels))
@@ -625,18 +649,23 @@ advance(SshSession *session)
 		return;
 	}
 	session->busy++;
+	if ((session->phase == HANDSHAKE || session->phase == LOGIN) &&
+	    session->counter.in_bytes > MAX_BEFORE_LOGIN)
+		end_session(session, error_new("08006", "%s: the server sent too much before the login",
+		                               session->target));
 	if (session->phase == CONNECTING && session->watch != NULL)
 		connected(session);
 	if (session->phase == HANDSHAKE)
 	{
 		uint64_t before;
+		int reads = READS_A_TURN;
 
 		do
 		{
 			before = session->counter.in_bytes;
 			handshake(session);
 		}
-		while (session->phase == HANDSHAKE && session->counter.in_bytes != before);
+		while (--reads > 0 && session->phase == HANDSHAKE && session->counter.in_bytes != before);
 	}
 	else if (session->phase == LOGIN)
 		login(session);

@@ -88,7 +88,7 @@ sub elapsed
 # A driver host in a directory of its own
 #######################################################################
 
-# Options: control (a hash: settings), directory, program.
+# Options: control (a hash: settings), unconfigured (don't send them), directory, program.
 sub start_host
 {
 	my (%options) = @_;
@@ -119,13 +119,11 @@ sub start_host
 		});
 	close $theirs if $theirs;
 	EnvrtFixture::register($self);
-	return $self if $options{may_fail};
+	return $self if $options{may_fail} || $options{unconfigured};
+	# It listens when it has its settings.
+	$self->configure(%{ $options{control} }) if $options{control};
 	wait_until('the driver host listens',
 		sub { -S "$directory/host.sock" && IO::Socket::UNIX->new(Peer => "$directory/host.sock") });
-	if ($options{control})
-	{
-		$self->configure(%{ $options{control} });
-	}
 	return $self;
 }
 

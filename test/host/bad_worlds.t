@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use IO::Socket::INET;
 use lib $FindBin::RealBin;
 use HostTest;
 use Test::More;
@@ -120,8 +121,9 @@ for my $mode (qw(silent banner kex auth exec))
 {
 	my $silent = EnvrtFixture::Health->new(silent => 1)->start;
 	my $client = $host->connect;
-	my $commands = sub { grep { slurp("/proc/$_/cmdline") =~ /^curl\0.*\Q@{[$silent->port]}\E/s }
-		  grep { -e "/proc/$_/cmdline" } $sshd->sessions };
+	# A process may end while we look at it.
+	my $commands = sub { grep { (eval { slurp("/proc/$_/cmdline") } // '') =~ /^curl\0.*\Q@{[$silent->port]}\E/s }
+		  $sshd->sessions };
 
 	$client->send_call('environmentAcquireLease',
 		HostTest::request(ssh_config($sshd), candidates => [ $silent->origin ], probe => 60000));
@@ -174,6 +176,50 @@ $answer = with_login_output(
 is_error($answer, '38000', qr/could not reach any Paperclip API candidates\.$/, 'no curl');
 like($answer->{error}{data}{detail}, qr/has no curl/, '... is said');
 like($answer->{error}{data}{hint}, qr/Install curl/, '... and what to do');
+
+# Servers that never pause, before any login: others are served all the while.
+for my $flood ([ 'empty lines before the banner', '', "\n" x 65536 ],
+	[ 'messages to be ignored', "SSH-2.0-flood\r\n", pack('NC', 1036, 6) . "\x02" . pack('N', 1024) . 'x' x 1024 . "\0" x 6 ])
+{
+	my ($name, $greeting, $bytes) = @$flood;
+	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 5) or die $!;
+	my $child = EnvrtFixture::spawn(
+		sub {
+			$SIG{PIPE} = 'IGNORE';
+			while (my $peer = $listener->accept)
+			{
+				syswrite $peer, $greeting;
+				1 while syswrite $peer, $bytes x 16;
+			}
+		});
+	my $client = $host->connect;
+	my $slowest = 0;
+
+	my $id = $client->send_call('environmentAcquireLease',
+		HostTest::request(ssh_config($sshd, port => $listener->sockport), connect => 1500));
+	for (1 .. 20)
+	{
+		my $took = elapsed(sub { $host->call('envrt/ping', {}) });
+
+		$slowest = $took if $took > $slowest;
+	}
+	cmp_ok($slowest, '<', 1, "$name: neighbours are answered");
+	my $took = elapsed(sub { $answer = $client->answer($id, 10) });
+	like($answer->{error}{data}{sqlstate}, qr/^0800[16]$/, "$name: an error");
+	cmp_ok($took, '<', 4, "$name: in time");
+	EnvrtFixture::end_process($child);
+}
+
+# The remote side can't make its directory what it likes.
+for my $cwd ('../relative', '/with\\033[31mcolour', '')
+{
+	my $liar = EnvrtFixture::Sshd->new(
+		extra => [ q{ForceCommand m=$(printf '%s' "$SSH_ORIGINAL_COMMAND" | grep -o 'envrt-[0-9a-f]*' | tail -n 1); printf "$m cwd\n} . $cwd . q{\n$m api skip\n$m end\n"} ])->start;
+
+	$answer = $host->acquire(ssh_config($liar));
+	is_error($answer, '38000', qr/\S/, "a remote directory \"$cwd\" is not believed");
+	$liar->stop;
+}
 
 # A session that was idle for long and whose server does not answer is replaced.
 SKIP:

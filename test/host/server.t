@@ -151,6 +151,18 @@ ok($client->is_closed, '... and its connections');
 	cmp_ok($took, '<', 1, '... at once');
 }
 
+# With a launcher it serves nobody before it has its settings.
+{
+	my $waiting = start_host(control => {}, unconfigured => 1);
+	my $control = $waiting->{control};
+
+	print $control '{"jsonrpc":"2.0","id":7,"method":"envrt/ping"}', "\n";
+	like(scalar readline $control, qr/"id": ?7/, 'it answers the launcher');
+	ok(!-S "$waiting->{directory}/host.sock", 'and does not listen before its settings');
+	$waiting->configure;
+	ok(-S "$waiting->{directory}/host.sock", 'but with the answer to them');
+}
+
 # Arguments.
 is(system("'$top/envrt_driver_host' >/dev/null 2>&1") >> 8, 2, 'no directory');
 is(system("'$top/envrt_driver_host' --directory / --control-fd 999 2>/dev/null") >> 8, 2, 'a bad descriptor');
