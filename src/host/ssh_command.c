@@ -165,6 +165,7 @@ channel_opened(void *owner)
 	SshCommand *command = owner;
 
 	command->opened = true;
+	ssh_pool_opened(command->pooled);
 	timer_stop(&command->stale);
 }
 

@@ -54,6 +54,7 @@ struct SshPooled
 	int limit;  /* channels */
 	int active; /* places given away */
 	bool retired;
+	bool opened; /* some channel, at some time */
 	json_int_t calls;
 	uint64_t idle_since; /* in terms of now_ms(); 0: not idle */
 	uint64_t idle_ms;    /* how long it had been idle when the last place was given away */
@@ -476,6 +477,12 @@ ssh_pool_done(SshPooled *pooled, PlaceState state)
 		timer_start(&pooled->idle, 0, idle_for_long, pooled);
 }
 
+void
+ssh_pool_opened(SshPooled *pooled)
+{
+	pooled->opened = true;
+}
+
 bool
 ssh_pool_refused(SshPooled *pooled)
 {
@@ -485,8 +492,14 @@ ssh_pool_refused(SshPooled *pooled)
 	ssh_pool_done(pooled, PLACE_FREE);
 	if (others < 1)
 	{
+		/*
+		 * One that has opened channels before has not yet taken note of the end
+		 * of the last: another session will do.
+		 */
+		bool opened = pooled->opened;
+
 		retire(pooled);
-		return false;
+		return opened;
 	}
 	if (others < pooled->limit)
 		pooled->limit = others;

@@ -59,6 +59,9 @@ typedef enum
 
 extern void ssh_pool_done(SshPooled *pooled, PlaceState state);
 
+/* The server has opened a channel. */
+extern void ssh_pool_opened(SshPooled *pooled);
+
 /*
  * The server opens no further channel.  False when there was no other one
  * either, so that waiting won't help.  Instead of ssh_pool_done().
