@@ -220,8 +220,12 @@ CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases ((provider
 COMMENT ON INDEX envrt.environment_leases_reuse_idx IS 'Earlier leases of one reusable provider lease and image';
 -- What the scheduler asks for: the lease that ends next.
 CREATE INDEX environment_leases_expiry_idx ON envrt.environment_leases (expires_at)
-    WHERE status = 'active' AND expires_at IS NOT NULL;
+    WHERE status IN ('active', 'retained') AND expires_at IS NOT NULL;
 COMMENT ON INDEX envrt.environment_leases_expiry_idx IS 'The lease that expires next';
+-- Leases that hold something; few, whatever the table's size.
+CREATE INDEX environment_leases_active_idx ON envrt.environment_leases (heartbeat_run_id)
+    WHERE status IN ('active', 'retained');
+COMMENT ON INDEX envrt.environment_leases_active_idx IS 'Leases that have not ended';
 COMMENT ON TABLE envrt.environment_leases IS 'Leases: a run''s right to use an environment';
 COMMENT ON COLUMN envrt.environment_leases.status IS 'active until released, expired, failed, or (a failed retain_on_failure lease) retained';
 COMMENT ON COLUMN envrt.environment_leases.cleanup_status IS 'What became of the provider lease after the end: pending, success, failed; null when there was nothing to clean';
@@ -316,6 +320,91 @@ CREATE TABLE envrt.settings (
 );
 COMMENT ON TABLE envrt.settings IS 'What envrt remembers about this database, such as the fingerprint of the master key its secrets are under';
 
+-- Not in a dump: a copy of the database must not take the original's provider leases for its own.
+CREATE TABLE envrt.provider_leases (
+    lease_id uuid PRIMARY KEY,
+    holder_id uuid,
+    system_identifier bigint NOT NULL,
+    database_id oid NOT NULL,
+    timeline bigint NOT NULL,
+    instance uuid NOT NULL,
+    company_id uuid NOT NULL,
+    environment_id uuid NOT NULL,
+    execution_workspace_id uuid,
+    driver text NOT NULL,
+    driver_key text NOT NULL,
+    plugin_key text,
+    lease_policy text NOT NULL
+        CONSTRAINT provider_leases_lease_policy_check
+        CHECK (lease_policy IN ('ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure')),
+    provider_lease_id text,
+    config jsonb NOT NULL,
+    environment_config jsonb NOT NULL,
+    secrets bytea,
+    metadata jsonb,
+    expires_at timestamptz,
+    owner xid8,
+    host_instance text,
+    fence bigint NOT NULL DEFAULT 1,
+    state text NOT NULL DEFAULT 'creating'
+        CONSTRAINT provider_leases_state_check
+        CHECK (state IN ('creating', 'held', 'idle', 'cleaning', 'unresolved')),
+    resumed boolean NOT NULL DEFAULT false,
+    doomed boolean NOT NULL DEFAULT false,
+    cleanup text
+        CONSTRAINT provider_leases_cleanup_check
+        CHECK (cleanup IN ('release', 'destroy', 'keep', 'report', 'report_keep')),
+    attempts integer NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz,
+    last_error text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+CREATE UNIQUE INDEX provider_leases_holder_idx ON envrt.provider_leases (holder_id) WHERE holder_id IS NOT NULL;
+CREATE INDEX provider_leases_due_idx ON envrt.provider_leases (next_attempt_at) WHERE state IN ('idle', 'cleaning');
+CREATE INDEX provider_leases_reuse_idx ON envrt.provider_leases (environment_id)
+    WHERE lease_policy IN ('reuse_by_environment', 'reuse_by_execution_workspace');
+COMMENT ON INDEX envrt.provider_leases_holder_idx IS 'The provider lease of a lease';
+COMMENT ON INDEX envrt.provider_leases_due_idx IS 'What is to be cleaned up next';
+COMMENT ON INDEX envrt.provider_leases_reuse_idx IS 'The reusable provider leases of an environment';
+COMMENT ON TABLE envrt.provider_leases IS
+'The ledger: every provider lease that may exist, with all that its cleanup needs. Written by the scheduler alone; see the view stat_cleanup';
+COMMENT ON COLUMN envrt.provider_leases.lease_id IS 'The key under which the provider made it: the id of the lease it was made for';
+COMMENT ON COLUMN envrt.provider_leases.holder_id IS 'The lease that has it, is to get it, or had it last; null while idle';
+COMMENT ON COLUMN envrt.provider_leases.instance IS 'The data directory whose server made it; a server acts on its own only';
+COMMENT ON COLUMN envrt.provider_leases.owner IS 'While creating: the transaction that decides whether it is held';
+COMMENT ON COLUMN envrt.provider_leases.state IS
+'creating: asked for, its transaction is under way; held: by holder_id; idle: kept for reuse; cleaning: to be released or destroyed; unresolved: whether it exists can''t be found out';
+COMMENT ON COLUMN envrt.provider_leases.cleanup IS
+'While cleaning, what is to be done: release, destroy, keep (release, and keep it for reuse), report and report_keep (done: only the lease''s cleanup_status is to be set)';
+COMMENT ON COLUMN envrt.provider_leases.environment_config IS 'The environment''s config it was made by: with another one it is not reused';
+COMMENT ON COLUMN envrt.provider_leases.secrets IS 'Values of the secrets in config, encrypted, so that it can be cleaned up after they were deleted';
+
+CREATE TABLE envrt.lease_requests (
+    lease_id uuid PRIMARY KEY,
+    company_id uuid NOT NULL,
+    environment_id uuid NOT NULL,
+    heartbeat_run_id uuid NOT NULL,
+    issue_id uuid,
+    execution_workspace_id uuid,
+    execution_workspace_mode text,
+    expires_in interval,
+    state text NOT NULL DEFAULT 'queued'
+        CONSTRAINT lease_requests_state_check CHECK (state IN ('queued', 'failed')),
+    sqlstate text,
+    message text,
+    detail text,
+    hint text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    finished_at timestamptz
+);
+CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (created_at) WHERE state = 'queued';
+CREATE INDEX lease_requests_finished_idx ON envrt.lease_requests (finished_at) WHERE state = 'failed';
+COMMENT ON INDEX envrt.lease_requests_queued_idx IS 'Requests that wait for the scheduler';
+COMMENT ON INDEX envrt.lease_requests_finished_idx IS 'Failed requests, which are forgotten after a day';
+COMMENT ON TABLE envrt.lease_requests IS
+'Leases that envrt_request_lease has asked for and the scheduler has not acquired yet, and for a day those that failed';
+
 SELECT pg_catalog.pg_extension_config_dump('envrt.companies', '');
 SELECT pg_catalog.pg_extension_config_dump('envrt.execution_workspaces', '');
 SELECT pg_catalog.pg_extension_config_dump('envrt.environments', '');
@@ -399,9 +488,118 @@ COMMENT ON FUNCTION envrt.on_lease_expiry() IS
 'Trigger on environment_leases: tells the scheduler, at commit, when a lease is to expire';
 
 CREATE TRIGGER envrt_lease_expiry AFTER INSERT OR UPDATE OF expires_at, status ON envrt.environment_leases
-    FOR EACH ROW WHEN (NEW.expires_at IS NOT NULL AND NEW.status = 'active')
+    FOR EACH ROW WHEN (NEW.expires_at IS NOT NULL AND NEW.status IN ('active', 'retained'))
     EXECUTE FUNCTION envrt.on_lease_expiry();
 COMMENT ON TRIGGER envrt_lease_expiry ON envrt.environment_leases IS 'Tells the scheduler when the lease is to expire, whoever writes it';
+
+CREATE FUNCTION envrt.on_lease_change()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'envrt_on_lease_change' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.on_lease_change() IS
+'Trigger on environment_leases: has the scheduler look, after the commit, at the provider leases of leases that began or ended';
+
+CREATE TRIGGER envrt_lease_begun AFTER INSERT ON envrt.environment_leases
+    FOR EACH ROW WHEN (NEW.status IN ('active', 'retained') AND NEW.provider NOT IN ('local', 'ssh', 'fake'))
+    EXECUTE FUNCTION envrt.on_lease_change();
+CREATE TRIGGER envrt_lease_ended AFTER UPDATE OF status, id ON envrt.environment_leases
+    FOR EACH ROW WHEN (OLD.status IN ('active', 'retained') AND OLD.provider NOT IN ('local', 'ssh', 'fake'))
+    EXECUTE FUNCTION envrt.on_lease_change();
+CREATE TRIGGER envrt_lease_deleted AFTER DELETE ON envrt.environment_leases
+    FOR EACH ROW WHEN (OLD.status IN ('active', 'retained') AND OLD.provider NOT IN ('local', 'ssh', 'fake'))
+    EXECUTE FUNCTION envrt.on_lease_change();
+CREATE TRIGGER envrt_leases_truncated AFTER TRUNCATE ON envrt.environment_leases
+    FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_lease_change();
+COMMENT ON TRIGGER envrt_lease_begun ON envrt.environment_leases IS 'Has the scheduler look at the lease''s provider lease';
+COMMENT ON TRIGGER envrt_lease_ended ON envrt.environment_leases IS 'Has the scheduler clean up, whoever ends the lease';
+COMMENT ON TRIGGER envrt_lease_deleted ON envrt.environment_leases IS 'Has the scheduler clean up, whoever deletes the lease';
+COMMENT ON TRIGGER envrt_leases_truncated ON envrt.environment_leases IS 'Has the scheduler clean up, whoever truncates the leases';
+
+CREATE FUNCTION envrt.on_environment_change()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'envrt_on_environment_change' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.on_environment_change() IS
+'Trigger on environments: has the scheduler look, after the commit, which idle provider leases are of no use any more';
+
+CREATE TRIGGER envrt_environment_changed AFTER UPDATE OF driver, status, config OR DELETE OR TRUNCATE ON envrt.environments
+    FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_environment_change();
+COMMENT ON TRIGGER envrt_environment_changed ON envrt.environments IS 'Has the scheduler look at idle provider leases';
+
+CREATE FUNCTION envrt_resume_lease(lease_id uuid)
+RETURNS jsonb
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_resume_lease(uuid) IS
+'Has the provider of an active lease resume what is behind it; {providerLeaseId, metadata, expiresAt} as it answers. Errors: 42704 no such lease, 55000 not active, 0A000 the driver has no resume, 38000 from the provider';
+
+CREATE FUNCTION envrt_destroy_lease(lease_id uuid)
+RETURNS envrt.environment_leases
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_destroy_lease(uuid) IS
+'Ends an active or retained lease as failed; after the commit what is behind it is destroyed, also where it could be reused. Errors: 42704 no such lease, 55000 has ended already, 0A000 the driver has no destroy';
+
+CREATE FUNCTION envrt_await_cleanup(lease_id uuid, timeout interval DEFAULT '30 s')
+RETURNS text
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_await_cleanup(uuid, interval) IS
+'Waits until the cleanup_status of a lease that has ended is no longer pending, and returns it: success or failed; null when there was nothing to clean; pending when the timeout was first. Errors: 42704 no such lease, 55000 not ended, or ended by the very transaction that asks';
+
+CREATE FUNCTION envrt_retry_cleanup(lease_id uuid)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_retry_cleanup(uuid) IS
+'Has a cleanup that failed, that waits for its next attempt, or that is unresolved tried again at once. Not undone by a ROLLBACK. Errors: 42704 nothing to clean up for this lease, 55000 no scheduler';
+
+CREATE FUNCTION envrt_request_lease(company_id uuid, environment_id uuid, heartbeat_run_id uuid, issue_id uuid DEFAULT NULL,
+                                    execution_workspace_id uuid DEFAULT NULL, execution_workspace_mode text DEFAULT NULL,
+                                    expires_in interval DEFAULT NULL)
+RETURNS uuid
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, interval) IS
+'Like envrt_acquire_lease, but the lease is acquired by the scheduler after the commit, without an outside call here: for triggers. Returns the id the lease will have; expires_in counts from then. Errors: those of bad arguments here, those of the acquire in envrt_await_lease';
+
+CREATE FUNCTION envrt_await_lease(lease_id uuid, timeout interval DEFAULT '30 s')
+RETURNS envrt.environment_leases
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_await_lease(uuid, interval) IS
+'Waits for a lease of envrt_request_lease and returns it. Errors: those of the acquire, 42704 no such lease or request, 55000 requested by the very transaction that asks, 57014 the timeout was first';
+
+-- ---------------------------------------------------------------------------------------------
+-- Ledger
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt_claim_instance(action text)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_claim_instance(text) IS
+'Says what this server is to provider leases in its ledger that another one made (a copy''s or a predecessor''s): take_over, it is their successor and looks after them from now on; forget, they are somebody else''s, their rows are dropped and leases without a provider lease of this server''s are ended. For superusers; at once, not undone by a ROLLBACK. Returns the number of ledger rows concerned. Errors: 22023 no such action, 55000 no scheduler';
+
+CREATE FUNCTION envrt_forget_provider_lease(lease_id uuid)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_forget_provider_lease(uuid) IS
+'Drops a ledger row that is unresolved, or whose cleanup has failed for good, once a person has seen to it. At once, not undone by a ROLLBACK. Errors: 42704 no such row, 55000 it is neither, or no scheduler';
+
+CREATE FUNCTION envrt.own_instance(OUT system_identifier bigint, OUT database_id oid, OUT timeline bigint, OUT instance uuid)
+AS 'MODULE_PATHNAME', 'envrt_own_instance' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.own_instance() IS 'What the ledger rows of this server have in these columns; nulls without preload';
+
+CREATE VIEW envrt.stat_cleanup AS
+    SELECT p.lease_id, p.holder_id, p.company_id, p.environment_id, p.driver, p.driver_key AS provider, p.provider_lease_id, p.lease_policy,
+           p.state, p.cleanup, p.attempts, p.next_attempt_at, p.last_error,
+           CASE WHEN p.system_identifier OPERATOR(pg_catalog.=) o.system_identifier AND p.database_id OPERATOR(pg_catalog.=) o.database_id
+                     AND p.timeline OPERATOR(pg_catalog.=) o.timeline AND p.instance OPERATOR(pg_catalog.=) o.instance
+                THEN 'own' ELSE 'foreign' END AS made_by,
+           p.created_at, p.updated_at
+    FROM envrt.provider_leases p CROSS JOIN envrt.own_instance() o
+    UNION ALL
+    SELECT l.id, l.id, l.company_id, l.environment_id, l.metadata OPERATOR(pg_catalog.->>) 'driver', l.provider, l.provider_lease_id, l.lease_policy,
+           'unknown', NULL, 0, NULL, 'The lease has no provider lease in this server''s ledger: its row was restored from a dump, or written by hand.', 'foreign',
+           l.created_at, l.updated_at
+    FROM envrt.environment_leases l
+    WHERE l.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])
+      AND l.provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake'])
+      AND NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id OPERATOR(pg_catalog.=) l.id);
+COMMENT ON VIEW envrt.stat_cleanup IS
+'The ledger without config and secrets: each provider lease that may exist, its state, attempts to clean it up, the next one (null: none by itself), the last error. made_by foreign: made by another server, left alone until envrt_claim_instance';
 
 -- ---------------------------------------------------------------------------------------------
 -- Runs
@@ -544,6 +742,17 @@ REVOKE ALL ON FUNCTION envrt_release_leases(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_release_lease(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_renew_lease(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_lease_expiry() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.on_lease_change() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.on_environment_change() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_resume_lease(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_destroy_lease(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_await_cleanup(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_retry_cleanup(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_await_lease(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_claim_instance(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_forget_provider_lease(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.own_instance() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_on_heartbeat_run() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_attach_runs(regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_detach_runs(regclass) FROM PUBLIC;
@@ -561,5 +770,5 @@ REVOKE ALL ON FUNCTION envrt.disarm_fault_point(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.scheduler_stats() TO pg_monitor;
-GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_schedulers TO pg_monitor;
+GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
+GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;

@@ -604,6 +604,24 @@ is_key(const char *text, size_t length)
 	return length > 0;
 }
 
+/* How long what the provider makes is kept; without it, reuseLease says. */
+static void
+check_lease_policy(const json_t *config, ConfigIssues *issues)
+{
+	static const char *const policies[] = {"ephemeral", "reuse_by_environment",
+	                                       "reuse_by_execution_workspace", "retain_on_failure"};
+	const json_t *value = json_object_get(config, "leasePolicy");
+
+	if (value == NULL)
+		return;
+	for (size_t i = 0; json_is_string(value) && i < sizeof policies / sizeof policies[0]; i++)
+		if (strcmp(json_string_value(value), policies[i]) == 0)
+			return;
+	add_issue(issues, "leasePolicy",
+	          "Expected ephemeral, reuse_by_environment, reuse_by_execution_workspace or "
+	          "retain_on_failure");
+}
+
 /* The provider brings its own rules for the keys that are not named here. */
 static bool
 normalize_plugin_sandbox(json_t *config, const char *provider, size_t length, json_t *result,
@@ -620,6 +638,7 @@ normalize_plugin_sandbox(json_t *config, const char *provider, size_t length, js
 		complete &= store(result, "timeoutMs",
 		                  read_integer(config, "timeoutMs", 1, MAX_TIMEOUT_MS, issues));
 	complete &= store(result, "reuseLease", read_boolean(config, "reuseLease", false, issues));
+	check_lease_policy(config, issues);
 	json_object_foreach(config, key, value)
 	{
 		if (strcmp(key, "provider") != 0 && strcmp(key, "timeoutMs") != 0 &&

@@ -7,7 +7,11 @@
 
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "catalog/pg_database.h"
+#if PG_VERSION_NUM >= 150000
+#include "common/pg_prng.h"
+#endif
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -50,6 +54,29 @@ compat_begin_result_set(FunctionCallInfo fcinfo)
 	    tuplestore_begin_heap(rsinfo->allowedModes & SFRM_Materialize_Random, false, work_mem);
 	rsinfo->setDesc = desc;
 	MemoryContextSwitchTo(context);
+#endif
+}
+
+/* From 0 to 1. */
+static inline double
+compat_random(void)
+{
+#if PG_VERSION_NUM >= 150000
+	return pg_prng_double(&pg_global_prng_state);
+#else
+	return (double) random() / (double) MAX_RANDOM_VALUE;
+#endif
+}
+
+/* Only outside of recovery. */
+static inline TimeLineID
+compat_timeline(void)
+{
+#if PG_VERSION_NUM >= 150000
+	return GetWALInsertionTimeLine();
+#else
+	(void) RecoveryInProgress(); /* sets it */
+	return ThisTimeLineID;
 #endif
 }
 

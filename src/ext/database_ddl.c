@@ -25,6 +25,7 @@
 #include "commands/defrem.h"
 #include "commands/extension.h"
 #include "compat.h"
+#include "ledger_hints.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "shared_state.h"
@@ -198,6 +199,10 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	else
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest,
 		                        qc);
+	/* Which leases it has ended is known no more. */
+	if (IsA(statement, TransactionStmt) &&
+	    ((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED)
+		hint_look_at_all();
 }
 
 void

@@ -236,8 +236,8 @@ send_request(const json_t *request, TimestampTz deadline)
 }
 
 /* ERROR with what the driver says: only states and texts that it may give. */
-static void
-raise_driver_error(const json_t *error)
+void
+driver_host_raise(const json_t *error)
 {
 	static const char *const allowed[] = ENVRT_SQLSTATES;
 	const json_t *data = json_object_get(error, "data");
@@ -393,7 +393,7 @@ driver_host_call(const char *method, json_t *params, int64 timeout_ms)
 	json_t *result = driver_host_try(method, params, timeout_ms, &error);
 
 	if (error != NULL)
-		raise_driver_error(error);
+		driver_host_raise(error);
 	return result;
 }
 

@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "compat.h"
 #include "json_library.h"
 
 /* The time limits of a call's phases, as {connectMs, commandMs, apiProbeMs}. */
@@ -25,6 +26,9 @@ extern json_t *driver_host_call(const char *method, json_t *params, int64 timeou
 /* The same, but what the driver reports is returned in *error, with NULL. */
 extern json_t *driver_host_try(const char *method, json_t *params, int64 timeout_ms,
                                json_t **error);
+
+/* ERROR with what the driver reports. */
+pg_noreturn extern void driver_host_raise(const json_t *error);
 
 /*
  * driver_host_ask

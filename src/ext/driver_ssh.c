@@ -84,14 +84,11 @@ call_params(const Environment *environment)
 	return params;
 }
 
-static void
-ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
+static json_t *
+ssh_acquire_params(const AcquireRequest *request, int64 *timeout_ms)
 {
 	json_t *params = call_params(request->environment);
 	json_t *candidates = api_candidates();
-	json_t *result;
-	json_t *metadata;
-	const char *provider_lease_id;
 
 	json_object_set(params, "apiCandidates", candidates);
 	json_object_set_new(params, "runId", json_string(uuid_text(request->run_id)));
@@ -99,13 +96,17 @@ ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
 	if (request->workspace_mode != NULL)
 		json_object_set_new(params, "workspaceMode",
 		                    json_string(text_to_utf8(request->workspace_mode)));
+	*timeout_ms = (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout +
+	              (int64) json_array_size(candidates) * envrt_api_probe_timeout;
+	return params;
+}
 
-	result = driver_host_call("environmentAcquireLease", params,
-	                          (int64) envrt_ssh_connect_timeout + envrt_ssh_command_timeout +
-	                              (int64) json_array_size(candidates) * envrt_api_probe_timeout);
+static void
+ssh_acquire_result(const AcquireRequest *request, json_t *result, AcquiredLease *lease)
+{
+	const char *provider_lease_id = json_string_value(json_object_get(result, "providerLeaseId"));
+	json_t *metadata = json_object_get(result, "metadata");
 
-	provider_lease_id = json_string_value(json_object_get(result, "providerLeaseId"));
-	metadata = json_object_get(result, "metadata");
 	if (provider_lease_id == NULL || !json_is_object(metadata))
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 		                errmsg("the driver host answered without a lease")));
@@ -118,6 +119,16 @@ ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
 	lease->provider_lease_id = text_from_utf8(provider_lease_id);
 	lease->lease_policy = "ephemeral";
 	lease->metadata = jsonb_from_json(metadata);
+}
+
+static void
+ssh_acquire(const AcquireRequest *request, AcquiredLease *lease)
+{
+	int64 timeout_ms;
+	json_t *params = ssh_acquire_params(request, &timeout_ms);
+
+	ssh_acquire_result(request, driver_host_call("environmentAcquireLease", params, timeout_ms),
+	                   lease);
 }
 
 /* A probe that could not even begin is a row as well. */
@@ -177,5 +188,7 @@ const Driver ssh_driver = {
     .name = "ssh",
     .calls_outside = true,
     .acquire = ssh_acquire,
+    .acquire_params = ssh_acquire_params,
+    .acquire_result = ssh_acquire_result,
     .probe = ssh_probe,
 };

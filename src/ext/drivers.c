@@ -4,8 +4,8 @@
  *
  * A driver has two sides.  The extension's side, a Driver, turns an
  * environment into a call and the answer into a lease; the code that meets
- * the outside runs in the driver host (src/host).  local and the fake sandbox
- * have no outside and no other side.
+ * the outside runs in the driver host (src/host), where plugins are known too.  local and the fake
+ *sandbox have no outside and no other side.
  */
 #include "postgres.h"
 
@@ -46,11 +46,9 @@ driver_find(const char *name, Jsonb *config)
 		    (driver->provider == NULL || strcmp(driver->provider, provider) == 0))
 			return driver;
 	}
+	/* The driver host knows which providers there are. */
 	if (provider != NULL)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Sandbox provider \"%s\" is not registered as a built-in provider "
-		                       "and no matching plugin is available.",
-		                       provider)));
+		return &provider_driver;
 	ereport(ERROR,
 	        (errcode(ERRCODE_UNDEFINED_OBJECT),
 	         errmsg("Environment driver \"%s\" is not registered in the environment runtime yet.",

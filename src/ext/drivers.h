@@ -9,6 +9,7 @@
 
 #include "datatype/timestamp.h"
 #include "environments.h"
+#include "json_library.h"
 #include "utils/jsonb.h"
 
 typedef struct AcquireRequest
@@ -16,7 +17,9 @@ typedef struct AcquireRequest
 	const Environment *environment;
 	const pg_uuid_t *run_id;
 	const pg_uuid_t *lease_id;
-	const char *workspace_mode; /* NULL: none */
+	const pg_uuid_t *key;          /* of the provider lease: the lease's id, but for a second try */
+	const char *workspace_mode;    /* NULL: none */
+	const pg_uuid_t *workspace_id; /* NULL: none */
 } AcquireRequest;
 
 /* What the driver made of it, ready for the lease's row. */
@@ -26,6 +29,7 @@ typedef struct AcquiredLease
 	const char *provider_lease_id; /* NULL: none */
 	const char *lease_policy;
 	Jsonb *metadata;
+	TimestampTz expires_at; /* the provider's own end of it; DT_NOEND: none */
 } AcquiredLease;
 
 typedef struct ProbeResult
@@ -46,13 +50,25 @@ typedef struct Driver
 	 */
 	bool calls_outside;
 
+	/* Whether what acquire makes outlives the call, and so is in the ledger. */
+	bool makes_provider_leases;
+
 	void (*acquire)(const AcquireRequest *request, AcquiredLease *lease);
+
+	/*
+	 * The two halves of an acquire that calls the outside, for who can't wait:
+	 * the call's params (guarded), and the lease that its result makes.
+	 */
+	json_t *(*acquire_params)(const AcquireRequest *request, int64 *timeout_ms);
+	void (*acquire_result)(const AcquireRequest *request, json_t *result, AcquiredLease *lease);
+
 	void (*probe)(const Environment *environment, ProbeResult *result);
 } Driver;
 
 extern const Driver local_driver;
 extern const Driver fake_driver;
 extern const Driver ssh_driver;
+extern const Driver provider_driver;
 
 extern char *sandbox_provider(Jsonb *config);
 extern const Driver *driver_find(const char *name, Jsonb *config);

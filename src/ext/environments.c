@@ -86,19 +86,18 @@ environment_require_active(const Environment *environment)
  * that it is still what a driver has just been asked about.
  */
 void
-environment_check_again(const Environment *environment)
+environment_check_again(const Environment *environment, bool wait)
 {
-	static Statement look_and_lock = {
-	    "SELECT status, driver, config FROM @environments@ WHERE id OPERATOR(pg_catalog.=) $1"
-	    " FOR KEY SHARE",
-	    1,
-	    {UUIDOID},
-	};
+#define LOOK_AND_LOCK                                                                              \
+	"SELECT status, driver, config FROM @environments@ WHERE id OPERATOR(pg_catalog.=) $1"         \
+	" FOR KEY SHARE"
+	static Statement look_and_lock = {LOOK_AND_LOCK, 1, {UUIDOID}};
+	static Statement look_and_try_lock = {LOOK_AND_LOCK " NOWAIT", 1, {UUIDOID}};
 	Datum values[1] = {UUIDPGetDatum(environment->id)};
 	Environment now = *environment;
 	bool isnull;
 
-	if (statement_execute(&look_and_lock, values, NULL) == 0)
+	if (statement_execute(wait ? &look_and_lock : &look_and_try_lock, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Environment \"%s\" not found.", uuid_text(environment->id)),
 		                errdetail("environment_not_found")));
@@ -354,7 +353,6 @@ static void
 probe(const Environment *environment, ProbeResult *result)
 {
 	JsonbObject details;
-	char *provider;
 	char *problem;
 
 	jsonb_object_begin(&details);
@@ -369,17 +367,6 @@ probe(const Environment *environment, ProbeResult *result)
 		result->summary =
 		    psprintf("Plugin environment probes require a plugin worker manager for \"%s:%s\".",
 		             plugin_key != NULL ? plugin_key : "", driver_key != NULL ? driver_key : "");
-		result->details = jsonb_object_end(&details);
-		return;
-	}
-	provider = sandbox_provider(environment->config);
-	if (strcmp(environment->driver, "sandbox") == 0 && strcmp(provider, "fake") != 0)
-	{
-		jsonb_object_string(&details, "provider", provider);
-		result->ok = false;
-		result->summary = psprintf(
-		    "Sandbox provider \"%s\" is not installed or its plugin worker is not running.",
-		    provider);
 		result->details = jsonb_object_end(&details);
 		return;
 	}

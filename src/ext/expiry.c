@@ -26,6 +26,7 @@
 #include "executor/spi.h"
 #include "fault_points.h"
 #include "leases.h"
+#include "ledger.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "shared_state.h"
@@ -150,11 +151,65 @@ failed_array(TimestampTz now)
 
 #define DUE_LEASES                                                                                 \
 	"SELECT id FROM @environment_leases@"                                                          \
-	" WHERE status OPERATOR(pg_catalog.=) 'active' AND expires_at IS NOT NULL"                     \
+	" WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                       \
+	" AND expires_at IS NOT NULL"                                                                  \
 	" AND expires_at OPERATOR(pg_catalog.<=) $1"                                                   \
 	" AND id OPERATOR(pg_catalog.<>) ALL ($2)"                                                     \
 	" AND ($3 IS NULL OR id OPERATOR(pg_catalog.=) $3)"                                            \
 	" ORDER BY expires_at LIMIT 100"
+
+/*
+ * Where triggers were off when a run ended (session_replication_role), its
+ * leases are still active.  Looked for once, when the scheduler starts.
+ */
+static void
+end_leases_of_ended_runs(void)
+{
+	static Statement find = {
+	    "SELECT l.id FROM @environment_leases@ l JOIN @heartbeat_runs@ r ON r.id "
+	    "OPERATOR(pg_catalog.=) l.heartbeat_run_id"
+	    " WHERE l.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
+	    " AND l.status OPERATOR(pg_catalog.=) 'active'"
+	    " AND r.status OPERATOR(pg_catalog.=) ANY (ARRAY['succeeded', 'failed', 'cancelled', "
+	    "'timed_out'])"
+	    " LIMIT 1000 FOR NO KEY UPDATE OF l SKIP LOCKED",
+	    0,
+	    {0},
+	};
+	volatile int count = 0;
+
+	do
+	{
+		PG_TRY();
+		{
+			ApiCall call;
+
+			begin(&call);
+			count = 0;
+			if (ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES),
+			                               RowExclusiveLock) &&
+			    ConditionalLockRelationOid(shared_table_oid(TABLE_HEARTBEAT_RUNS), AccessShareLock))
+			{
+				pg_uuid_t *ids;
+
+				count = statement_execute(&find, NULL, NULL);
+				ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+				for (int i = 0; i < count; i++)
+					ids[i] = *result_uuid(i, 1);
+				for (int i = 0; i < count; i++)
+					lease_end(&ids[i], "released");
+			}
+			commit(&call);
+		}
+		PG_CATCH();
+		{
+			ledger_abort("ending leases of runs that are over");
+			count = 0;
+		}
+		PG_END_TRY();
+	}
+	while (count == 1000);
+}
 
 /* The leases that are due (or `only` that one), locked if `lock` and free; how many. */
 static int
@@ -275,7 +330,8 @@ next_expiry(void)
 {
 	static Statement next = {
 	    "SELECT expires_at FROM @environment_leases@"
-	    " WHERE status OPERATOR(pg_catalog.=) 'active' AND expires_at IS NOT NULL"
+	    " WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
+	    " AND expires_at IS NOT NULL"
 	    " AND id OPERATOR(pg_catalog.<>) ALL ($1)"
 	    " ORDER BY expires_at LIMIT 1",
 	    1,
@@ -318,6 +374,8 @@ expiry_tend(SchedulerSlot *slot)
 	LWLockRelease(shared_state->lock);
 	if (started && next > GetCurrentTimestamp())
 		return next;
+	if (!started)
+		end_leases_of_ended_runs();
 	started = true;
 
 	/*

@@ -77,6 +77,11 @@ publish(HostState state, const char *last_exit)
 		shared_state->host_settings_since = 0;
 	if (last_exit != NULL)
 		strlcpy(shared_state->host_last_exit, last_exit, sizeof(shared_state->host_last_exit));
+	/* Schedulers have calls to make. */
+	if (state == HOST_RUNNING)
+		for (int i = 0; i < shared_state->nslots; i++)
+			if (shared_state->slots[i].latch != NULL)
+				SetLatch(shared_state->slots[i].latch);
 	LWLockRelease(shared_state->lock);
 	ConditionVariableBroadcast(&shared_state->host_changed);
 }
@@ -156,11 +161,13 @@ void
 host_process_configure(void)
 {
 	json_t *allowed;
+	json_t *plugin_path;
 	ListCell *cell;
 
 	if (host.pid == 0)
 		return;
 	allowed = json_array();
+	plugin_path = json_array();
 	foreach (cell, settings_list(envrt_allowed_hosts))
 	{
 		json_t *entry = json_string(lfirst(cell));
@@ -168,12 +175,21 @@ host_process_configure(void)
 		/* One that is no UTF-8 allows nothing: were it left out, an empty list would allow all. */
 		json_array_append_new(allowed, entry != NULL ? entry : json_string(""));
 	}
+	foreach (cell, settings_list(envrt_plugin_path))
+	{
+		json_t *entry = json_string(lfirst(cell));
+
+		if (entry != NULL)
+			json_array_append_new(plugin_path, entry);
+		else
+			ereport(LOG, (errmsg("a folder in envrt.plugin_path is not UTF-8 and left out")));
+	}
 	host.configure_id = ++host.last_id;
-	send_control(
-	    rpc_request(host.configure_id, "configure",
-	                json_pack("{s:i, s:i, s:i, s:o}", "sshIdleTimeoutMs", envrt_ssh_idle_timeout,
-	                          "sshSessionsPerHost", envrt_ssh_sessions_per_host, "maxCalls",
-	                          envrt_max_calls, "allowedHosts", allowed)));
+	send_control(rpc_request(host.configure_id, "configure",
+	                         json_pack("{s:i, s:i, s:i, s:o, s:o}", "sshIdleTimeoutMs",
+	                                   envrt_ssh_idle_timeout, "sshSessionsPerHost",
+	                                   envrt_ssh_sessions_per_host, "maxCalls", envrt_max_calls,
+	                                   "allowedHosts", allowed, "pluginPath", plugin_path)));
 }
 
 static void

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "instance.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -82,6 +83,7 @@ envrt_launcher_main(Datum argument)
 	shared_state->launcher_latch = MyLatch;
 	LWLockRelease(shared_state->lock);
 	pgstat_report_appname("envrt launcher");
+	instance_establish();
 	schedulers_begin();
 
 	for (;;)

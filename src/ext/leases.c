@@ -32,35 +32,33 @@
 #include "funcapi.h"
 #include "json.h"
 #include "leases.h"
+#include "ledger_hints.h"
 #include "settings.h"
+#include "shared_state.h"
 #include "tables.h"
 #include "utils/array.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(envrt_acquire_lease);
+PG_FUNCTION_INFO_V1(envrt_request_lease);
 PG_FUNCTION_INFO_V1(envrt_release_leases);
 PG_FUNCTION_INFO_V1(envrt_release_lease);
 PG_FUNCTION_INFO_V1(envrt_renew_lease);
 
-/* How an acquire looks at its run. */
-static void
-run_check(const pg_uuid_t *run_id, const pg_uuid_t *company_id, bool lock)
+void
+run_check(const pg_uuid_t *run_id, const pg_uuid_t *company_id, RunLook look)
 {
-	static Statement look = {
-	    "SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1",
-	    1,
-	    {UUIDOID},
-	};
-	static Statement look_and_lock = {
-	    "SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1 FOR "
-	    "SHARE",
-	    1,
-	    {UUIDOID},
+#define LOOK_AT_RUN                                                                                \
+	"SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1"
+	static Statement statements[] = {
+	    [RUN_LOOK] = {LOOK_AT_RUN, 1, {UUIDOID}},
+	    [RUN_LOCK] = {LOOK_AT_RUN " FOR SHARE", 1, {UUIDOID}},
+	    [RUN_TRY_LOCK] = {LOOK_AT_RUN " FOR SHARE NOWAIT", 1, {UUIDOID}},
 	};
 	Datum values[1] = {UUIDPGetDatum(run_id)};
 	char *status;
 
-	if (statement_execute(lock ? &look_and_lock : &look, values, NULL) == 0)
+	if (statement_execute(&statements[look], values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Run \"%s\" not found.", uuid_text(run_id))));
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
@@ -115,9 +113,9 @@ expiry(TimestampTz now, const Interval *expires_in)
 	return expires_at;
 }
 
-static void
-insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg_uuid_t *issue_id,
-             const pg_uuid_t *workspace_id, const Interval *expires_in)
+void
+lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
+             const LeaseArguments *arguments)
 {
 #define INSERT_LEASE                                                                               \
 	"INSERT INTO @environment_leases@ (id, company_id, environment_id, heartbeat_run_id, "         \
@@ -145,6 +143,7 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 	};
 	bool reusable = strncmp(lease->lease_policy, "reuse_", strlen("reuse_")) == 0;
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz expires_at = lease->expires_at;
 	Datum values[12];
 	char nulls[13] = "            ";
 
@@ -152,10 +151,10 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 	values[1] = UUIDPGetDatum(request->environment->company_id);
 	values[2] = UUIDPGetDatum(request->environment->id);
 	values[3] = UUIDPGetDatum(request->run_id);
-	values[4] = UUIDPGetDatum(issue_id);
-	nulls[4] = issue_id == NULL ? 'n' : ' ';
-	values[5] = UUIDPGetDatum(workspace_id);
-	nulls[5] = workspace_id == NULL ? 'n' : ' ';
+	values[4] = UUIDPGetDatum(arguments->issue_id);
+	nulls[4] = arguments->issue_id == NULL ? 'n' : ' ';
+	values[5] = UUIDPGetDatum(arguments->workspace_id);
+	nulls[5] = arguments->workspace_id == NULL ? 'n' : ' ';
 	values[6] = CStringGetTextDatum(lease->lease_policy);
 	values[7] = CStringGetTextDatum(lease->provider);
 	if (lease->provider_lease_id != NULL)
@@ -163,10 +162,11 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 	else
 		nulls[8] = 'n';
 	values[9] = JsonbPGetDatum(lease->metadata);
-	if (expires_in != NULL)
-		values[10] = TimestampTzGetDatum(expiry(now, expires_in));
-	else
-		nulls[10] = 'n';
+	/* The provider's own end of it, when that is earlier. */
+	if (arguments->expires_in != NULL)
+		expires_at = Min(expires_at, expiry(now, arguments->expires_in));
+	values[10] = TimestampTzGetDatum(expires_at);
+	nulls[10] = expires_at == DT_NOEND ? 'n' : ' ';
 	values[11] = TimestampTzGetDatum(now);
 
 	if (statement_execute(reusable ? &insert_holder : &insert, values, nulls) == 0)
@@ -180,27 +180,25 @@ insert_lease(const AcquireRequest *request, const AcquiredLease *lease, const pg
 		             "reuseLease.")));
 }
 
-/*
- * envrt_acquire_lease(company_id, environment_id, heartbeat_run_id, issue_id,
- *					   execution_workspace_id, execution_workspace_mode, expires_in)
- *		Leases the environment to the run.
- */
-Datum
-envrt_acquire_lease(PG_FUNCTION_ARGS)
+/* What an acquire or a request for one is given, checked as far as it can be without waiting. */
+typedef struct CheckedAcquire
+{
+	AcquireRequest request;
+	LeaseArguments arguments;
+	const Driver *driver;
+} CheckedAcquire;
+
+/* Reads the arguments, which both functions have in common, and looks at what they name. */
+static void
+check_acquire(FunctionCallInfo fcinfo, const char *function, ApiCall *call, CheckedAcquire *acquire)
 {
 	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
 	pg_uuid_t *environment_id = uuid_argument(fcinfo, 1, "environment_id");
 	pg_uuid_t *run_id = uuid_argument(fcinfo, 2, "heartbeat_run_id");
-	pg_uuid_t *issue_id = optional_uuid_argument(fcinfo, 3);
 	pg_uuid_t *workspace_id = optional_uuid_argument(fcinfo, 4);
 	char *workspace_mode = optional_text_argument(fcinfo, 5);
 	Interval *expires_in = PG_ARGISNULL(6) ? NULL : PG_GETARG_INTERVAL_P(6);
-	ApiCall call;
 	Environment *environment;
-	const Driver *driver;
-	AcquireRequest request = {0};
-	AcquiredLease lease = {0};
-	Datum result;
 
 	if (expires_in == NULL && envrt_lease_default_ttl > 0)
 	{
@@ -210,48 +208,117 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 	if (expires_in != NULL)
 		(void) expiry(GetCurrentTimestamp(), expires_in);
 
-	api_enter(&call, "envrt_acquire_lease()");
-	environment = environment_load(&call, environment_id);
-	if (!caller_can_see(&call, TABLE_COMPANIES, company_id))
-		company_require(&call, company_id);
+	api_enter(call, function);
+	environment = environment_load(call, environment_id);
+	if (!caller_can_see(call, TABLE_COMPANIES, company_id))
+		company_require(call, company_id);
 	if (memcmp(environment->company_id, company_id, UUID_LEN) != 0)
 	{
-		company_require(&call, company_id);
+		company_require(call, company_id);
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 		                errmsg("Environment \"%s\" does not belong to this company.",
 		                       uuid_text(environment_id)),
 		                errdetail("environment_not_found")));
 	}
 	environment_require_active(environment);
-	if (!caller_can_see(&call, TABLE_HEARTBEAT_RUNS, run_id))
+	if (!caller_can_see(call, TABLE_HEARTBEAT_RUNS, run_id))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Run \"%s\" not found.", uuid_text(run_id))));
 	if (workspace_id != NULL)
 	{
-		char *mode = workspace_check(&call, workspace_id, company_id);
+		char *mode = workspace_check(call, workspace_id, company_id);
 
 		if (workspace_mode == NULL)
 			workspace_mode = mode;
 	}
-	driver = driver_find(environment->driver, environment->config);
 
-	request.environment = environment;
-	request.run_id = run_id;
-	request.lease_id = uuid_generate();
-	request.workspace_mode = workspace_mode;
-	if (driver->calls_outside)
-		run_check(run_id, company_id, false);
+	memset(acquire, 0, sizeof(CheckedAcquire));
+	acquire->driver = driver_find(environment->driver, environment->config);
+	acquire->request.environment = environment;
+	acquire->request.run_id = run_id;
+	acquire->request.key = acquire->request.lease_id = uuid_generate();
+	acquire->request.workspace_mode = workspace_mode;
+	acquire->request.workspace_id = workspace_id;
+	acquire->arguments.issue_id = optional_uuid_argument(fcinfo, 3);
+	acquire->arguments.workspace_id = workspace_id;
+	acquire->arguments.expires_in = expires_in;
+}
+
+/*
+ * envrt_acquire_lease(company_id, environment_id, heartbeat_run_id, issue_id,
+ *					   execution_workspace_id, execution_workspace_mode, expires_in)
+ *		Leases the environment to the run.
+ */
+Datum
+envrt_acquire_lease(PG_FUNCTION_ARGS)
+{
+	ApiCall call;
+	CheckedAcquire acquire;
+	AcquiredLease lease = {.expires_at = DT_NOEND};
+	const AcquireRequest *request = &acquire.request;
+	Datum result;
+
+	check_acquire(fcinfo, "envrt_acquire_lease()", &call, &acquire);
+	if (acquire.driver->calls_outside)
+		run_check(request->run_id, request->environment->company_id, RUN_LOOK);
 	FAULT_POINT("acquire-before-driver");
-	driver->acquire(&request, &lease);
+	acquire.driver->acquire(request, &lease);
 	FAULT_POINT("acquire-before-lock");
-	run_check(run_id, company_id, true);
-	environment_check_again(environment);
+	run_check(request->run_id, request->environment->company_id, RUN_LOCK);
+	environment_check_again(request->environment, true);
 	FAULT_POINT("acquire-before-insert");
-	insert_lease(&request, &lease, issue_id, workspace_id, expires_in);
+	lease_insert(request, &lease, &acquire.arguments);
 	result = result_row_datum(fcinfo);
 	FAULT_POINT("acquire-after-insert");
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
+}
+
+/*
+ * envrt_request_lease(as envrt_acquire_lease)
+ *		Has the scheduler acquire the lease after the commit; see queued_leases.c.
+ */
+Datum
+envrt_request_lease(PG_FUNCTION_ARGS)
+{
+	static Statement insert = {
+	    "INSERT INTO envrt.lease_requests (lease_id, company_id, environment_id, "
+	    "heartbeat_run_id, issue_id, execution_workspace_id, execution_workspace_mode, expires_in)"
+	    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+	    8,
+	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, INTERVALOID},
+	};
+	pg_uuid_t *lease_id = palloc(sizeof(pg_uuid_t));
+	ApiCall call;
+	ApiCall ledger;
+	CheckedAcquire acquire;
+	const AcquireRequest *request = &acquire.request;
+	Datum values[8] = {0};
+	char nulls[9] = "    nnnn";
+
+	if (shared_state == NULL)
+		ereport_not_preloaded();
+	check_acquire(fcinfo, "envrt_request_lease()", &call, &acquire);
+	run_check(request->run_id, request->environment->company_id, RUN_LOOK);
+	values[0] = UUIDPGetDatum(request->lease_id);
+	values[1] = UUIDPGetDatum(request->environment->company_id);
+	values[2] = UUIDPGetDatum(request->environment->id);
+	values[3] = UUIDPGetDatum(request->run_id);
+	values[4] = UUIDPGetDatum(acquire.arguments.issue_id);
+	values[5] = UUIDPGetDatum(request->workspace_id);
+	if (request->workspace_mode != NULL)
+		values[6] = CStringGetTextDatum(request->workspace_mode);
+	values[7] = IntervalPGetDatum(acquire.arguments.expires_in);
+	for (int i = 4; i < 8; i++)
+		nulls[i] = values[i] == (Datum) 0 ? 'n' : ' ';
+	ledger_enter(&ledger);
+	statement_execute(&insert, values, nulls);
+	api_leave(&ledger);
+	hint_requests();
+	hint_lease(request->lease_id);
+	*lease_id = *request->lease_id;
+	api_leave(&call);
+	PG_RETURN_UUID_P(lease_id);
 }
 
 static char *
@@ -296,7 +363,11 @@ end_by_environment(int count)
 	    "   AND coalesce(l.metadata OPERATOR(pg_catalog.->>) 'provider',"
 	    "     e.config OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
 	    "   AND (l.metadata OPERATOR(pg_catalog.->>) 'driver') IS NULL"
-	    "   THEN 'success' ELSE l.cleanup_status END"
+	    "   THEN 'success'"
+	    "   WHEN e.driver OPERATOR(pg_catalog.=) ANY (ARRAY['sandbox', 'plugin'])"
+	    "   AND (l.metadata OPERATOR(pg_catalog.->>) 'driver') IS NULL"
+	    "   AND l.status OPERATOR(pg_catalog.<>) 'retained' THEN 'pending'"
+	    "   ELSE l.cleanup_status END"
 	    " FROM @environments@ e WHERE e.id OPERATOR(pg_catalog.=) l.environment_id"
 	    " AND l.id OPERATOR(pg_catalog.=) ANY ($1) RETURNING l.*",
 	    1,
@@ -331,7 +402,7 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	"'retain_on_failure')"
 #define RELEASE_DRIVER "(l.metadata OPERATOR(pg_catalog.->>) 'driver')"
 #define RELEASE_PROVIDER "(l.metadata OPERATOR(pg_catalog.->>) 'provider')"
-#define RELEASE(column)                                                                            \
+#define RELEASE(column, retained)                                                                  \
 	"UPDATE @environment_leases@ l SET"                                                            \
 	" status = CASE WHEN " RELEASE_RETAINS " THEN 'retained' ELSE $2 END,"                         \
 	" released_at = CASE WHEN " RELEASE_RETAINS " THEN NULL ELSE $4 END,"                          \
@@ -342,15 +413,22 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	"   THEN 'adapter_or_run_failure' ELSE l.failure_reason END,"                                  \
 	" cleanup_status = CASE WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) 'sandbox'"              \
 	"   AND " RELEASE_PROVIDER " OPERATOR(pg_catalog.=) 'fake' THEN 'success'"                     \
+	"   WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) ANY (ARRAY['sandbox', 'plugin'])"           \
+	"   AND NOT " RELEASE_RETAINS " THEN 'pending'"                                                \
 	"   ELSE l.cleanup_status END"                                                                 \
-	" WHERE l." column                                                                             \
-	" OPERATOR(pg_catalog.=) $1 AND coalesce(l.status, '') OPERATOR(pg_catalog.=) 'active'"        \
+	" WHERE l." column " OPERATOR(pg_catalog.=) $1 AND (coalesce(l.status, '') "                   \
+	"OPERATOR(pg_catalog.=) 'active'" retained ")"                                                 \
 	" AND ($5 IS NULL OR l.id OPERATOR(pg_catalog.=) ANY ($5))"                                    \
 	" RETURNING *"
-	static Statement release_run = {
-	    RELEASE("heartbeat_run_id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	static Statement release_run = {RELEASE("heartbeat_run_id", ""),
+	                                5,
+	                                {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	/* A retained one ends when it has served: released or expired, not failed again. */
 	static Statement release_one = {
-	    RELEASE("id"), 5, {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	    RELEASE("id", " OR (coalesce(l.status, '') OPERATOR(pg_catalog.=) 'retained'"
+	                  " AND $2 OPERATOR(pg_catalog.<>) 'failed')"),
+	    5,
+	    {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	Datum values[5];
 	char nulls[6] = "     ";
 	int count;

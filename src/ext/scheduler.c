@@ -6,12 +6,19 @@
  * launcher in every database that might have the extension, it looks first,
  * and ends at once where that is absent.
  *
- * It ends leases at their time (expiry.c).  It sleeps on its latch, until the
- * next lease expires or, when none does, without a timeout.  It is woken to
- * end (STOPPING in its slot: somebody wants the database free), to look again
- * whether the extension is there (after DROP EXTENSION has committed), when a
- * commit has set an earlier expiry, or to reload the configuration.  While it sleeps it holds no
- *lock, snapshot or transaction.
+ * It keeps the ledger of provider leases (ledger.c), decides what becomes of
+ * them when their transaction or lease has ended (settle.c), has them cleaned
+ * up (cleanup.c), ends leases at their time (expiry.c), and acquires those that
+ * were requested for after a commit (queued_leases.c).  Each part does what it
+ * can without waiting and says when it wants to come again; then the scheduler
+ * sleeps, on its latch and the socket to the driver host, until the earliest of
+ * these times, or without a timeout.  It is woken to end (STOPPING in its slot:
+ * somebody wants the database free), to look again whether the extension is
+ * there (after DROP EXTENSION has committed), by requests of backends and what
+ * their commits ask for, or to reload the configuration.  While it sleeps it
+ * holds no lock, snapshot or transaction.  It never waits for a lock that a
+ * user may hold: backends wait for it on a latch, which no deadlock detector
+ * sees.
  *
  * Its slot is given back when it is out of the process array (see
  * scheduler_exit), so that whoever waits for the slot finds the database
@@ -21,11 +28,15 @@
 
 #include "access/xact.h"
 #include "commands/extension.h"
+#include "driver_client.h"
 #include "fault_points.h"
+#include "ledger.h"
+#include "ledger_request.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "queued_leases.h"
 #include "shared_state.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
@@ -33,6 +44,9 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "workers.h"
+
+/* When something was locked that has to be looked at. */
+#define SETTLE_RETRY_MS 1000
 
 static SchedulerSlot *slot = NULL;
 
@@ -112,6 +126,66 @@ claim_slot(uint64 argument)
 	return database;
 }
 
+/* What hints were about that was locked when we looked. */
+static Hints undecided;
+static TimestampTz undecided_at = DT_NOEND;
+
+static TimestampTz
+settle(void)
+{
+	Hints hints;
+	TimestampTz now = GetCurrentTimestamp();
+
+	hints_take(slot, &hints);
+	if (hints.requests)
+		queued_leases_look_again();
+	if (undecided_at <= now)
+	{
+		hints.all = hints.all || undecided.all;
+		hints.idle = hints.idle || undecided.idle;
+		undecided_at = DT_NOEND;
+	}
+	if (!settle_hinted(&hints))
+	{
+		undecided.all = undecided.idle = true;
+		undecided_at = TimestampTzPlusMilliseconds(now, SETTLE_RETRY_MS);
+	}
+	return undecided_at;
+}
+
+/* Everything that is due, once; when to come again at the latest. */
+static TimestampTz
+do_what_is_due(void)
+{
+	TimestampTz next;
+
+	driver_client_tend();
+	ledger_serve(cleanup_take_freed());
+	next = settle();
+	next = Min(next, expiry_tend(slot));
+	next = Min(next, queued_leases_tend());
+	next = Min(next, cleanup_tend());
+	driver_client_tend();
+	return Min(next, driver_client_deadline());
+}
+
+static void
+wait_for_something(TimestampTz next)
+{
+	int events;
+	pgsocket socket = driver_client_socket(&events);
+	long timeout = -1;
+
+	if (next != DT_NOEND)
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+	events = (socket != PGINVALID_SOCKET ? events : 0) | WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
+	         (timeout >= 0 ? WL_TIMEOUT : 0);
+	if (cleanup_has_freed())
+		SetLatch(MyLatch);
+	(void) WaitLatchOrSocket(MyLatch, events, socket, timeout, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+}
+
 void
 envrt_scheduler_main(Datum argument)
 {
@@ -132,6 +206,11 @@ envrt_scheduler_main(Datum argument)
 	pgstat_report_appname("envrt scheduler");
 	/* It waits for nobody's lock, not even in somebody's trigger. */
 	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
+	/* What the database's own settings say is meant for users. */
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 
 	end_where_absent();
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
@@ -145,6 +224,11 @@ envrt_scheduler_main(Datum argument)
 	launcher_wake();
 	pgstat_report_activity(STATE_IDLE, NULL);
 
+	ledger_requests_recover();
+	ledger_start();
+	cleanup_begin();
+	undecided.all = undecided.idle = true;
+	undecided_at = GetCurrentTimestamp();
 	for (;;)
 	{
 		bool stopping;
@@ -167,11 +251,7 @@ envrt_scheduler_main(Datum argument)
 		if (recheck)
 			end_where_absent();
 
-		next = expiry_tend(slot);
-		(void) WaitLatch(
-		    MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (next != DT_NOEND ? WL_TIMEOUT : 0),
-		    next != DT_NOEND ? TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) : -1,
-		    PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
+		next = do_what_is_due();
+		wait_for_something(next);
 	}
 }

@@ -578,3 +578,78 @@ secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 	PG_END_TRY();
 	return value;
 }
+
+/* What binds a ledger row's secrets to it. */
+static void
+ledger_associated_data(AssociatedData *data, const pg_uuid_t *key)
+{
+	memset(data, 0, sizeof(AssociatedData));
+	strlcpy(data->label, "envrt.ledger.v1", sizeof(data->label));
+	data->secret_id = *key;
+}
+
+bytea *
+secrets_seal(const pg_uuid_t *key, const json_t *values)
+{
+	size_t length;
+	char *text = rpc_dump_line(values, &length);
+	bytea *sealed;
+	unsigned char *bytes;
+	AssociatedData data;
+	SecretKeys keys;
+
+	if (text == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	sealed = palloc(VARHDRSZ + NONCE_BYTES + length + TAG_BYTES);
+	SET_VARSIZE(sealed, VARHDRSZ + NONCE_BYTES + length + TAG_BYTES);
+	bytes = (unsigned char *) VARDATA(sealed);
+	ledger_associated_data(&data, key);
+	randombytes_buf(bytes, NONCE_BYTES);
+	PG_TRY();
+	{
+		secret_keys_load(&keys);
+		crypto_aead_xchacha20poly1305_ietf_encrypt(
+		    bytes + NONCE_BYTES, NULL, (const unsigned char *) text, length,
+		    (const unsigned char *) &data, sizeof(data), NULL, bytes, keys.encryption);
+	}
+	PG_FINALLY();
+	{
+		secret_keys_clear(&keys);
+		rpc_line_free(text, length);
+	}
+	PG_END_TRY();
+	return sealed;
+}
+
+json_t *
+secrets_open(const pg_uuid_t *key, bytea *sealed)
+{
+	const unsigned char *bytes = (const unsigned char *) VARDATA_ANY(sealed);
+	size_t length = VARSIZE_ANY_EXHDR(sealed);
+	AssociatedData data;
+	SecretKeys keys;
+	unsigned char *plain;
+	json_t *values = NULL;
+	bool opened = false;
+
+	if (length > NONCE_BYTES + TAG_BYTES)
+	{
+		length -= NONCE_BYTES + TAG_BYTES;
+		plain = palloc(length);
+		ledger_associated_data(&data, key);
+		secret_keys_load(&keys);
+		opened = crypto_aead_xchacha20poly1305_ietf_decrypt(
+		             plain, NULL, NULL, bytes + NONCE_BYTES, length + TAG_BYTES,
+		             (const unsigned char *) &data, sizeof(data), bytes, keys.encryption) == 0;
+		secret_keys_clear(&keys);
+		if (opened)
+			values = json_loadb((const char *) plain, length, 0, NULL);
+		sodium_memzero(plain, length);
+	}
+	if (values == NULL)
+		ereport(ERROR,
+		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		         errmsg("the secrets of provider lease \"%s\" do not decrypt", uuid_text(key)),
+		         errhint("They were encrypted under another master key.")));
+	return json_guard(values);
+}

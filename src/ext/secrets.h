@@ -22,6 +22,13 @@ extern pg_uuid_t *secret_create(const pg_uuid_t *company_id, const char *name, c
 extern json_t *secret_resolve(const pg_uuid_t *company_id, const json_t *reference);
 
 /*
+ * Secrets' values for the ledger: encrypted under the master key, and bound to
+ * the row that they are for.  Opened they are guarded.
+ */
+extern bytea *secrets_seal(const pg_uuid_t *key, const json_t *values);
+extern json_t *secrets_open(const pg_uuid_t *key, bytea *sealed);
+
+/*
  * ERROR unless the caller can see the secret that it refers to, and it is of
  * the company: for references that a caller gives.
  */

@@ -3,8 +3,9 @@
  *		The settings envrt.*
  *
  * Everything that bounds what envrt does to the outside is the
- * administrator's to decide, so all of these are PGC_SIGHUP: a session can't
- * widen where ssh may connect or how long a call may hang.  The driver host
+ * administrator's to decide, so these are PGC_SIGHUP: a session can't widen
+ * where ssh may connect or how long a call may hang.  How long it wants to
+ * wait for something that others hold is the session's own matter.  The driver host
  * gets the ones that concern it from the launcher, and the time limits with
  * each call from the backend.
  */
@@ -27,6 +28,12 @@ int envrt_ssh_idle_timeout = 300000;
 int envrt_ssh_sessions_per_host = 4;
 int envrt_max_calls = 1000;
 int envrt_lease_default_ttl = 0;
+int envrt_provider_timeout = 60000;
+int envrt_cleanup_attempts = 10;
+int envrt_reuse_wait_timeout = 0;
+int envrt_reuse_idle_timeout = 86400;
+bool envrt_act_after_promotion = false;
+char *envrt_plugin_path = NULL;
 char *envrt_allowed_hosts = NULL;
 char *envrt_master_key_file = NULL;
 
@@ -122,6 +129,25 @@ check_allowed_hosts(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+static bool
+check_plugin_path(char **newval, void **extra, GucSource source)
+{
+	ListCell *cell;
+
+	if (strlen(*newval) > MAX_LIST_LENGTH)
+	{
+		GUC_check_errdetail("The list is longer than %d bytes.", MAX_LIST_LENGTH);
+		return false;
+	}
+	foreach (cell, settings_list(*newval))
+		if (!is_absolute_path((char *) lfirst(cell)))
+		{
+			GUC_check_errdetail("\"%s\" is not an absolute path.", (char *) lfirst(cell));
+			return false;
+		}
+	return true;
+}
+
 void
 settings_define(void)
 {
@@ -168,5 +194,36 @@ settings_define(void)
 	    "Made at first use if it does not exist. A relative path is within the data directory. "
 	    "Empty: pg_envrt/master.key in the data directory.",
 	    &envrt_master_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.provider_timeout",
+	    "Time limit for a provider to make, resume, release or destroy a provider lease.", NULL,
+	    &envrt_provider_timeout, 60000, 10, 60 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL,
+	    NULL);
+	DefineCustomIntVariable("envrt.cleanup_attempts",
+	                        "How often a cleanup is tried before it counts as failed.",
+	                        "Attempts are apart by a second at first and by five minutes at last. "
+	                        "envrt_retry_cleanup() tries again.",
+	                        &envrt_cleanup_attempts, 10, 1, 1000, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.reuse_wait_timeout",
+	    "How long an acquire waits for a reusable provider lease that another lease holds.",
+	    "0: it fails at once (55P03).", &envrt_reuse_wait_timeout, 0, 0, 24 * 60 * 60 * 1000,
+	    PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("envrt.reuse_idle_timeout",
+	                        "How long a provider lease is kept for reuse before it is destroyed.",
+	                        "0: for ever.", &envrt_reuse_idle_timeout, 86400, 0, INT_MAX,
+	                        PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomBoolVariable(
+	    "envrt.act_after_promotion",
+	    "After a promotion, look after the provider leases of the previous primary.",
+	    "For clusters with synchronous replication, whose previous primary is stopped for sure. "
+	    "Otherwise envrt_claim_instance() says what the promoted server is.",
+	    &envrt_act_after_promotion, false, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable(
+	    "envrt.plugin_path", "Where plugins are installed.",
+	    "Comma-separated absolute paths of folders that hold a folder for each plugin. Empty: no "
+	    "plugins.",
+	    &envrt_plugin_path, "", PGC_SIGHUP, GUC_LIST_INPUT | GUC_SUPERUSER_ONLY, check_plugin_path,
+	    NULL, NULL);
 	MarkGUCPrefixReserved("envrt");
 }

@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "ledger_request.h"
 #include "miscadmin.h"
 #include "shared_state.h"
 #include "storage/ipc.h"
@@ -43,6 +44,7 @@ request_memory(void)
 		previous_shmem_request_hook();
 #endif
 	RequestAddinShmemSpace(shared_state_size());
+	RequestAddinShmemSpace(ledger_requests_size());
 	RequestNamedLWLockTranche(TRANCHE, 1);
 }
 
@@ -62,8 +64,10 @@ initialize_memory(void)
 		shared_state->nslots = max_worker_processes;
 		ConditionVariableInit(&shared_state->host_changed);
 		ConditionVariableInit(&shared_state->scheduler_changed);
+		ConditionVariableInit(&shared_state->leases_changed);
 		ConditionVariableInit(&shared_state->fault_points_changed);
 	}
+	ledger_requests_initialize();
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -12,6 +12,7 @@
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
+#include "utils/uuid.h"
 
 typedef enum HostState
 {
@@ -29,6 +30,9 @@ typedef enum SchedulerState
 	SCHEDULER_ENDED     /* has ended; the launcher frees the slot */
 } SchedulerState;
 
+/* Leases to look at that a scheduler is told of one by one; more means all of them. */
+#define MAX_HINTS 64
+
 typedef struct SchedulerSlot
 {
 	Oid database;
@@ -42,6 +46,12 @@ typedef struct SchedulerSlot
 	int held_by;             /* backend whose DDL wants the database free, or 0 */
 	uint32 generation;       /* tells the slot's uses apart */
 	TimestampTz next_expiry; /* the scheduler's timer; DT_NOEND: none */
+	/* What commits and rollbacks ask for; see ledger_hints.c. */
+	bool look_at_all;
+	bool look_at_idle;
+	bool look_at_requests;
+	int nhints;
+	pg_uuid_t hints[MAX_HINTS];
 } SchedulerSlot;
 
 /* See fault_points.c. */
@@ -72,6 +82,9 @@ typedef struct SharedState
 {
 	LWLock *lock; /* protects everything below */
 
+	pg_uuid_t instance; /* see instance.c */
+	bool instance_known;
+
 	pid_t launcher_pid; /* 0: not running */
 	Latch *launcher_latch;
 
@@ -93,6 +106,7 @@ typedef struct SharedState
 	int nwanted;
 	Oid wanted[MAX_WANTED]; /* databases that may have got envrt */
 	ConditionVariable scheduler_changed;
+	ConditionVariable leases_changed; /* a cleanup or a requested lease came to its end */
 	int nslots;
 	SchedulerSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;

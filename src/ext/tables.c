@@ -42,6 +42,7 @@
 #include "miscadmin.h"
 #include "optimizer/cost.h"
 #include "utils/acl.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -49,12 +50,14 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/rls.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
 #include "tables.h"
 
 #define SHARED_SCHEMA "envrt"
+#define OWN_SCHEMA "envrt"
 
 static const char *const shared_tables[SHARED_TABLE_COUNT] = {
     [TABLE_COMPANIES] = "companies",
@@ -164,6 +167,20 @@ check_written_tables(Oid owner)
 	}
 }
 
+/* Take the rights of a role, with everything that SPI and names need. */
+static void
+enter(ApiCall *call, Oid role, int security)
+{
+	GetUserIdAndSecContext(&call->caller, &call->caller_context);
+	call->caller_search_path = pstrdup(namespace_search_path);
+	call->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+	                         GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SetUserIdAndSecContext(role, call->caller_context | SECURITY_LOCAL_USERID_CHANGE | security);
+}
+
 /*
  * owner_enter
  *		Take the rights of the shared tables' owner, until api_leave.
@@ -178,14 +195,26 @@ owner_enter(ApiCall *call, int security)
 	Oid owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
 
 	check_written_tables(owner);
-	GetUserIdAndSecContext(&call->caller, &call->caller_context);
-	call->caller_search_path = pstrdup(namespace_search_path);
-	call->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
-	                         GUC_ACTION_SAVE, true, 0, false);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	SetUserIdAndSecContext(owner, call->caller_context | SECURITY_LOCAL_USERID_CHANGE | security);
+	enter(call, owner, security);
+}
+
+/*
+ * ledger_enter
+ *		Take the rights of the owner of envrt's own tables, until api_leave.
+ *
+ * Nobody else's code has a place there, so it is no matter what the owners of
+ * the shared tables did to those.  In a restricted operation all the same.
+ */
+void
+ledger_enter(ApiCall *call)
+{
+	Oid relid = get_relname_relid("provider_leases", get_namespace_oid(OWN_SCHEMA, true));
+
+	if (!OidIsValid(relid))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+		                errmsg("table " OWN_SCHEMA ".provider_leases does not exist"),
+		                errhint("Create the extension in this database: CREATE EXTENSION envrt;")));
+	enter(call, table_owner(relid), SECURITY_RESTRICTED_OPERATION);
 }
 
 /*
@@ -367,6 +396,43 @@ statement_execute(Statement *statement, Datum *values, const char *nulls)
 	prepare(statement);
 	plan_on_index(statement->plan);
 	return execute_plan(statement, values, nulls);
+}
+
+int
+statement_execute_latest(Statement *statement, Datum *values, const char *nulls)
+{
+	int count;
+
+	prepare(statement);
+	plan_on_index(statement->plan);
+	count = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(),
+	                             InvalidSnapshot, true, false, 0);
+	if (count < 0)
+		elog(ERROR, "could not execute \"%s\": %s", statement->text, SPI_result_code_string(count));
+	return (int) SPI_processed;
+}
+
+bool
+statement_try_read(SharedTable table, Statement *statement, Datum *values, const char *nulls,
+                   int *count)
+{
+	Oid relid = shared_table_oid(table);
+	Oid role;
+	int context;
+	int guc_level;
+
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		return false;
+	GetUserIdAndSecContext(&role, &context);
+	guc_level = NewGUCNestLevel();
+	/* Rows that a policy hides from the owner must raise an error, not seem to be gone. */
+	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+	                         true, 0, false);
+	SetUserIdAndSecContext(table_owner(relid), context);
+	*count = statement_execute(statement, values, nulls);
+	SetUserIdAndSecContext(role, context);
+	AtEOXact_GUC(true, guc_level);
+	return true;
 }
 
 Datum

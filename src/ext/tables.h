@@ -55,6 +55,7 @@ extern const char *shared_table(SharedTable table);
 extern Oid shared_table_oid(SharedTable table);
 
 extern void owner_enter(ApiCall *call, int security);
+extern void ledger_enter(ApiCall *call);
 extern void api_enter(ApiCall *call, const char *function);
 extern void api_leave(ApiCall *call);
 extern void api_forbid_read_only(const char *function);
@@ -62,6 +63,16 @@ extern void api_forbid_read_only(const char *function);
 extern void caller_needs_select(const ApiCall *call, SharedTable table);
 extern bool caller_is_restricted(const ApiCall *call, SharedTable table);
 extern bool caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id);
+
+/*
+ * Reads a table of somebody else's within ledger_enter or owner_enter, with
+ * the rights of its owner; false when somebody has it locked.
+ */
+extern bool statement_try_read(SharedTable table, Statement *statement, Datum *values,
+                               const char *nulls, int *count);
+
+/* What the look at rows that others commit meanwhile needs: the newest snapshot. */
+extern int statement_execute_latest(Statement *statement, Datum *values, const char *nulls);
 
 extern int statement_execute(Statement *statement, Datum *values, const char *nulls);
 

@@ -1,0 +1,830 @@
+/*
+ * cleanup.c
+ *		Cleanup: telling providers that their provider leases are not needed.
+ *
+ * The scheduler's part that meets the outside.  A row that is cleaning, or
+ * idle past its time, is due at its next_attempt_at.  Its way:
+ *
+ *	1.	Taken in a batch: attempts and fence go up and next_attempt_at goes
+ *		past the call's time limit, in a transaction; so a row in flight is not
+ *		due, and a successor of this scheduler can tell what was begun.
+ *	2.	Called, by driver_client.c, with nothing open in the database: many
+ *		calls are in flight at once, limited per environment and provider, so
+ *		that one that hangs holds up nobody but its like.
+ *	3.	Answered: the row is deleted, or idle if it is kept for reuse, together
+ *		with the lease's cleanup_status in one transaction; or tried again
+ *		later, with backoff and jitter; or, after envrt.cleanup_attempts, left
+ *		for envrt_retry_cleanup with cleanup_status failed.
+ *
+ * Where nobody can say whether the provider lease exists, the row becomes
+ * unresolved.  Where the lease's row is locked, or a trigger on it fails, the
+ * row stays as report until its cleanup_status can be set: the provider is
+ * not told again.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "config_secrets.h"
+#include "driver_client.h"
+#include "fault_points.h"
+#include "json.h"
+#include "ledger.h"
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "settings.h"
+#include "shared_state.h"
+#include "storage/lmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define MAX_IN_FLIGHT 512
+#define MAX_PER_PROVIDER 128
+#define MAX_PER_ENVIRONMENT 32
+#define CANDIDATES 256
+
+#define REPORT_RETRY_MS 1000
+#define LOST_RETRY_MS 500
+#define BACKOFF_MS 1000
+#define MAX_BACKOFF_MS (5 * 60 * 1000)
+
+/* A driver host may wait for a create, list and destroy, each within the limit. */
+#define call_timeout() (3 * (int64) envrt_provider_timeout + 5000)
+
+typedef enum CleanupResult
+{
+	CLEANUP_DONE,
+	CLEANUP_UNKNOWN, /* nobody knows whether it exists */
+	CLEANUP_ERROR,
+	CLEANUP_LOST /* no answer */
+} CleanupResult;
+
+typedef struct Cleanup
+{
+	dlist_node node;
+	pg_uuid_t lease_id;
+	pg_uuid_t holder_id;
+	bool has_holder;
+	pg_uuid_t environment_id;
+	char provider[128];
+	bool keep;
+	int attempts;
+	json_t *params;
+	const char *method;
+	CleanupResult result;
+	char error[1024];
+	/* While it is being finished. */
+	bool lease_blocked; /* the lease's cleanup_status could not be set */
+} Cleanup;
+
+static dlist_head in_flight = DLIST_STATIC_INIT(in_flight);
+static dlist_head answered = DLIST_STATIC_INIT(answered);
+static int nin_flight = 0;
+static bool look = true;     /* rows may be due */
+static bool freed = false;   /* something reusable may be free */
+static TimestampTz next_due; /* when `look` is false */
+
+void
+cleanup_look_again(void)
+{
+	look = true;
+}
+
+void
+cleanup_note_freed(void)
+{
+	freed = true;
+}
+
+bool
+cleanup_has_freed(void)
+{
+	return freed;
+}
+
+bool
+cleanup_take_freed(void)
+{
+	bool result = freed;
+
+	freed = false;
+	return result;
+}
+
+static ArrayType *
+uuid_array(Datum *ids, int count)
+{
+	return construct_array(ids, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+}
+
+static void
+cleanup_free(Cleanup *cleanup)
+{
+	json_decref(cleanup->params);
+	pfree(cleanup);
+}
+
+/* The answer, or that there is none; see driver_client.h. */
+static void
+cleanup_answered(void *data, const DriverAnswer *answer)
+{
+	Cleanup *cleanup = data;
+	const char *outcome = json_string_value(json_object_get(answer->result, "outcome"));
+	const char *message = json_string_value(json_object_get(answer->error, "message"));
+	const char *detail =
+	    json_string_value(json_object_get(json_object_get(answer->error, "data"), "detail"));
+
+	if (answer->error != NULL)
+	{
+		cleanup->result = CLEANUP_ERROR;
+		snprintf(cleanup->error, sizeof(cleanup->error), "%s%s%s",
+		         message != NULL ? message : "the driver failed", detail != NULL ? "\n" : "",
+		         detail != NULL ? detail : "");
+	}
+	else if (answer->result == NULL)
+	{
+		cleanup->result = CLEANUP_LOST;
+		strlcpy(cleanup->error, "the connection to the driver host was lost",
+		        sizeof(cleanup->error));
+	}
+	else if (outcome != NULL && strcmp(outcome, "unknown") == 0)
+	{
+		cleanup->result = CLEANUP_UNKNOWN;
+		strlcpy(cleanup->error,
+		        "the provider was lost while it made this, and can't be asked what exists",
+		        sizeof(cleanup->error));
+	}
+	else
+		cleanup->result = CLEANUP_DONE;
+	dlist_delete(&cleanup->node);
+	nin_flight--;
+	dlist_push_tail(&answered, &cleanup->node);
+}
+
+static bool
+may_start(const pg_uuid_t *environment_id, const char *provider, const List *chosen)
+{
+	int of_environment = 0;
+	int of_provider = 0;
+	dlist_iter iter;
+	ListCell *cell;
+
+	if (nin_flight + list_length(chosen) >= MAX_IN_FLIGHT)
+		return false;
+	dlist_foreach(iter, &in_flight)
+	{
+		const Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
+
+		of_environment += memcmp(&cleanup->environment_id, environment_id, UUID_LEN) == 0;
+		of_provider += strcmp(cleanup->provider, provider) == 0;
+	}
+	foreach (cell, chosen)
+	{
+		const Cleanup *cleanup = lfirst(cell);
+
+		of_environment += memcmp(&cleanup->environment_id, environment_id, UUID_LEN) == 0;
+		of_provider += strcmp(cleanup->provider, provider) == 0;
+	}
+	return of_environment < MAX_PER_ENVIRONMENT && of_provider < MAX_PER_PROVIDER;
+}
+
+/* Environments that have as many calls in flight as they may. */
+static ArrayType *
+full_environments(void)
+{
+	Datum *ids = palloc(sizeof(Datum) * Max(nin_flight, 1));
+	int count = 0;
+	dlist_iter iter;
+
+	dlist_foreach(iter, &in_flight)
+	{
+		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
+
+		if (!may_start(&cleanup->environment_id, "", NIL))
+			ids[count++] = UUIDPGetDatum(&cleanup->environment_id);
+	}
+	return uuid_array(ids, count);
+}
+
+/* What is due and may be started, as far as it is in a batch, in `context`; *more: there was more.
+ */
+static List *
+choose(TimestampTz now, MemoryContext context, bool *more)
+{
+	static Statement find = {
+	    "SELECT lease_id, holder_id, environment_id, driver OPERATOR(pg_catalog.||) ':' "
+	    "OPERATOR(pg_catalog.||) driver_key FROM envrt.provider_leases"
+	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
+	    " AND next_attempt_at OPERATOR(pg_catalog.<=) $5 AND" LEDGER_OWN
+	    " AND environment_id OPERATOR(pg_catalog.<>) ALL ($6)"
+	    " ORDER BY next_attempt_at LIMIT 256",
+	    6,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDARRAYOID},
+	};
+	Datum values[6];
+	List *chosen = NIL;
+	int count;
+
+	ledger_own_arguments(values);
+	values[4] = TimestampTzGetDatum(now);
+	values[5] = PointerGetDatum(full_environments());
+	count = statement_execute(&find, values, NULL);
+	*more = count == CANDIDATES;
+	for (int row = 0; row < count; row++)
+	{
+		pg_uuid_t *environment_id = result_uuid(row, 3);
+		char *provider = result_text(row, 4);
+		Cleanup *cleanup;
+
+		if (!may_start(environment_id, provider, chosen))
+			continue;
+		cleanup = MemoryContextAllocZero(TopMemoryContext, sizeof(Cleanup));
+		cleanup->lease_id = *result_uuid(row, 1);
+		if (result_uuid(row, 2) != NULL)
+		{
+			cleanup->holder_id = *result_uuid(row, 2);
+			cleanup->has_holder = true;
+		}
+		cleanup->environment_id = *environment_id;
+		strlcpy(cleanup->provider, provider, sizeof(cleanup->provider));
+		/* SPI has its own. */
+		MemoryContextSwitchTo(context);
+		chosen = lappend(chosen, cleanup);
+	}
+	return chosen;
+}
+
+static void
+set_text(json_t *object, const char *key, const char *text)
+{
+	if (text != NULL)
+		json_object_set_new(object, key, json_string(text_to_utf8(text)));
+}
+
+/* The call's params from the row that was just taken; the result's columns are those of `take`. */
+static void
+make_call(Cleanup *cleanup, int row)
+{
+	bool isnull;
+	Datum datum;
+	char *kind = result_text(row, 1);
+	json_t *config;
+	json_t *params;
+
+	cleanup->attempts = DatumGetInt32(result_datum(row, 2, &isnull));
+	if (strncmp(kind, "report", strlen("report")) == 0)
+	{
+		cleanup->keep = strcmp(kind, "report_keep") == 0;
+		return;
+	}
+	cleanup->keep = strcmp(kind, "keep") == 0;
+	cleanup->method =
+	    strcmp(kind, "destroy") == 0 ? "environmentDestroyLease" : "environmentReleaseLease";
+
+	config = json_from_jsonb(DatumGetJsonbP(result_datum(row, 3, &isnull)));
+	datum = result_datum(row, 4, &isnull);
+	if (!isnull)
+		config = config_fill_secrets(config, &cleanup->lease_id, DatumGetByteaP(datum));
+	params = json_object_new();
+	json_object_set(params, "config", config);
+	datum = result_datum(row, 5, &isnull);
+	if (!isnull)
+		json_object_set(params, "leaseMetadata", json_from_jsonb(DatumGetJsonbP(datum)));
+	set_text(params, "providerLeaseId", result_text(row, 6));
+	if (json_object_get(params, "providerLeaseId") == NULL)
+		json_object_set_new(params, "providerLeaseId", json_null());
+	set_text(params, "driverKey", result_text(row, 7));
+	set_text(params, "pluginKey", result_text(row, 8));
+	set_text(params, "companyId", uuid_text(result_uuid(row, 9)));
+	set_text(params, "environmentId", uuid_text(&cleanup->environment_id));
+	set_text(params, "hostInstance", result_text(row, 10));
+	set_text(params, "leaseId", uuid_text(&cleanup->lease_id));
+	json_object_set_new(params, "fence",
+	                    json_integer(DatumGetInt64(result_datum(row, 11, &isnull))));
+	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
+	if (cleanup->keep)
+		json_object_set_new(params, "keep", json_true());
+	cleanup->params = params;
+}
+
+/* Take the chosen rows: they are in flight from the commit on. */
+static void
+take(List *chosen, TimestampTz now)
+{
+	static Statement update = {
+	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = coalesce(cleanup, "
+	    "'destroy'), attempts = attempts OPERATOR(pg_catalog.+) 1,"
+	    " fence = fence OPERATOR(pg_catalog.+) 1, next_attempt_at = $2, updated_at = "
+	    "pg_catalog.now()"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1"
+	    " RETURNING cleanup, attempts, config, secrets, metadata, provider_lease_id, driver_key, "
+	    "plugin_key, company_id, host_instance, fence",
+	    2,
+	    {UUIDOID, TIMESTAMPTZOID},
+	};
+	ListCell *cell;
+
+	foreach (cell, chosen)
+	{
+		Cleanup *cleanup = lfirst(cell);
+		Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
+
+		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, call_timeout() + 1000));
+		if (statement_execute(&update, values, NULL) == 0)
+			elog(ERROR, "ledger row \"%s\" has vanished", uuid_text(&cleanup->lease_id));
+		make_call(cleanup, 0);
+	}
+}
+
+/* A row whose call can't even be made, since its secrets can't be decrypted, say. */
+static void
+note_unusable(const Cleanup *cleanup, const char *error)
+{
+	static Statement update = {
+	    "UPDATE envrt.provider_leases SET state = 'cleaning', attempts = attempts "
+	    "OPERATOR(pg_catalog.+) 1, last_error = $2, next_attempt_at = pg_catalog.now() "
+	    "OPERATOR(pg_catalog.+) '1 min'::pg_catalog.interval WHERE lease_id "
+	    "OPERATOR(pg_catalog.=) $1",
+	    2,
+	    {UUIDOID, TEXTOID},
+	};
+	ApiCall call;
+	Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
+
+	ledger_begin(&call);
+	values[1] = CStringGetTextDatum(error);
+	statement_execute(&update, values, NULL);
+	ledger_commit(&call, false);
+}
+
+static bool
+try_take(List *chosen, TimestampTz now)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool taken = false;
+	char message[256] = "";
+
+	PG_TRY();
+	{
+		ApiCall call;
+
+		ledger_begin(&call);
+		take(chosen, now);
+		FAULT_POINT("cleanup-before-taken");
+		ledger_commit(&call, false);
+		taken = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+		ListCell *cell;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		strlcpy(message, error->message, sizeof(message));
+		FreeErrorData(error);
+		ledger_abort("beginning to clean up");
+		foreach (cell, chosen)
+		{
+			Cleanup *cleanup = lfirst(cell);
+
+			json_decref(cleanup->params);
+			cleanup->params = NULL;
+		}
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (!taken && list_length(chosen) == 1)
+		note_unusable(linitial(chosen), message);
+	return taken;
+}
+
+static void
+start(List *chosen)
+{
+	ListCell *cell;
+
+	foreach (cell, chosen)
+	{
+		Cleanup *cleanup = lfirst(cell);
+
+		dlist_push_tail(&in_flight, &cleanup->node);
+		nin_flight++;
+		if (cleanup->params == NULL)
+		{
+			/* Only to be reported. */
+			cleanup->result = CLEANUP_DONE;
+			dlist_delete(&cleanup->node);
+			nin_flight--;
+			dlist_push_tail(&answered, &cleanup->node);
+			continue;
+		}
+		FAULT_POINT("cleanup-before-call");
+		if (!driver_client_call(cleanup->method, json_incref(cleanup->params), call_timeout(),
+		                        cleanup_answered, cleanup))
+			cleanup_answered(cleanup, &(DriverAnswer){NULL, NULL});
+	}
+}
+
+/* Start what is due; true when there is more. */
+static bool
+start_due(void)
+{
+	MemoryContext context =
+	    AllocSetContextCreate(TopMemoryContext, "envrt cleanup", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext previous = MemoryContextSwitchTo(context);
+	TimestampTz now = GetCurrentTimestamp();
+	List *chosen = NIL;
+	List *taken = NIL;
+	bool more = false;
+	ApiCall call;
+	ListCell *cell;
+
+	ledger_begin(&call);
+	chosen = choose(now, context, &more);
+	ledger_commit(&call, false);
+	MemoryContextSwitchTo(context);
+	if (chosen != NIL)
+	{
+		if (try_take(chosen, now))
+			taken = chosen;
+		else
+			foreach (cell, chosen)
+			{
+				/* One of them is bad: the others must not suffer for it. */
+				if (try_take(list_make1(lfirst(cell)), now))
+					taken = lappend(taken, lfirst(cell));
+				else
+					cleanup_free(lfirst(cell));
+			}
+		start(taken);
+	}
+	more = more && taken != NIL;
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(context);
+	return more;
+}
+
+/*
+ * Set the cleanup_status of the leases whose cleanup has come to an end.
+ * Marks those whose rows are locked as blocked; without `try`, all that exist.
+ */
+static void
+report_to_leases(List *ended, bool try, const char *status)
+{
+	static Statement find = {
+	    "SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+	    " AND cleanup_status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'failed'])"
+	    " AND status OPERATOR(pg_catalog.<>) 'active'",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	static Statement update = {
+	    "UPDATE @environment_leases@ SET cleanup_status = $2, updated_at = pg_catalog.now()"
+	    " WHERE id OPERATOR(pg_catalog.=) ANY ("
+	    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+	    "  FOR NO KEY UPDATE SKIP LOCKED)"
+	    " RETURNING id",
+	    2,
+	    {UUIDARRAYOID, TEXTOID},
+	};
+	Datum *ids = palloc(sizeof(Datum) * list_length(ended));
+	Datum values[2] = {(Datum) 0, CStringGetTextDatum(status)};
+	int count = 0;
+	int found;
+	ListCell *cell;
+
+	foreach (cell, ended)
+	{
+		Cleanup *cleanup = lfirst(cell);
+
+		cleanup->lease_blocked = cleanup->has_holder;
+		if (cleanup->has_holder)
+			ids[count++] = UUIDPGetDatum(&cleanup->holder_id);
+	}
+	values[0] = PointerGetDatum(uuid_array(ids, count));
+	if (count == 0 || !statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found))
+		return;
+	/* What has no such lease has nothing to report to. */
+	foreach (cell, ended)
+		((Cleanup *) lfirst(cell))->lease_blocked = false;
+	for (int row = 0; row < found; row++)
+	{
+		pg_uuid_t *id = result_uuid(row, 1);
+
+		ids[row] = UUIDPGetDatum(id);
+		foreach (cell, ended)
+		{
+			Cleanup *cleanup = lfirst(cell);
+
+			if (cleanup->has_holder && memcmp(&cleanup->holder_id, id, UUID_LEN) == 0)
+				cleanup->lease_blocked = true;
+		}
+	}
+	if (found > 0 && try &&
+	    ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock))
+	{
+		ApiCall owner;
+
+		values[0] = PointerGetDatum(uuid_array(ids, found));
+		owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
+		found = statement_execute(&update, values, NULL);
+		for (int row = 0; row < found; row++)
+		{
+			pg_uuid_t *id = result_uuid(row, 1);
+
+			foreach (cell, ended)
+			{
+				Cleanup *cleanup = lfirst(cell);
+
+				if (cleanup->has_holder && memcmp(&cleanup->holder_id, id, UUID_LEN) == 0)
+					cleanup->lease_blocked = false;
+			}
+		}
+		api_leave(&owner);
+	}
+}
+
+static bool
+given_up(const Cleanup *cleanup)
+{
+	return cleanup->result == CLEANUP_UNKNOWN ||
+	       (cleanup->result == CLEANUP_ERROR && cleanup->attempts >= envrt_cleanup_attempts);
+}
+
+static int64
+backoff_ms(int attempts)
+{
+	double delay = Min((double) BACKOFF_MS * (1 << Min(attempts - 1, 20)), MAX_BACKOFF_MS);
+
+	return (int64) (delay * (0.75 + 0.5 * compat_random()));
+}
+
+static void
+write_done(const Cleanup *cleanup)
+{
+	static Statement delete = {
+	    "DELETE FROM envrt.provider_leases WHERE lease_id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
+	/* A time of zero is none. */
+	static Statement keep = {
+	    "UPDATE envrt.provider_leases SET state = 'idle', holder_id = NULL, cleanup = NULL,"
+	    " resumed = false, doomed = false, attempts = 0, last_error = NULL,"
+	    " next_attempt_at = CASE WHEN $2 OPERATOR(pg_catalog.=) 0 THEN expires_at"
+	    "   ELSE least(expires_at, pg_catalog.now() OPERATOR(pg_catalog.+) "
+	    "   pg_catalog.make_interval(secs => $2)) END,"
+	    " updated_at = pg_catalog.now()"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    2,
+	    {UUIDOID, INT4OID},
+	};
+	static Statement report = {
+	    "UPDATE envrt.provider_leases SET cleanup = $2, next_attempt_at = $3"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    3,
+	    {UUIDOID, TEXTOID, TIMESTAMPTZOID},
+	};
+	Datum values[3] = {UUIDPGetDatum(&cleanup->lease_id)};
+
+	freed = true;
+	if (cleanup->lease_blocked)
+	{
+		values[1] = CStringGetTextDatum(cleanup->keep ? "report_keep" : "report");
+		values[2] = TimestampTzGetDatum(
+		    TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPORT_RETRY_MS));
+		statement_execute(&report, values, NULL);
+	}
+	else if (cleanup->keep)
+	{
+		values[1] = Int32GetDatum(envrt_reuse_idle_timeout);
+		statement_execute(&keep, values, NULL);
+	}
+	else
+		statement_execute(&delete, values, NULL);
+}
+
+static void
+write_not_done(const Cleanup *cleanup)
+{
+	static Statement retry = {
+	    "UPDATE envrt.provider_leases SET last_error = $2, next_attempt_at = $3,"
+	    " attempts = attempts OPERATOR(pg_catalog.-) $4, updated_at = pg_catalog.now()"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    4,
+	    {UUIDOID, TEXTOID, TIMESTAMPTZOID, INT4OID},
+	};
+	/* What can't be released is not fit for reuse: it is destroyed instead. */
+	static Statement destroy = {
+	    "UPDATE envrt.provider_leases SET last_error = $2, cleanup = 'destroy', attempts = 0,"
+	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    2,
+	    {UUIDOID, TEXTOID},
+	};
+	static Statement unresolved = {
+	    "UPDATE envrt.provider_leases SET state = 'unresolved', last_error = $2, next_attempt_at "
+	    "= NULL, updated_at = pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    2,
+	    {UUIDOID, TEXTOID},
+	};
+	Datum values[4] = {UUIDPGetDatum(&cleanup->lease_id),
+	                   CStringGetTextDatum(text_from_utf8(cleanup->error))};
+	TimestampTz now = GetCurrentTimestamp();
+	bool lost = cleanup->result == CLEANUP_LOST;
+	bool over = given_up(cleanup) && !cleanup->lease_blocked;
+
+	if (cleanup->result == CLEANUP_UNKNOWN)
+	{
+		statement_execute(&unresolved, values, NULL);
+		return;
+	}
+	if (given_up(cleanup) && cleanup->keep)
+	{
+		statement_execute(&destroy, values, NULL);
+		return;
+	}
+	values[2] = TimestampTzGetDatum(
+	    TimestampTzPlusMilliseconds(now, lost ? LOST_RETRY_MS : backoff_ms(cleanup->attempts)));
+	values[3] = Int32GetDatum(lost ? 1 : 0);
+	statement_execute(&retry, values, over ? "  n " : NULL);
+}
+
+/* Write down how the answered ones ended, in one transaction. */
+static void
+write_answers(List *ended, bool try_leases)
+{
+	ApiCall call;
+	List *successes = NIL;
+	List *failures = NIL;
+	ListCell *cell;
+
+	ledger_begin(&call);
+	foreach (cell, ended)
+	{
+		Cleanup *cleanup = lfirst(cell);
+
+		cleanup->lease_blocked = false;
+		if (cleanup->result == CLEANUP_DONE)
+			successes = lappend(successes, cleanup);
+		else if (given_up(cleanup) && !(cleanup->keep && cleanup->result == CLEANUP_ERROR))
+			failures = lappend(failures, cleanup);
+	}
+	if (successes != NIL)
+		report_to_leases(successes, try_leases, "success");
+	if (failures != NIL)
+		report_to_leases(failures, try_leases, "failed");
+	foreach (cell, ended)
+	{
+		Cleanup *cleanup = lfirst(cell);
+
+		if (cleanup->result == CLEANUP_DONE)
+			write_done(cleanup);
+		else
+			write_not_done(cleanup);
+	}
+	FAULT_POINT("cleanup-before-commit");
+	ledger_commit(&call, false);
+}
+
+static void
+log_failures(List *ended)
+{
+	ListCell *cell;
+
+	foreach (cell, ended)
+	{
+		const Cleanup *cleanup = lfirst(cell);
+
+		if (cleanup->result == CLEANUP_UNKNOWN)
+			ereport(WARNING,
+			        (errmsg("provider lease \"%s\" is unresolved", uuid_text(&cleanup->lease_id)),
+			         errdetail_internal("%s", text_from_utf8(cleanup->error)),
+			         errhint("Look whether the provider has it, then SELECT "
+			                 "envrt_forget_provider_lease('%s').",
+			                 uuid_text(&cleanup->lease_id))));
+		else if (given_up(cleanup) && !cleanup->keep)
+			ereport(WARNING,
+			        (errmsg("cleanup of provider lease \"%s\" has failed after %d attempts",
+			                uuid_text(&cleanup->lease_id), cleanup->attempts),
+			         errdetail_internal("%s", text_from_utf8(cleanup->error)),
+			         errhint("SELECT envrt_retry_cleanup('%s') when its cause is mended.",
+			                 uuid_text(&cleanup->lease_id))));
+	}
+}
+
+static bool
+try_write_answers(List *ended, bool try_leases)
+{
+	volatile bool written = false;
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		write_answers(ended, try_leases);
+		written = true;
+	}
+	PG_CATCH();
+	{
+		ledger_abort("writing down what came of cleanups");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return written;
+}
+
+/* Write down what has been answered; false when that failed. */
+static bool
+finish_answered(void)
+{
+	MemoryContext context =
+	    AllocSetContextCreate(TopMemoryContext, "envrt cleanup answers", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext previous = MemoryContextSwitchTo(context);
+	List *ended = NIL;
+	dlist_iter iter;
+	ListCell *cell;
+	bool written;
+
+	dlist_foreach(iter, &answered)
+	{
+		ended = lappend(ended, dlist_container(Cleanup, node, iter.cur));
+	}
+	FAULT_POINT("cleanup-after-call");
+	/* A trigger on the leases may be what fails: then without them, for now. */
+	written = try_write_answers(ended, true) || try_write_answers(ended, false);
+	FAULT_POINT("cleanup-after-commit");
+	if (written)
+	{
+		log_failures(ended);
+		dlist_init(&answered);
+		foreach (cell, ended)
+			cleanup_free(lfirst(cell));
+		ConditionVariableBroadcast(&shared_state->leases_changed);
+	}
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(context);
+	return written;
+}
+
+/* When the next one is due. */
+static TimestampTz
+find_next_due(void)
+{
+	static Statement find = {
+	    "SELECT next_attempt_at FROM envrt.provider_leases"
+	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
+	    " AND next_attempt_at IS NOT NULL AND" LEDGER_OWN " ORDER BY next_attempt_at LIMIT 1",
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
+	ApiCall call;
+	Datum values[4];
+	TimestampTz due = DT_NOEND;
+	bool isnull;
+
+	ledger_begin(&call);
+	ledger_own_arguments(values);
+	if (statement_execute(&find, values, NULL) > 0)
+		due = DatumGetTimestampTz(result_datum(0, 1, &isnull));
+	ledger_commit(&call, false);
+	return due;
+}
+
+/* When the scheduler starts. */
+void
+cleanup_begin(void)
+{
+	look = freed = true;
+}
+
+/*
+ * cleanup_tend
+ *		Write down answers and start what is due; when to come again at the latest.
+ */
+TimestampTz
+cleanup_tend(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!dlist_is_empty(&answered))
+	{
+		if (!finish_answered())
+			return TimestampTzPlusMilliseconds(now, REPORT_RETRY_MS);
+		look = true;
+	}
+	if (!look && next_due > now)
+		return next_due;
+	/* Without a driver host nothing can be done; its coming wakes us. */
+	if (driver_client_instance() == NULL)
+		return driver_client_deadline();
+	while (start_due())
+		CHECK_FOR_INTERRUPTS();
+	look = !dlist_is_empty(&answered);
+	next_due = find_next_due();
+	/* What is due already waits for others of its like, whose answers wake us. */
+	if (next_due <= now)
+		next_due = nin_flight > 0 ? DT_NOEND : TimestampTzPlusMilliseconds(now, REPORT_RETRY_MS);
+	return look ? now : next_due;
+}

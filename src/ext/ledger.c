@@ -1,0 +1,538 @@
+/*
+ * ledger.c
+ *		The ledger of provider leases: what backends ask the scheduler to write.
+ *
+ * envrt.provider_leases has a row for each provider lease that may exist.  It
+ * is written by the scheduler of its database alone, one process, so what is
+ * read here does not change before it is written.  A row's life:
+ *
+ *		creating -> held -> cleaning -> gone
+ *		            held -> cleaning (keep) -> idle -> creating (resumed) -> held
+ *		                                       idle -> cleaning -> gone
+ *		cleaning -> unresolved: nobody can say whether it exists
+ *
+ * A row comes before the provider is called, in a transaction that is durable
+ * before the backend goes on; from then on the provider lease can't be
+ * forgotten.  What becomes of it is decided in settle.c, once the transaction
+ * that wanted it has ended, and done in cleanup.c.
+ *
+ * A backend's request carries the id of its (sub)transaction, assigned
+ * before the request was made.  The scheduler reads all requests that wait
+ * and takes its own transaction id afterwards: so every owner in the ledger
+ * is older than a durable transaction, and its number is never given out
+ * again, after no crash and no promotion.
+ *
+ * Rows of another server (instance.c) are left alone.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "driver_client.h"
+#include "fault_points.h"
+#include "instance.h"
+#include "json.h"
+#include "ledger.h"
+#include "ledger_request.h"
+#include "miscadmin.h"
+#include "settings.h"
+#include "shared_state.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+#include "workers.h"
+
+void
+ledger_begin(ApiCall *call)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	ledger_enter(call);
+}
+
+void
+ledger_commit(ApiCall *call, bool durable)
+{
+	api_leave(call);
+	PopActiveSnapshot();
+	if (durable)
+		ForceSyncCommit();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+void
+ledger_abort(const char *activity)
+{
+	HOLD_INTERRUPTS();
+	errcontext("%s", activity);
+	EmitErrorReport();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(TopMemoryContext);
+	RESUME_INTERRUPTS();
+}
+
+void
+ledger_own_arguments(Datum *values)
+{
+	static Instance instance; /* the uuid has to stay where it is */
+
+	if (!instance_get(&instance))
+		elog(ERROR, "the launcher has not established which server this is");
+	values[0] = Int64GetDatum((int64) instance.system_identifier);
+	values[1] = ObjectIdGetDatum(instance.database);
+	values[2] = Int64GetDatum(instance.timeline);
+	values[3] = UUIDPGetDatum(&instance.uuid);
+}
+
+/* What a new row has from its request, $5. */
+#define INSERT_ROW                                                                                 \
+	"INSERT INTO envrt.provider_leases (lease_id, holder_id, system_identifier, database_id, "     \
+	"timeline, instance, company_id, environment_id, execution_workspace_id, driver, driver_key, " \
+	"plugin_key, lease_policy, config, environment_config, secrets, owner, host_instance)"         \
+	" SELECT r.lease_id, r.holder_id, $1, $2, $3, $4, r.company_id, r.environment_id, "            \
+	"r.execution_workspace_id, r.driver, r.driver_key, r.plugin_key, r.lease_policy, r.config, "   \
+	"r.environment_config, r.secrets, r.owner, $6"                                                 \
+	" FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                    \
+	" ON CONFLICT (lease_id) DO NOTHING"
+
+static void
+create_row(LedgerRequest *request)
+{
+	static Statement insert = {INSERT_ROW, 6, {LEDGER_OWN_TYPES, JSONBOID, TEXTOID}};
+	Datum values[6];
+	const char *host = driver_client_instance();
+
+	ledger_own_arguments(values);
+	values[4] = JsonbPGetDatum(request->content);
+	values[5] = host != NULL ? CStringGetTextDatum(host) : (Datum) 0;
+	/* A row that is there already is from a predecessor that died before it could say so. */
+	statement_execute(&insert, values, host != NULL ? NULL : "     n");
+	request->reply.outcome = LEDGER_CREATED;
+}
+
+/*
+ * A reusable one: claim what is idle, make one where there is none, or wait.
+ *
+ * There is one for an environment (and execution workspace) at a time, aside
+ * from those on their way out.  One that was made by another config is of no
+ * use; if idle it goes.
+ */
+static void
+reuse_row(LedgerRequest *request)
+{
+	static Statement find = {
+	    "SELECT p.lease_id, p.state, p.environment_config OPERATOR(pg_catalog.=) "
+	    "r.environment_config,"
+	    " p.holder_id OPERATOR(pg_catalog.=) r.holder_id AND p.owner OPERATOR(pg_catalog.=) r.owner"
+	    " FROM envrt.provider_leases p,"
+	    " pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
+	    " WHERE p.environment_id OPERATOR(pg_catalog.=) r.environment_id"
+	    " AND p.lease_policy OPERATOR(pg_catalog.=) r.lease_policy"
+	    " AND p.lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
+	    "'reuse_by_execution_workspace'])"
+	    " AND (p.execution_workspace_id OPERATOR(pg_catalog.=) r.execution_workspace_id"
+	    "   OR (p.execution_workspace_id IS NULL AND r.execution_workspace_id IS NULL))"
+	    " AND (p.state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held', 'idle'])"
+	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning' AND p.cleanup OPERATOR(pg_catalog.=) "
+	    "'keep'))"
+	    " AND" LEDGER_OWN_OF("p."),
+	    5,
+	    {LEDGER_OWN_TYPES, JSONBOID},
+	};
+	static Statement claim = {
+	    "UPDATE envrt.provider_leases p SET state = 'creating', resumed = true, doomed = false,"
+	    " holder_id = r.holder_id, owner = r.owner, next_attempt_at = NULL, last_error = NULL,"
+	    " fence = p.fence OPERATOR(pg_catalog.+) 1, updated_at = pg_catalog.now()"
+	    " FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $2) r"
+	    " WHERE p.lease_id OPERATOR(pg_catalog.=) $1",
+	    2,
+	    {UUIDOID, JSONBOID},
+	};
+	static Statement discard = {
+	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = 'destroy', holder_id = "
+	    "NULL, next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[5];
+	int count;
+	pg_uuid_t *idle = NULL;
+	List *stale = NIL;
+	bool busy = false;
+	ListCell *cell;
+
+	ledger_own_arguments(values);
+	values[4] = JsonbPGetDatum(request->content);
+	count = statement_execute(&find, values, NULL);
+	for (int row = 0; row < count; row++)
+	{
+		bool isnull;
+		bool mine = DatumGetBool(result_datum(row, 4, &isnull)) && !isnull;
+		bool same = DatumGetBool(result_datum(row, 3, &isnull));
+		char *state = result_text(row, 2);
+
+		if (mine)
+		{
+			/* A predecessor has done it and died before it could say so. */
+			request->reply.outcome = LEDGER_CLAIMED;
+			request->reply.lease_id = *result_uuid(row, 1);
+			return;
+		}
+		if (strcmp(state, "idle") != 0)
+			busy = true;
+		else if (same && idle == NULL)
+			idle = result_uuid(row, 1);
+		else
+			stale = lappend(stale, result_uuid(row, 1));
+	}
+	if (busy)
+	{
+		request->reply.outcome = LEDGER_BUSY;
+		return;
+	}
+	foreach (cell, stale)
+	{
+		Datum id[1] = {UUIDPGetDatum(lfirst(cell))};
+
+		statement_execute(&discard, id, NULL);
+		cleanup_look_again();
+	}
+	if (idle == NULL)
+		create_row(request);
+	else
+	{
+		Datum claimed[2] = {UUIDPGetDatum(idle), JsonbPGetDatum(request->content)};
+
+		statement_execute(&claim, claimed, NULL);
+		request->reply.outcome = LEDGER_CLAIMED;
+		request->reply.lease_id = *idle;
+	}
+}
+
+/* A statement whose one argument is the request's content, and what it means when it finds nothing.
+ */
+static int
+execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwise)
+{
+	Datum values[1] = {JsonbPGetDatum(request->content)};
+	int count = statement_execute(statement, values, NULL);
+
+	request->reply.outcome = count > 0 ? LEDGER_DONE : otherwise;
+	request->reply.count = count;
+	return count;
+}
+
+/* The request's lease, as holder or as key. */
+#define OF_LEASE                                                                                   \
+	" FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"                    \
+	" WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id OPERATOR(pg_catalog.=) "  \
+	"r.lease_id)"
+
+static void
+retry_row(LedgerRequest *request)
+{
+	static Statement retry = {
+	    "UPDATE envrt.provider_leases p SET state = 'cleaning',"
+	    " cleanup = coalesce(p.cleanup, 'destroy'), attempts = 0,"
+	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()" OF_LEASE
+	    " AND p.state OPERATOR(pg_catalog.=) ANY (ARRAY['cleaning', 'unresolved'])",
+	    1,
+	    {JSONBOID},
+	};
+
+	execute_for(request, &retry, LEDGER_NOT_FOUND);
+	cleanup_look_again();
+}
+
+static void
+forget_row(LedgerRequest *request)
+{
+	static Statement forget = {
+	    "DELETE FROM envrt.provider_leases p"
+	    " USING pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"
+	    " WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id "
+	    "OPERATOR(pg_catalog.=) r.lease_id)"
+	    " AND (p.state OPERATOR(pg_catalog.=) 'unresolved'"
+	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning' AND p.next_attempt_at IS NULL))",
+	    1,
+	    {JSONBOID},
+	};
+	static Statement find = {"SELECT p.state FROM envrt.provider_leases p,"
+	                         " pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"
+	                         " WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id "
+	                         "OPERATOR(pg_catalog.=) r.lease_id)",
+	                         1,
+	                         {JSONBOID}};
+
+	if (execute_for(request, &forget, LEDGER_NOT_FOUND) == 0 &&
+	    execute_for(request, &find, LEDGER_NOT_FOUND) > 0)
+	{
+		request->reply.outcome = LEDGER_WRONG_STATE;
+		strlcpy(request->reply.message, result_text(0, 1), sizeof(request->reply.message));
+	}
+}
+
+static void
+take_over(LedgerRequest *request)
+{
+	/* Transactions of another server mean nothing here; what its driver host knew is gone. */
+	static Statement adopt = {
+	    "UPDATE envrt.provider_leases SET system_identifier = $1, database_id = $2, timeline = $3,"
+	    " instance = $4, owner = NULL, host_instance = NULL,"
+	    " next_attempt_at = CASE WHEN state OPERATOR(pg_catalog.=) 'cleaning'"
+	    "   THEN pg_catalog.now() ELSE next_attempt_at END,"
+	    " updated_at = pg_catalog.now()"
+	    " WHERE NOT (" LEDGER_OWN ")",
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
+	Datum values[4];
+
+	ledger_own_arguments(values);
+	request->reply.count = statement_execute(&adopt, values, NULL);
+	request->reply.outcome = LEDGER_DONE;
+	hint_look_at_all();
+	cleanup_look_again();
+}
+
+static void
+forget_foreign(LedgerRequest *request)
+{
+	static Statement forget = {
+	    "DELETE FROM envrt.provider_leases WHERE NOT (" LEDGER_OWN ")", 4, {LEDGER_OWN_TYPES}};
+	Datum values[4];
+
+	ledger_own_arguments(values);
+	request->reply.count = statement_execute(&forget, values, NULL);
+	request->reply.outcome = LEDGER_DONE;
+}
+
+void
+ledger_execute(LedgerRequest *request)
+{
+	static Statement learn = {
+	    "UPDATE envrt.provider_leases p SET provider_lease_id = r.provider_lease_id, metadata = "
+	    "r.metadata, expires_at = r.expires_at, plugin_key = coalesce(r.plugin_key, p.plugin_key),"
+	    " updated_at = pg_catalog.now()" OF_LEASE " AND p.state OPERATOR(pg_catalog.=) 'creating'",
+	    1,
+	    {JSONBOID},
+	};
+	static Statement nothing_made = {
+	    "DELETE FROM envrt.provider_leases p"
+	    " USING pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"
+	    " WHERE p.lease_id OPERATOR(pg_catalog.=) r.lease_id"
+	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND NOT p.resumed"
+	    " AND p.provider_lease_id IS NULL",
+	    1,
+	    {JSONBOID},
+	};
+	static Statement resume_failed = {
+	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', holder_id = "
+	    "NULL, owner = NULL, attempts = 0, next_attempt_at = pg_catalog.now(),"
+	    " last_error = r.last_error, updated_at = pg_catalog.now()" OF_LEASE
+	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND p.resumed",
+	    1,
+	    {JSONBOID},
+	};
+	static Statement doom = {
+	    "UPDATE envrt.provider_leases p SET doomed = true" OF_LEASE
+	    " AND p.state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held'])",
+	    1,
+	    {JSONBOID},
+	};
+
+	memset(&request->reply, 0, sizeof(request->reply));
+	switch (request->verb)
+	{
+		case LEDGER_CREATE:
+			create_row(request);
+			break;
+		case LEDGER_REUSE:
+			reuse_row(request);
+			break;
+		case LEDGER_LEARN:
+			execute_for(request, &learn, LEDGER_NOT_FOUND);
+			break;
+		case LEDGER_NOTHING_MADE:
+			execute_for(request, &nothing_made, LEDGER_NOT_FOUND);
+			cleanup_note_freed();
+			break;
+		case LEDGER_RESUME_FAILED:
+			execute_for(request, &resume_failed, LEDGER_NOT_FOUND);
+			cleanup_look_again();
+			break;
+		case LEDGER_DOOM:
+			execute_for(request, &doom, LEDGER_NOT_FOUND);
+			break;
+		case LEDGER_RETRY:
+			retry_row(request);
+			break;
+		case LEDGER_FORGET:
+			forget_row(request);
+			break;
+		case LEDGER_TAKE_OVER:
+			take_over(request);
+			break;
+		case LEDGER_FORGET_FOREIGN:
+			forget_foreign(request);
+			break;
+	}
+}
+
+/* Serve the requests in one durable transaction; false when it failed. */
+static bool
+serve(List *batch, bool alone)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		ApiCall call;
+		ListCell *cell;
+
+		ledger_begin(&call);
+		foreach (cell, batch)
+			ledger_execute(lfirst(cell));
+		FAULT_POINT("ledger-before-commit");
+		ledger_commit(&call, true);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (alone)
+		{
+			LedgerRequest *request = linitial(batch);
+			ErrorData *error = CopyErrorData();
+
+			request->reply.outcome = LEDGER_FAILED;
+			request->reply.sqlstate = error->sqlerrcode;
+			strlcpy(request->reply.message, error->message, sizeof(request->reply.message));
+			FreeErrorData(error);
+		}
+		ledger_abort("serving requests to the ledger");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return done;
+}
+
+static void
+answer(LedgerRequest *request)
+{
+	if (request->reply.outcome == LEDGER_BUSY && request->may_wait)
+		ledger_request_park(request);
+	else
+		ledger_request_answer(request);
+}
+
+/*
+ * ledger_serve
+ *		Do what backends ask for, all of it in one commit.
+ */
+void
+ledger_serve(bool parked)
+{
+	MemoryContext context =
+	    AllocSetContextCreate(TopMemoryContext, "envrt ledger requests", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext previous = MemoryContextSwitchTo(context);
+	List *batch = ledger_requests_take(parked);
+	bool forgotten = false;
+	ListCell *cell;
+
+	if (batch != NIL)
+	{
+		bool done = serve(batch, list_length(batch) == 1);
+
+		/* One of them is bad: the others must not suffer for it. */
+		if (!done && list_length(batch) > 1)
+			foreach (cell, batch)
+				(void) serve(list_make1(lfirst(cell)), true);
+		FAULT_POINT("ledger-after-commit");
+		foreach (cell, batch)
+		{
+			LedgerRequest *request = lfirst(cell);
+
+			forgotten = forgotten || request->verb == LEDGER_FORGET_FOREIGN;
+			answer(request);
+		}
+	}
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(context);
+	if (forgotten)
+		settle_forget_foreign_leases();
+}
+
+/*
+ * After a promotion that the administrator vouches for, rows of earlier
+ * timelines are ours.
+ */
+static int64
+adopt_after_promotion(void)
+{
+	static Statement adopt = {
+	    "UPDATE envrt.provider_leases SET timeline = $3, instance = $4, host_instance = NULL,"
+	    " updated_at = pg_catalog.now()"
+	    " WHERE system_identifier OPERATOR(pg_catalog.=) $1"
+	    " AND database_id OPERATOR(pg_catalog.=) $2 AND timeline OPERATOR(pg_catalog.<) $3",
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
+	Datum values[4];
+
+	if (!envrt_act_after_promotion)
+		return 0;
+	ledger_own_arguments(values);
+	return statement_execute(&adopt, values, NULL);
+}
+
+/*
+ * ledger_start
+ *		When the scheduler starts: what was left by whom.
+ */
+void
+ledger_start(void)
+{
+	static Statement foreign = {
+	    "SELECT pg_catalog.count(*) FROM envrt.provider_leases WHERE NOT (" LEDGER_OWN ")",
+	    4,
+	    {LEDGER_OWN_TYPES}};
+	/* What was being cleaned up when a predecessor died is due at once. */
+	static Statement due = {
+	    "UPDATE envrt.provider_leases SET next_attempt_at = pg_catalog.now()"
+	    " WHERE state OPERATOR(pg_catalog.=) 'cleaning' AND next_attempt_at "
+	    "OPERATOR(pg_catalog.>) pg_catalog.now() AND" LEDGER_OWN,
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
+	ApiCall call;
+	Datum values[4];
+	bool isnull;
+	int64 adopted;
+	int64 count;
+
+	ledger_begin(&call);
+	adopted = adopt_after_promotion();
+	ledger_own_arguments(values);
+	statement_execute(&due, values, NULL);
+	statement_execute(&foreign, values, NULL);
+	count = DatumGetInt64(result_datum(0, 1, &isnull));
+	ledger_commit(&call, true);
+	if (adopted > 0)
+		ereport(LOG,
+		        (errmsg("took over " INT64_FORMAT " provider leases after a promotion", adopted)));
+	if (count > 0)
+		ereport(LOG, (errmsg("left alone " INT64_FORMAT " provider leases that another server made",
+		                     count),
+		              errdetail("They are in envrt.stat_cleanup as foreign."),
+		              errhint("SELECT envrt_claim_instance('take_over') if this server is the "
+		                      "successor of that one, or 'forget' if it is a copy of it.")));
+}

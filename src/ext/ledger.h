@@ -1,0 +1,53 @@
+/*
+ * ledger.h
+ *		The ledger of provider leases, as the scheduler keeps it; see ledger.c.
+ */
+#ifndef ENVRT_LEDGER_H
+#define ENVRT_LEDGER_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "ledger_hints.h"
+#include "ledger_request.h"
+#include "tables.h"
+
+/* A transaction of the scheduler's on the ledger. */
+extern void ledger_begin(ApiCall *call);
+/* `durable`: flushed before anybody acts on it, whatever synchronous_commit says. */
+extern void ledger_commit(ApiCall *call, bool durable);
+/* In PG_CATCH: say in the log what happened, and end the transaction. */
+extern void ledger_abort(const char *activity);
+
+/* " AND ..." for rows that this server made; parameters $1 to $4, see ledger_own_arguments. */
+#define LEDGER_OWN_OF(table)                                                                       \
+	" " table "system_identifier OPERATOR(pg_catalog.=) $1 AND " table                             \
+	"database_id OPERATOR(pg_catalog.=) $2 AND " table                                             \
+	"timeline OPERATOR(pg_catalog.=) $3 AND " table "instance OPERATOR(pg_catalog.=) $4"
+#define LEDGER_OWN LEDGER_OWN_OF("")
+#define LEDGER_OWN_TYPES INT8OID, OIDOID, INT8OID, UUIDOID
+
+extern void ledger_own_arguments(Datum *values);
+
+/* Take over what a promotion has left, if told to; say what is left alone. */
+extern void ledger_start(void);
+
+/* Does what a request asks for, within ledger_enter. */
+extern void ledger_execute(LedgerRequest *request);
+
+/* Serves what backends ask for. */
+extern void ledger_serve(bool parked);
+
+/* settle.c: decides about rows whose transaction or lease has ended; false: come again soon. */
+extern bool settle_hinted(const Hints *hints);
+extern void settle_forget_foreign_leases(void);
+
+/* cleanup.c */
+extern void cleanup_begin(void);
+extern TimestampTz cleanup_tend(void);
+extern void cleanup_look_again(void); /* rows may have become due */
+extern bool cleanup_take_freed(void); /* something reusable may have become free */
+extern void cleanup_note_freed(void);
+extern bool cleanup_has_freed(void);
+
+#endif

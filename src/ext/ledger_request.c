@@ -1,0 +1,360 @@
+/*
+ * ledger_request.c
+ *		What backends ask the scheduler to do with the ledger.
+ *
+ * The ledger must be written in a transaction of its own that is durable
+ * before the outside is called, and whose transaction id is younger than the
+ * caller's: so a backend has its database's scheduler do it.
+ *
+ * A request is a slot in shared memory and a dynamic segment with the
+ * content, a jsonb.  Its life: FREE -> WAITING (the backend has filled it and
+ * sets the scheduler's latch) -> TAKEN (the scheduler has copied it) -> DONE
+ * (with the reply; the scheduler sets the backend's latch) -> FREE.  A
+ * request that can't be served yet goes back to WAITING as parked.  The
+ * scheduler takes all that wait at once, so that one commit serves them all.
+ *
+ * The backend waits on its latch, so it can be cancelled.  When it gives up,
+ * or ends, before the answer, a WAITING slot is freed, and a TAKEN one left as
+ * ABANDONED for the scheduler to free; what was written for it stays and is
+ * settled like anything else whose transaction has ended (settle.c).
+ * When the scheduler dies, its successor finds what was TAKEN and does it
+ * again: each verb can be done twice.
+ *
+ * Everything is under shared_state->lock.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "ledger_request.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/autovacuum.h"
+#include "shared_state.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+/* How long a scheduler that is being (re)started is waited for. */
+#define START_WAIT_MS 10000
+/* How often a waiting backend looks whether there is a scheduler at all. */
+#define LOOK_MS 500
+
+typedef enum RequestState
+{
+	REQUEST_FREE,
+	REQUEST_WAITING,
+	REQUEST_TAKEN,
+	REQUEST_DONE,
+	REQUEST_ABANDONED
+} RequestState;
+
+typedef struct RequestSlot
+{
+	RequestState state;
+	bool parked;
+	bool may_wait;
+	uint64 ticket; /* the order in which they came */
+	Oid database;
+	LedgerVerb verb;
+	dsm_handle content;
+	Latch *latch;
+	LedgerReply reply;
+} RequestSlot;
+
+typedef struct RequestTable
+{
+	uint64 last_ticket;
+	int nslots;
+	RequestSlot slots[FLEXIBLE_ARRAY_MEMBER];
+} RequestTable;
+
+static RequestTable *requests = NULL;
+
+/* A backend has one request at a time, and so may a worker. */
+static int
+slot_count(void)
+{
+	return MaxConnections + max_worker_processes + autovacuum_max_workers + 8;
+}
+
+Size
+ledger_requests_size(void)
+{
+	return add_size(offsetof(RequestTable, slots), mul_size(slot_count(), sizeof(RequestSlot)));
+}
+
+void
+ledger_requests_initialize(void)
+{
+	bool found;
+
+	requests = ShmemInitStruct("envrt ledger requests", ledger_requests_size(), &found);
+	if (!found)
+	{
+		memset(requests, 0, ledger_requests_size());
+		requests->nslots = slot_count();
+	}
+}
+
+/* Wake the database's scheduler; false when none runs or is being started.  The lock is held. */
+static bool
+wake_scheduler(Oid database)
+{
+	SchedulerSlot *slot = scheduler_slot(database);
+
+	if (slot == NULL || slot->held_by != 0 || slot->state == SCHEDULER_STOPPING ||
+	    slot->state == SCHEDULER_ENDED)
+		return false;
+	if (slot->latch != NULL)
+		SetLatch(slot->latch);
+	return true;
+}
+
+static void
+report_no_scheduler(void)
+{
+	ereport(ERROR,
+	        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+	         errmsg("this database has no running envrt scheduler"),
+	         errhint("The server log says why; a server that is short of worker slots needs a "
+	                 "larger max_worker_processes.")));
+}
+
+/* A slot with the request in it, WAITING. */
+static RequestSlot *
+submit(LedgerVerb verb, dsm_handle content, bool may_wait)
+{
+	RequestSlot *slot = NULL;
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < requests->nslots && slot == NULL; i++)
+		if (requests->slots[i].state == REQUEST_FREE)
+			slot = &requests->slots[i];
+	if (slot != NULL)
+	{
+		memset(slot, 0, sizeof(RequestSlot));
+		slot->state = REQUEST_WAITING;
+		slot->may_wait = may_wait;
+		slot->ticket = ++requests->last_ticket;
+		slot->database = MyDatabaseId;
+		slot->verb = verb;
+		slot->content = content;
+		slot->latch = MyLatch;
+		(void) wake_scheduler(MyDatabaseId);
+	}
+	LWLockRelease(shared_state->lock);
+	if (slot == NULL)
+		ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+		                errmsg("too many requests to the ledger at once")));
+	return slot;
+}
+
+/* Give the slot back; false without an answer. */
+static bool
+withdraw(RequestSlot *slot, LedgerReply *reply)
+{
+	bool answered;
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	answered = slot->state == REQUEST_DONE;
+	if (answered && reply != NULL)
+		*reply = slot->reply;
+	slot->state = slot->state == REQUEST_TAKEN ? REQUEST_ABANDONED : REQUEST_FREE;
+	slot->latch = NULL;
+	LWLockRelease(shared_state->lock);
+	return answered;
+}
+
+static void
+withdraw_at_exit(int code, Datum argument)
+{
+	(void) withdraw((RequestSlot *) DatumGetPointer(argument), NULL);
+}
+
+/* Wait for the answer, or until the time for waiting for something held is over. */
+static void
+await_answer(RequestSlot *slot, int64 wait_ms)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz busy_until = TimestampTzPlusMilliseconds(now, wait_ms);
+	TimestampTz scheduler_until = TimestampTzPlusMilliseconds(now, START_WAIT_MS);
+
+	for (;;)
+	{
+		RequestState state;
+		bool parked;
+		bool scheduled;
+		long timeout = LOOK_MS;
+
+		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+		state = slot->state;
+		parked = slot->parked;
+		scheduled = state == REQUEST_DONE || wake_scheduler(MyDatabaseId);
+		LWLockRelease(shared_state->lock);
+		if (state == REQUEST_DONE)
+			return;
+		now = GetCurrentTimestamp();
+		if (scheduled)
+			scheduler_until = TimestampTzPlusMilliseconds(now, START_WAIT_MS);
+		else if (now >= scheduler_until)
+			report_no_scheduler();
+		if (parked)
+		{
+			if (now >= busy_until)
+				return;
+			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, busy_until) + 1);
+		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
+		                 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+void
+ledger_ask(LedgerVerb verb, Jsonb *content, int64 wait_ms, LedgerReply *reply)
+{
+	dsm_segment *segment;
+	RequestSlot *slot;
+
+	if (shared_state == NULL)
+		ereport_not_preloaded();
+	segment = dsm_create(VARSIZE(content), 0);
+	memcpy(dsm_segment_address(segment), content, VARSIZE(content));
+	slot = submit(verb, dsm_segment_handle(segment), wait_ms > 0);
+	PG_ENSURE_ERROR_CLEANUP(withdraw_at_exit, PointerGetDatum(slot));
+	{
+		await_answer(slot, wait_ms);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(withdraw_at_exit, PointerGetDatum(slot));
+	if (!withdraw(slot, reply))
+		reply->outcome = LEDGER_BUSY;
+	dsm_detach(segment);
+	if (reply->outcome == LEDGER_FAILED)
+		ereport(ERROR, (errcode(reply->sqlstate), errmsg_internal("%s", reply->message)));
+}
+
+/*
+ * In the scheduler.
+ */
+static int
+compare_tickets(const ListCell *first, const ListCell *second)
+{
+	uint64 a = requests->slots[((LedgerRequest *) lfirst(first))->slot].ticket;
+	uint64 b = requests->slots[((LedgerRequest *) lfirst(second))->slot].ticket;
+
+	return a < b ? -1 : a > b ? 1 : 0;
+}
+
+/* The content, copied; NULL when its backend has gone. */
+static Jsonb *
+read_content(dsm_handle handle)
+{
+	dsm_segment *segment = dsm_attach(handle);
+	Jsonb *content;
+
+	if (segment == NULL)
+		return NULL;
+	content = palloc(VARSIZE(dsm_segment_address(segment)));
+	memcpy(content, dsm_segment_address(segment), VARSIZE(dsm_segment_address(segment)));
+	dsm_detach(segment);
+	return content;
+}
+
+List *
+ledger_requests_take(bool parked)
+{
+	List *taken = NIL;
+	List *usable = NIL;
+	ListCell *cell;
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < requests->nslots; i++)
+	{
+		RequestSlot *slot = &requests->slots[i];
+		LedgerRequest *request;
+
+		if (slot->state != REQUEST_WAITING || slot->database != MyDatabaseId ||
+		    (slot->parked && !parked))
+			continue;
+		request = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(LedgerRequest),
+		                                     MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO);
+		if (request == NULL)
+			break;
+		slot->state = REQUEST_TAKEN;
+		request->slot = i;
+		request->verb = slot->verb;
+		request->may_wait = slot->may_wait;
+		taken = lappend(taken, request);
+	}
+	LWLockRelease(shared_state->lock);
+
+	list_sort(taken, compare_tickets);
+	foreach (cell, taken)
+	{
+		LedgerRequest *request = lfirst(cell);
+
+		request->content = read_content(requests->slots[request->slot].content);
+		if (request->content != NULL)
+			usable = lappend(usable, request);
+		else
+			ledger_request_answer(request);
+	}
+	return usable;
+}
+
+void
+ledger_request_answer(LedgerRequest *request)
+{
+	RequestSlot *slot = &requests->slots[request->slot];
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	if (slot->state == REQUEST_TAKEN)
+	{
+		slot->state = REQUEST_DONE;
+		slot->reply = request->reply;
+		SetLatch(slot->latch);
+	}
+	else if (slot->state == REQUEST_ABANDONED)
+		slot->state = REQUEST_FREE;
+	LWLockRelease(shared_state->lock);
+}
+
+void
+ledger_request_park(LedgerRequest *request)
+{
+	RequestSlot *slot = &requests->slots[request->slot];
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	if (slot->state == REQUEST_TAKEN)
+	{
+		slot->state = REQUEST_WAITING;
+		slot->parked = true;
+		SetLatch(slot->latch);
+	}
+	else if (slot->state == REQUEST_ABANDONED)
+		slot->state = REQUEST_FREE;
+	LWLockRelease(shared_state->lock);
+}
+
+void
+ledger_requests_recover(void)
+{
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < requests->nslots; i++)
+	{
+		RequestSlot *slot = &requests->slots[i];
+
+		if (slot->database != MyDatabaseId)
+			continue;
+		if (slot->state == REQUEST_TAKEN)
+			slot->state = REQUEST_WAITING;
+		else if (slot->state == REQUEST_ABANDONED)
+			slot->state = REQUEST_FREE;
+		slot->parked = false;
+	}
+	LWLockRelease(shared_state->lock);
+}

@@ -1,0 +1,80 @@
+/*
+ * ledger_request.h
+ *		What backends ask the scheduler to do with the ledger; see ledger_request.c.
+ */
+#ifndef ENVRT_LEDGER_REQUEST_H
+#define ENVRT_LEDGER_REQUEST_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+#include "storage/dsm.h"
+#include "storage/latch.h"
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
+
+typedef enum LedgerVerb
+{
+	LEDGER_CREATE,         /* a row for a provider lease that is about to be made */
+	LEDGER_REUSE,          /* an idle one if there is, else the same */
+	LEDGER_LEARN,          /* what the provider answered */
+	LEDGER_NOTHING_MADE,   /* the provider has made nothing */
+	LEDGER_RESUME_FAILED,  /* an idle one that was claimed is of no use */
+	LEDGER_DOOM,           /* at its lease's end it is to be destroyed, not kept */
+	LEDGER_RETRY,          /* clean up now, whatever came of it before */
+	LEDGER_FORGET,         /* drop the row */
+	LEDGER_TAKE_OVER,      /* rows of other servers are ours */
+	LEDGER_FORGET_FOREIGN, /* rows of other servers are not our business */
+} LedgerVerb;
+
+typedef enum LedgerOutcome
+{
+	LEDGER_DONE,
+	LEDGER_CREATED,
+	LEDGER_CLAIMED,   /* lease_id is the key of what was idle */
+	LEDGER_BUSY,      /* another lease holds it */
+	LEDGER_NOT_FOUND, /* no such row */
+	LEDGER_WRONG_STATE,
+	LEDGER_FAILED /* message says why */
+} LedgerOutcome;
+
+typedef struct LedgerReply
+{
+	LedgerOutcome outcome;
+	pg_uuid_t lease_id;
+	int64 count;
+	int sqlstate;
+	char message[256];
+} LedgerReply;
+
+extern Size ledger_requests_size(void);
+extern void ledger_requests_initialize(void);
+
+/*
+ * ledger_ask
+ *		In a backend: has the scheduler do something, and waits for it to be durable.
+ *
+ * wait_ms is how long LEDGER_REUSE waits while another lease holds it.
+ * Raises 55000 where no scheduler is, and what made the request fail.
+ */
+extern void ledger_ask(LedgerVerb verb, Jsonb *content, int64 wait_ms, LedgerReply *reply);
+
+/* In the scheduler. */
+typedef struct LedgerRequest
+{
+	int slot;
+	LedgerVerb verb;
+	Jsonb *content;
+	bool may_wait;
+	LedgerReply reply;
+} LedgerRequest;
+
+/* What waits to be served (parked: also what has been parked), in order; content is palloc'd. */
+extern List *ledger_requests_take(bool parked);
+extern void ledger_request_answer(LedgerRequest *request);
+/* Leave it until something becomes free. */
+extern void ledger_request_park(LedgerRequest *request);
+/* After a predecessor of this scheduler: what it has not answered is to be done. */
+extern void ledger_requests_recover(void);
+
+#endif

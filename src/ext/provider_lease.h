@@ -1,0 +1,29 @@
+/*
+ * provider_lease.h
+ *		Provider leases as calls and as rows of the ledger; see driver_provider.c.
+ */
+#ifndef ENVRT_PROVIDER_LEASE_H
+#define ENVRT_PROVIDER_LEASE_H
+
+#include "postgres.h"
+
+#include "drivers.h"
+#include "json_library.h"
+
+/* The ledger's row for an acquire, without its owner, and the params of the call (both guarded). */
+extern json_t *provider_create_row(const AcquireRequest *request, json_t **params);
+
+/* What the ledger is to learn from the provider's answer (guarded). */
+extern json_t *provider_learnt(const pg_uuid_t *key, const json_t *result);
+
+/* The lease that the answer makes, or ERROR 38000. */
+extern void provider_acquired(const AcquireRequest *request, json_t *result, bool resumed,
+                              AcquiredLease *lease);
+
+/* A row of the ledger as it is now, by its key or by the lease that has it; NULL: none. */
+extern json_t *provider_row(const pg_uuid_t *lease_id, bool by_key);
+
+/* Params of a call about the row's provider lease (guarded). */
+extern json_t *provider_call_params(const json_t *row);
+
+#endif

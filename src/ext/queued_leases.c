@@ -1,0 +1,717 @@
+/*
+ * queued_leases.c
+ *		Leases that were requested by envrt_request_lease, and envrt_await_lease.
+ *
+ * A request is a row of envrt.lease_requests, written in the transaction that
+ * asks, often by a trigger: it makes no outside call there, and a rollback
+ * takes it back.  At commit the scheduler is woken and acquires the lease:
+ *
+ *	1.	In a transaction: look at environment and run again; for a provider
+ *		lease write the ledger's row, without an owner, since no transaction is
+ *		left open while the outside is awaited.
+ *	2.	Call the driver; many are in flight at once.
+ *	3.	In a transaction: lock the run, look again, insert the lease, mark the
+ *		ledger's row held and delete the request.
+ *
+ * A request that can't be met becomes failed, with the error that
+ * envrt_await_lease then raises.  What is locked by somebody is tried again; a
+ * reusable provider lease that is held is waited for.  When the scheduler or
+ * the driver host is lost between 1 and 3, the request is still queued and is
+ * begun anew under another key, while the row of the lost try is cleaned up
+ * like any other whose lease is not there (settle.c).
+ *
+ * Run as the shared tables' owner, in a restricted operation: whether the
+ * one who asked may have the lease was decided when it was requested.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "arguments.h"
+#include "catalog/pg_type.h"
+#include "driver_call.h"
+#include "driver_client.h"
+#include "drivers.h"
+#include "environments.h"
+#include "fault_points.h"
+#include "funcapi.h"
+#include "json.h"
+#include "leases.h"
+#include "ledger.h"
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "provider_lease.h"
+#include "queued_leases.h"
+#include "settings.h"
+#include "shared_state.h"
+#include "storage/condition_variable.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "waiting.h"
+
+PG_FUNCTION_INFO_V1(envrt_await_lease);
+
+#define MAX_IN_FLIGHT 128
+#define BATCH 64
+#define LOCKED_RETRY_MS 500
+#define LOST_RETRY_MS 1000
+
+/* One request that is being served. */
+typedef struct QueuedLease
+{
+	dlist_node node;
+	pg_uuid_t lease_id;
+	pg_uuid_t key;  /* of the provider lease */
+	bool in_ledger; /* there is a row for it */
+	bool resumed;
+	Jsonb *config;  /* the environment's, as the driver was asked by */
+	json_t *result; /* the answer */
+	json_t *error;
+} QueuedLease;
+
+static dlist_head in_flight = DLIST_STATIC_INIT(in_flight);
+static dlist_head answered = DLIST_STATIC_INIT(answered);
+static int nin_flight = 0;
+static bool look = true;
+static TimestampTz look_at = DT_NOEND; /* when `look` is false */
+
+void
+queued_leases_look_again(void)
+{
+	look = true;
+}
+
+static bool
+in_list(const dlist_head *list, const pg_uuid_t *lease_id)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, unconstify(dlist_head *, list))
+	{
+		if (memcmp(&dlist_container(QueuedLease, node, iter.cur)->lease_id, lease_id, UUID_LEN) ==
+		    0)
+			return true;
+	}
+	return false;
+}
+
+bool
+queued_lease_in_flight(const pg_uuid_t *lease_id)
+{
+	return in_list(&in_flight, lease_id) || in_list(&answered, lease_id);
+}
+
+static void
+queued_lease_free(QueuedLease *lease)
+{
+	json_decref(lease->result);
+	json_decref(lease->error);
+	if (lease->config != NULL)
+		pfree(lease->config);
+	pfree(lease);
+}
+
+static void
+look_later(int64 ms)
+{
+	look_at = Min(look_at, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
+}
+
+/* See driver_client.h. */
+static void
+lease_answered(void *data, const DriverAnswer *answer)
+{
+	QueuedLease *lease = data;
+
+	lease->result = json_incref(unconstify(json_t *, answer->result));
+	lease->error = json_incref(unconstify(json_t *, answer->error));
+	dlist_delete(&lease->node);
+	nin_flight--;
+	dlist_push_tail(&answered, &lease->node);
+}
+
+/* The requests to serve now. */
+static int
+list_requests(pg_uuid_t *ids)
+{
+	static Statement find = {
+	    "SELECT lease_id FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'queued'"
+	    " ORDER BY created_at LIMIT 256",
+	    0,
+	    {0},
+	};
+	static Statement purge = {
+	    "DELETE FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'failed'"
+	    " AND finished_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) '1 "
+	    "day'::pg_catalog.interval)",
+	    0,
+	    {0},
+	};
+	ApiCall call;
+	int found;
+	int count = 0;
+
+	ledger_begin(&call);
+	statement_execute(&purge, NULL, NULL);
+	found = statement_execute(&find, NULL, NULL);
+	for (int row = 0; row < found && count < BATCH; row++)
+	{
+		pg_uuid_t *id = result_uuid(row, 1);
+
+		if (!queued_lease_in_flight(id))
+			ids[count++] = *id;
+	}
+	ledger_commit(&call, false);
+	return count;
+}
+
+/* A transaction of the scheduler's on the shared tables. */
+static void
+begin(ApiCall *call)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
+}
+
+static void
+commit(ApiCall *call, bool durable)
+{
+	api_leave(call);
+	PopActiveSnapshot();
+	if (durable)
+		ForceSyncCommit();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+/* What a request asks for; false when it is there no more. */
+static bool
+load_request(const ApiCall *call, const pg_uuid_t *lease_id, AcquireRequest *request,
+             LeaseArguments *arguments)
+{
+	static Statement find = {
+	    "SELECT company_id, environment_id, heartbeat_run_id, issue_id, execution_workspace_id,"
+	    " execution_workspace_mode, expires_in FROM envrt.lease_requests"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'queued'",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(lease_id)};
+	ApiCall ledger;
+	pg_uuid_t *environment_id = NULL;
+	MemoryContext context = CurrentMemoryContext;
+	int found;
+
+	memset(request, 0, sizeof(AcquireRequest));
+	memset(arguments, 0, sizeof(LeaseArguments));
+	ledger_enter(&ledger);
+	found = statement_execute(&find, values, NULL);
+	if (found > 0)
+	{
+		MemoryContext previous = MemoryContextSwitchTo(context);
+		bool isnull;
+		Datum expires_in = result_datum(0, 7, &isnull);
+
+		if (!isnull)
+		{
+			Interval *copy = palloc(sizeof(Interval));
+
+			*copy = *DatumGetIntervalP(expires_in);
+			arguments->expires_in = copy;
+		}
+		environment_id = result_uuid(0, 2);
+		request->run_id = result_uuid(0, 3);
+		arguments->issue_id = result_uuid(0, 4);
+		arguments->workspace_id = request->workspace_id = result_uuid(0, 5);
+		request->workspace_mode = result_text(0, 6);
+		MemoryContextSwitchTo(previous);
+	}
+	api_leave(&ledger);
+	if (found == 0)
+		return false;
+	request->lease_id = lease_id;
+	request->environment = environment_load(call, environment_id);
+	environment_require_active(request->environment);
+	return true;
+}
+
+static void
+delete_request(const pg_uuid_t *lease_id)
+{
+	static Statement delete = {
+	    "DELETE FROM envrt.lease_requests WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(lease_id)};
+	ApiCall ledger;
+
+	ledger_enter(&ledger);
+	statement_execute(&delete, values, NULL);
+	api_leave(&ledger);
+}
+
+static void
+report_locked(void)
+{
+	ereport(ERROR,
+	        (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("somebody has what is needed locked")));
+}
+
+/* Take every lock that the insert needs, without waiting for any. */
+static void
+lock_all(const AcquireRequest *request)
+{
+	static Statement lock_company = {
+	    "SELECT 1 FROM @companies@ WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE NOWAIT",
+	    1,
+	    {UUIDOID},
+	};
+	static Statement lock_workspace = {
+	    "SELECT 1 FROM @execution_workspaces@ WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE "
+	    "NOWAIT",
+	    1,
+	    {UUIDOID},
+	};
+	static const SharedTable tables[] = {TABLE_HEARTBEAT_RUNS, TABLE_COMPANIES, TABLE_ENVIRONMENTS,
+	                                     TABLE_EXECUTION_WORKSPACES, TABLE_ENVIRONMENT_LEASES};
+	Datum values[1] = {UUIDPGetDatum(request->environment->company_id)};
+
+	for (int i = 0; i < (int) lengthof(tables); i++)
+		if (!ConditionalLockRelationOid(shared_table_oid(tables[i]), RowExclusiveLock))
+			report_locked();
+	run_check(request->run_id, request->environment->company_id, RUN_TRY_LOCK);
+	environment_check_again(request->environment, false);
+	statement_execute(&lock_company, values, NULL);
+	if (request->workspace_id != NULL)
+	{
+		values[0] = UUIDPGetDatum(request->workspace_id);
+		statement_execute(&lock_workspace, values, NULL);
+	}
+}
+
+/* Write the ledger's row; false when what is wanted is held. */
+static bool
+reserve(QueuedLease *lease, const json_t *row)
+{
+	LedgerRequest request = {.verb = LEDGER_CREATE};
+	ApiCall ledger;
+
+	if (strncmp(json_string_value(json_object_get(row, "lease_policy")), "reuse_", 6) == 0)
+		request.verb = LEDGER_REUSE;
+	request.content = jsonb_from_json(row);
+	ledger_enter(&ledger);
+	ledger_execute(&request);
+	api_leave(&ledger);
+	if (request.reply.outcome == LEDGER_BUSY)
+		return false;
+	lease->in_ledger = true;
+	lease->resumed = request.reply.outcome == LEDGER_CLAIMED;
+	if (lease->resumed)
+		lease->key = request.reply.lease_id;
+	return true;
+}
+
+/* Step 1.  The call to make is in *params; false when there is none now. */
+static bool
+prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
+{
+	ApiCall call;
+	AcquireRequest request;
+	LeaseArguments arguments;
+	AcquiredLease acquired = {.expires_at = DT_NOEND};
+	const Driver *driver;
+	bool to_call = false;
+
+	begin(&call);
+	if (load_request(&call, &lease->lease_id, &request, &arguments))
+	{
+		MemoryContext previous;
+
+		request.key = &lease->key;
+		driver = driver_find(request.environment->driver, request.environment->config);
+		previous = MemoryContextSwitchTo(TopMemoryContext);
+		lease->config =
+		    (Jsonb *) PG_DETOAST_DATUM_COPY(JsonbPGetDatum(request.environment->config));
+		MemoryContextSwitchTo(previous);
+		if (!driver->calls_outside)
+		{
+			lock_all(&request);
+			driver->acquire(&request, &acquired);
+			lease_insert(&request, &acquired, &arguments);
+			delete_request(&lease->lease_id);
+		}
+		else
+		{
+			json_t *made;
+
+			run_check(request.run_id, request.environment->company_id, RUN_LOOK);
+			if (driver->makes_provider_leases)
+			{
+				json_t *row = provider_create_row(&request, &made);
+
+				*timeout_ms = 2 * (int64) envrt_provider_timeout + 1000;
+				to_call = reserve(lease, row);
+				if (to_call && lease->resumed)
+					made = provider_call_params(provider_row(&lease->key, true));
+			}
+			else
+			{
+				made = driver->acquire_params(&request, timeout_ms);
+				to_call = true;
+			}
+			if (to_call)
+				*params = json_incref(made);
+		}
+	}
+	FAULT_POINT("request-before-commit");
+	commit(&call, true);
+	return to_call;
+}
+
+/* Step 3, for an answer. */
+static void
+complete(QueuedLease *lease)
+{
+	static Statement hold = {
+	    "UPDATE envrt.provider_leases SET state = 'held', owner = NULL, updated_at = "
+	    "pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	ApiCall call;
+	AcquireRequest request;
+	LeaseArguments arguments;
+	AcquiredLease acquired = {.expires_at = DT_NOEND};
+
+	begin(&call);
+	if (lease->error != NULL)
+		driver_host_raise(lease->error);
+	if (load_request(&call, &lease->lease_id, &request, &arguments))
+	{
+		const Driver *driver = driver_find(request.environment->driver, lease->config);
+		Environment asked = *request.environment;
+
+		request.key = &lease->key;
+		/* What was made is what the environment was then. */
+		asked.config = lease->config;
+		request.environment = &asked;
+		if (lease->in_ledger)
+			provider_acquired(&request, lease->result, lease->resumed, &acquired);
+		else
+			driver->acquire_result(&request, lease->result, &acquired);
+		lock_all(&request);
+		lease_insert(&request, &acquired, &arguments);
+		if (lease->in_ledger)
+		{
+			LedgerRequest learn = {.verb = LEDGER_LEARN};
+			Datum values[1] = {UUIDPGetDatum(&lease->key)};
+			ApiCall ledger;
+
+			learn.content = jsonb_from_json(provider_learnt(&lease->key, lease->result));
+			ledger_enter(&ledger);
+			ledger_execute(&learn);
+			statement_execute(&hold, values, NULL);
+			api_leave(&ledger);
+		}
+		delete_request(&lease->lease_id);
+	}
+	FAULT_POINT("request-before-insert-commit");
+	commit(&call, true);
+}
+
+/* The request can't be met: keep what envrt_await_lease is to raise. */
+static void
+write_failure(const pg_uuid_t *lease_id, const ErrorData *error)
+{
+	static Statement fail = {
+	    "UPDATE envrt.lease_requests SET state = 'failed', sqlstate = $2, message = $3, detail = "
+	    "$4, hint = $5, finished_at = pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    5,
+	    {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID},
+	};
+	Datum values[5] = {UUIDPGetDatum(lease_id)};
+	char nulls[6] = "     ";
+	ApiCall call;
+
+	ledger_begin(&call);
+	values[1] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	values[2] = CStringGetTextDatum(error->message);
+	if (error->detail != NULL)
+		values[3] = CStringGetTextDatum(error->detail);
+	if (error->hint != NULL)
+		values[4] = CStringGetTextDatum(error->hint);
+	for (int i = 3; i < 5; i++)
+		nulls[i] = values[i] == (Datum) 0 ? 'n' : ' ';
+	statement_execute(&fail, values, nulls);
+	ledger_commit(&call, false);
+}
+
+/* The error under way, copied; the transaction is over afterwards. */
+static ErrorData *
+take_error(MemoryContext context)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(context);
+	HOLD_INTERRUPTS();
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(context);
+	RESUME_INTERRUPTS();
+	return error;
+}
+
+/* Whether the same may work in a moment. */
+static bool
+is_passing(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+	       error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+	       error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
+}
+
+static void
+fail_request(const pg_uuid_t *lease_id, const ErrorData *error)
+{
+	PG_TRY();
+	{
+		write_failure(lease_id, error);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("writing down why a requested lease failed");
+		look_later(LOST_RETRY_MS);
+	}
+	PG_END_TRY();
+}
+
+/* Have what was reserved cleaned up: the lease is not there. */
+static void
+abandon(QueuedLease *lease)
+{
+	if (lease->in_ledger)
+		hint_look_at_all();
+	if (lease->error != NULL)
+		cleanup_note_freed();
+}
+
+/* Begin with a request. */
+static void
+begin_request(const pg_uuid_t *lease_id)
+{
+	MemoryContext context = CurrentMemoryContext;
+	QueuedLease *lease = MemoryContextAllocZero(TopMemoryContext, sizeof(QueuedLease));
+	json_t *volatile params = NULL;
+	int64 timeout_ms = 0;
+	volatile bool to_call = false;
+	ErrorData *volatile error = NULL;
+
+	lease->lease_id = *lease_id;
+	lease->key = *uuid_generate();
+	/* From here on what is reserved is not to be settled by its missing lease. */
+	dlist_push_tail(&in_flight, &lease->node);
+	nin_flight++;
+	PG_TRY();
+	{
+		json_t *made = NULL;
+
+		to_call = prepare(lease, &made, &timeout_ms);
+		params = made;
+	}
+	PG_CATCH();
+	{
+		error = take_error(context);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (to_call)
+	{
+		const char *method = lease->resumed ? "environmentResumeLease" : "environmentAcquireLease";
+
+		FAULT_POINT("request-before-call");
+		if (!driver_client_call(method, params, timeout_ms, lease_answered, lease))
+			lease_answered(lease, &(DriverAnswer){NULL, NULL});
+		return;
+	}
+	dlist_delete(&lease->node);
+	nin_flight--;
+	if (error != NULL && is_passing(error))
+		look_later(LOCKED_RETRY_MS);
+	else if (error != NULL)
+		fail_request(lease_id, error);
+	queued_lease_free(lease);
+	ConditionVariableBroadcast(&shared_state->leases_changed);
+}
+
+/* Go on with what has been answered. */
+static void
+go_on(QueuedLease *lease)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorData *volatile error = NULL;
+	bool lost = lease->result == NULL && lease->error == NULL;
+
+	if (!lost)
+	{
+		FAULT_POINT("request-after-call");
+		PG_TRY();
+		{
+			complete(lease);
+		}
+		PG_CATCH();
+		{
+			error = take_error(context);
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(context);
+	}
+	if (error != NULL && lease->error == NULL && is_passing(error))
+	{
+		look_later(LOCKED_RETRY_MS);
+		return; /* it stays answered */
+	}
+	dlist_delete(&lease->node);
+	if (lost)
+		look_later(LOST_RETRY_MS);
+	else if (error != NULL && lease->error != NULL && lease->resumed)
+		/* What was idle is of no use: another one is made. */
+		look_later(0);
+	else if (error != NULL)
+		fail_request(&lease->lease_id, error);
+	if (lost || error != NULL)
+		abandon(lease);
+	queued_lease_free(lease);
+	ConditionVariableBroadcast(&shared_state->leases_changed);
+}
+
+TimestampTz
+queued_leases_tend(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	MemoryContext context;
+	MemoryContext previous;
+	dlist_mutable_iter iter;
+	pg_uuid_t ids[BATCH];
+	volatile int count = 0;
+
+	if (dlist_is_empty(&answered) && !look && look_at > now)
+		return look_at;
+	context =
+	    AllocSetContextCreate(TopMemoryContext, "envrt requested leases", ALLOCSET_DEFAULT_SIZES);
+	previous = MemoryContextSwitchTo(context);
+	if (look_at <= now)
+	{
+		look = true;
+		look_at = DT_NOEND;
+	}
+	dlist_foreach_modify(iter, &answered)
+	{
+		CHECK_FOR_INTERRUPTS();
+		go_on(dlist_container(QueuedLease, node, iter.cur));
+	}
+	if (look && nin_flight < MAX_IN_FLIGHT)
+	{
+		look = false;
+		PG_TRY();
+		{
+			count = list_requests(ids);
+		}
+		PG_CATCH();
+		{
+			ledger_abort("looking for requested leases");
+			look_later(LOST_RETRY_MS);
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(context);
+		for (int i = 0; i < count; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			begin_request(&ids[i]);
+		}
+		look = count == BATCH;
+	}
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(context);
+	return look ? now : look_at;
+}
+
+/* Raise what made the request fail. */
+static void
+raise_failure(void)
+{
+	const char *state = result_text(0, 2);
+	char *detail = result_text(0, 4);
+	char *hint = result_text(0, 5);
+
+	ereport(ERROR, (errcode(MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4])),
+	                errmsg_internal("%s", result_text(0, 3)),
+	                detail != NULL ? errdetail_internal("%s", detail) : 0,
+	                hint != NULL ? errhint("%s", hint) : 0));
+}
+
+/*
+ * envrt_await_lease(lease_id, timeout)
+ */
+Datum
+envrt_await_lease(PG_FUNCTION_ARGS)
+{
+	static Statement find_request = {
+	    "SELECT state, sqlstate, message, detail, hint, heartbeat_run_id FROM "
+	    "envrt.lease_requests WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	static Statement find_lease = {
+	    "SELECT * FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
+	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
+	Datum values[1] = {UUIDPGetDatum(lease_id)};
+	ApiCall call;
+	Waiting waiting;
+	Datum result;
+
+	waiting_begin(&waiting, fcinfo, 1);
+	api_enter(&call, "envrt_await_lease()");
+	for (;;)
+	{
+		ApiCall ledger;
+		bool queued;
+
+		/* In this order: when the request is gone, the lease is there. */
+		ledger_enter(&ledger);
+		queued = statement_execute_latest(&find_request, values, NULL) > 0 &&
+		         caller_can_see(&call, TABLE_HEARTBEAT_RUNS, result_uuid(0, 6));
+		if (queued && statement_execute_latest(&find_request, values, NULL) > 0 &&
+		    strcmp(result_text(0, 1), "failed") == 0)
+			raise_failure();
+		api_leave(&ledger);
+		if (!queued)
+			break;
+		if (!waiting_wait(&waiting))
+			ereport(ERROR,
+			        (errcode(ERRCODE_QUERY_CANCELED),
+			         errmsg("Lease \"%s\" has not been acquired in time.", uuid_text(lease_id)),
+			         errhint("It is still queued: wait again, or end its run.")));
+	}
+	waiting_end();
+	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
+	    statement_execute_latest(&find_lease, values, NULL) == 0)
+	{
+		if (hint_given(lease_id))
+			ereport(ERROR,
+			        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			         errmsg("Lease \"%s\" was requested in this very transaction.",
+			                uuid_text(lease_id)),
+			         errhint("It is acquired after the commit: wait in a later transaction.")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+	}
+	result = result_row_datum(fcinfo);
+	api_leave(&call);
+	PG_RETURN_DATUM(result);
+}

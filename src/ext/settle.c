@@ -1,0 +1,549 @@
+/*
+ * settle.c
+ *		Deciding what becomes of provider leases whose transaction or lease has ended.
+ *
+ * For each row of the ledger that is creating or held, in this order:
+ *
+ *	(a)	Its owner is a transaction that this server has not given out yet: the
+ *		row is another server's, and left alone.
+ *	(b)	Its owner is in progress, also as a subtransaction: left; the end of
+ *		that transaction brings us back.
+ *	(c)	Only then, with a snapshot that is taken now, the lease is looked for.
+ *		Active or retained: the provider lease is held.  Else it is cleaned up.
+ *
+ * Whether the owner committed is not asked: what counts is the lease.  The
+ * other order, a snapshot before (b), would miss a lease that was committed
+ * in between and destroy what it holds.
+ *
+ * The decision is durable before anybody acts on it.  The commit that ended
+ * the lease, asynchronous perhaps, is before ours in the WAL and durable with
+ * it: a release that is lost in a crash leaves its sandbox untouched.
+ *
+ * A lease's row says whether something is held, never what to destroy.  It is
+ * read with its table's owner's rights, and no lock of anybody is waited for.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "fault_points.h"
+#include "ledger.h"
+#include "miscadmin.h"
+#include "queued_leases.h"
+#include "settings.h"
+#include "shared_state.h"
+#include "storage/procarray.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#define BATCH 1000
+
+typedef struct Row
+{
+	pg_uuid_t lease_id;
+	pg_uuid_t holder_id;
+	bool creating;
+	bool resumed;
+	bool doomed;
+	bool reusable;
+	bool known; /* the provider has said what it made */
+	/* Of the holder. */
+	bool exists;
+	bool holds;
+} Row;
+
+/* How a row goes on. */
+typedef enum Decision
+{
+	DECISION_LEAVE,
+	DECISION_HELD,
+	DECISION_RELEASE,
+	DECISION_DESTROY,
+	DECISION_DISCARD, /* destroy, and there is no lease to tell */
+	DECISION_KEEP,
+	DECISION_COUNT
+} Decision;
+
+static ArrayType *
+uuid_array(Datum *ids, int count)
+{
+	return construct_array(ids, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+}
+
+/* Whether the row's owner is still at it, or is none of this server's: (a) and (b). */
+static bool
+owner_undecided(FullTransactionId owner)
+{
+	FullTransactionId next = ReadNextFullTransactionId();
+
+	if (!FullTransactionIdPrecedes(owner, next))
+		return true;
+	/* So old that its number is in use again. */
+	if (U64FromFullTransactionId(next) - U64FromFullTransactionId(owner) > PG_INT32_MAX)
+		return false;
+	return TransactionIdIsInProgress(XidFromFullTransactionId(owner));
+}
+
+/*
+ * Rows that are creating or held and whose owner has ended, of the given
+ * leases or (NULL) a batch of all after *last.  *more: of all, there are more;
+ * of the given, some have no such row.
+ */
+static int
+read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
+{
+#define READ_ROWS                                                                                  \
+	"SELECT lease_id, holder_id, state OPERATOR(pg_catalog.=) 'creating', resumed, doomed,"        \
+	" lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "                     \
+	"'reuse_by_execution_workspace']), provider_lease_id IS NOT NULL, owner"                       \
+	" FROM envrt.provider_leases WHERE" LEDGER_OWN                                                 \
+	" AND state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held']) AND "
+	static Statement hinted = {
+	    READ_ROWS "holder_id OPERATOR(pg_catalog.=) ANY ($5)", 5, {LEDGER_OWN_TYPES, UUIDARRAYOID}};
+	static Statement all = {
+	    READ_ROWS "lease_id OPERATOR(pg_catalog.>) $5 ORDER BY lease_id LIMIT 1000",
+	    5,
+	    {LEDGER_OWN_TYPES, UUIDOID},
+	};
+	Datum values[5];
+	Datum ids[MAX_HINTS];
+	int found;
+	int count = 0;
+
+	ledger_own_arguments(values);
+	if (hints != NULL)
+	{
+		for (int i = 0; i < hints->nleases; i++)
+			ids[i] = UUIDPGetDatum(&hints->leases[i]);
+		values[4] = PointerGetDatum(uuid_array(ids, hints->nleases));
+	}
+	else
+		values[4] = UUIDPGetDatum(last);
+	found = statement_execute(hints != NULL ? &hinted : &all, values, NULL);
+	*more = hints != NULL ? found < hints->nleases : found == BATCH;
+	for (int i = 0; i < found; i++)
+	{
+		Row *row = &rows[count];
+		bool isnull;
+		Datum owner = result_datum(i, 8, &isnull);
+
+		*last = *result_uuid(i, 1);
+		if (!isnull && owner_undecided(DatumGetFullTransactionId(owner)))
+			continue;
+		memset(row, 0, sizeof(Row));
+		row->lease_id = *last;
+		row->holder_id = *result_uuid(i, 2);
+		/* Ours to decide, and not yet. */
+		if (queued_lease_in_flight(&row->holder_id))
+			continue;
+		row->creating = DatumGetBool(result_datum(i, 3, &isnull));
+		row->resumed = DatumGetBool(result_datum(i, 4, &isnull));
+		row->doomed = DatumGetBool(result_datum(i, 5, &isnull));
+		row->reusable = DatumGetBool(result_datum(i, 6, &isnull));
+		row->known = DatumGetBool(result_datum(i, 7, &isnull));
+		count++;
+	}
+	return count;
+}
+
+/* (c): look for the holders, now.  False when the table is locked. */
+static bool
+read_leases(Row *rows, int count)
+{
+	/* A new statement at READ COMMITTED: a new snapshot. */
+	static Statement find = {
+	    "SELECT id, coalesce(status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']), "
+	    "false) FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	Datum *ids = palloc(sizeof(Datum) * count);
+	Datum values[1];
+	int found;
+
+	for (int i = 0; i < count; i++)
+		ids[i] = UUIDPGetDatum(&rows[i].holder_id);
+	values[0] = PointerGetDatum(uuid_array(ids, count));
+	if (!statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found))
+		return false;
+	for (int i = 0; i < found; i++)
+	{
+		pg_uuid_t *id = result_uuid(i, 1);
+		bool isnull;
+		bool holds = DatumGetBool(result_datum(i, 2, &isnull));
+
+		for (int j = 0; j < count; j++)
+			if (memcmp(&rows[j].holder_id, id, sizeof(pg_uuid_t)) == 0)
+			{
+				rows[j].exists = true;
+				rows[j].holds = holds;
+			}
+	}
+	return true;
+}
+
+static Decision
+decide(const Row *row)
+{
+	if (row->holds)
+		return row->creating ? DECISION_HELD : DECISION_LEAVE;
+	if (row->doomed)
+		return row->exists ? DECISION_DESTROY : DECISION_DISCARD;
+	/* It was idle before, and is so again. */
+	if (row->creating && row->resumed)
+		return DECISION_KEEP;
+	/* Made for a lease that was never there. */
+	if (row->creating && !row->exists)
+		return DECISION_DISCARD;
+	if (row->reusable && row->known)
+		return DECISION_KEEP;
+	return row->known ? DECISION_RELEASE : DECISION_DESTROY;
+}
+
+static void
+write_decisions(const Row *rows, int count)
+{
+	static Statement hold = {
+	    "UPDATE envrt.provider_leases SET state = 'held', owner = NULL, updated_at = "
+	    "pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) ANY ($1)",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	static Statement clean = {
+	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = $2, owner = NULL,"
+	    " holder_id = CASE WHEN $3 THEN NULL ELSE holder_id END, attempts = 0, last_error = NULL, "
+	    "next_attempt_at = pg_catalog.now(), updated_at = "
+	    "pg_catalog.now()"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) ANY ($1)",
+	    3,
+	    {UUIDARRAYOID, TEXTOID, BOOLOID},
+	};
+	static const char *const cleanups[] = {[DECISION_RELEASE] = "release",
+	                                       [DECISION_DESTROY] = "destroy",
+	                                       [DECISION_DISCARD] = "destroy",
+	                                       [DECISION_KEEP] = "keep"};
+	Datum *ids = palloc(sizeof(Datum) * count);
+
+	for (Decision decision = DECISION_HELD; decision < DECISION_COUNT; decision++)
+	{
+		Datum values[3];
+		int nids = 0;
+
+		for (int i = 0; i < count; i++)
+			if (decide(&rows[i]) == decision)
+				ids[nids++] = UUIDPGetDatum(&rows[i].lease_id);
+		if (nids == 0)
+			continue;
+		values[0] = PointerGetDatum(uuid_array(ids, nids));
+		if (decision == DECISION_HELD)
+			statement_execute(&hold, values, NULL);
+		else
+		{
+			values[1] = CStringGetTextDatum(cleanups[decision]);
+			values[2] = BoolGetDatum(decision == DECISION_DISCARD);
+			statement_execute(&clean, values, NULL);
+			cleanup_look_again();
+		}
+	}
+}
+
+/* A batch of rows in a transaction; false when the leases are locked. */
+static bool
+settle_batch(const Hints *hints, pg_uuid_t *last, bool *more)
+{
+	ApiCall call;
+	Row *rows;
+	int count;
+	bool readable = true;
+	bool decided = false;
+
+	ledger_begin(&call);
+	rows = palloc(sizeof(Row) * BATCH);
+	count = read_rows(hints, last, rows, more);
+	if (count > 0)
+	{
+		FAULT_POINT("settle-before-look");
+		readable = read_leases(rows, count);
+		if (readable)
+		{
+			write_decisions(rows, count);
+			for (int i = 0; i < count; i++)
+				decided = decided || decide(&rows[i]) > DECISION_HELD;
+		}
+	}
+	FAULT_POINT("settle-before-commit");
+	ledger_commit(&call, decided);
+	return readable;
+}
+
+/* *unknown: whether some of the leases are not in the ledger as held. */
+static bool
+settle_rows(const Hints *hints, bool *unknown)
+{
+	volatile bool done = true;
+
+	PG_TRY();
+	{
+		pg_uuid_t last = {0};
+		bool more;
+
+		do
+		{
+			CHECK_FOR_INTERRUPTS();
+			done = settle_batch(hints, &last, &more) && done;
+		}
+		while (more && hints == NULL);
+		*unknown = more || hints == NULL;
+	}
+	PG_CATCH();
+	{
+		ledger_abort("deciding about provider leases");
+		done = false;
+	}
+	PG_END_TRY();
+	return done;
+}
+
+/*
+ * Idle ones whose environment was changed, archived or deleted, or whose
+ * execution workspace is gone, are of no use to anybody.
+ */
+static bool
+settle_idle(void)
+{
+	static Statement list = {
+	    "SELECT DISTINCT environment_id FROM envrt.provider_leases"
+	    " WHERE state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN,
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
+	static Statement find = {
+	    "SELECT id, config FROM @environments@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+	    " AND status OPERATOR(pg_catalog.=) 'active'"
+	    " AND driver OPERATOR(pg_catalog.=) ANY (ARRAY['sandbox', 'plugin'])",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	static Statement discard = {
+	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', attempts = 0,"
+	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
+	    " WHERE p.state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN
+	    " AND p.environment_id OPERATOR(pg_catalog.=) $5"
+	    " AND ($6 IS NULL OR p.environment_config OPERATOR(pg_catalog.<>) $6)",
+	    6,
+	    {LEDGER_OWN_TYPES, UUIDOID, JSONBOID},
+	};
+	volatile bool done = true;
+
+	PG_TRY();
+	{
+		ApiCall call;
+		Datum values[6];
+		Datum *ids;
+		Datum *configs;
+		int count;
+		int found;
+
+		ledger_begin(&call);
+		ledger_own_arguments(values);
+		count = statement_execute(&list, values, NULL);
+		ids = palloc(sizeof(Datum) * Max(count, 1));
+		configs = palloc0(sizeof(Datum) * Max(count, 1));
+		for (int i = 0; i < count; i++)
+			ids[i] = UUIDPGetDatum(result_uuid(i, 1));
+		if (count > 0)
+		{
+			Datum wanted[1] = {PointerGetDatum(uuid_array(ids, count))};
+
+			done = statement_try_read(TABLE_ENVIRONMENTS, &find, wanted, NULL, &found);
+			for (int i = 0; done && i < found; i++)
+			{
+				pg_uuid_t *id = result_uuid(i, 1);
+				bool isnull;
+
+				for (int j = 0; j < count; j++)
+					if (memcmp(DatumGetUUIDP(ids[j]), id, sizeof(pg_uuid_t)) == 0)
+						configs[j] =
+						    PointerGetDatum(DatumGetJsonbPCopy(result_datum(i, 2, &isnull)));
+			}
+			for (int i = 0; done && i < count; i++)
+			{
+				values[4] = ids[i];
+				values[5] = configs[i];
+				if (statement_execute(&discard, values, configs[i] == (Datum) 0 ? "     n" : NULL) >
+				    0)
+					cleanup_look_again();
+			}
+		}
+		ledger_commit(&call, true);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("deciding about idle provider leases");
+		done = false;
+	}
+	PG_END_TRY();
+	return done;
+}
+
+/*
+ * Leases that hold something of which the ledger knows nothing: restored from
+ * a dump, or written by hand.  Once in a scheduler's life each is said.
+ */
+static bool
+report_unknown(const Hints *hints)
+{
+#define FIND_UNKNOWN                                                                               \
+	"SELECT id FROM @environment_leases@"                                                          \
+	" WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                       \
+	" AND provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake'])"
+	static Statement all = {FIND_UNKNOWN " LIMIT 10000", 0, {0}};
+	static Statement hinted = {
+	    FIND_UNKNOWN " AND id OPERATOR(pg_catalog.=) ANY ($1)", 1, {UUIDARRAYOID}};
+	static Statement known = {
+	    "SELECT pg_catalog.count(*) FROM pg_catalog.unnest($1) AS u(id)"
+	    " WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id "
+	    "OPERATOR(pg_catalog.=) u.id)",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	static int64 said = 0;
+	volatile bool done = true;
+
+	PG_TRY();
+	{
+		ApiCall call;
+		Datum values[1] = {(Datum) 0};
+		int found = 0;
+		int64 unknown = 0;
+
+		ledger_begin(&call);
+		if (hints != NULL)
+		{
+			Datum ids[MAX_HINTS];
+
+			for (int i = 0; i < hints->nleases; i++)
+				ids[i] = UUIDPGetDatum(&hints->leases[i]);
+			values[0] = PointerGetDatum(uuid_array(ids, hints->nleases));
+		}
+		done = statement_try_read(TABLE_ENVIRONMENT_LEASES, hints != NULL ? &hinted : &all, values,
+		                          NULL, &found);
+		if (done && found > 0)
+		{
+			Datum *ids = palloc(sizeof(Datum) * found);
+			bool isnull;
+
+			for (int i = 0; i < found; i++)
+				ids[i] = UUIDPGetDatum(result_uuid(i, 1));
+			values[0] = PointerGetDatum(uuid_array(ids, found));
+			statement_execute(&known, values, NULL);
+			unknown = DatumGetInt64(result_datum(0, 1, &isnull));
+		}
+		ledger_commit(&call, false);
+		if (unknown > 0 && said == 0)
+			ereport(LOG,
+			        (errmsg("left alone what " INT64_FORMAT
+			                " leases hold that this server has not acquired",
+			                unknown),
+			         errdetail("They are in envrt.stat_cleanup as foreign; further ones are not "
+			                   "said in the log."),
+			         errhint("SELECT envrt_claim_instance('forget') if this is a copy: it ends "
+			                 "these leases and touches nothing else.")));
+		said += unknown;
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking for leases without a provider lease");
+		done = false;
+	}
+	PG_END_TRY();
+	return done;
+}
+
+/*
+ * settle_hinted
+ *		Look where the hints say; false when something was locked: try again soon.
+ */
+bool
+settle_hinted(const Hints *hints)
+{
+	bool done = true;
+	bool unknown = false;
+
+	if (hints->all)
+		done = settle_rows(NULL, &unknown) && report_unknown(NULL);
+	else if (hints->nleases > 0)
+	{
+		done = settle_rows(hints, &unknown);
+		if (unknown)
+			done = report_unknown(hints) && done;
+	}
+	if (hints->idle || hints->all)
+		done = settle_idle() && done;
+	return done;
+}
+
+/*
+ * After envrt_claim_instance('forget'): leases that hold nothing of this
+ * server's have no right to be active.
+ */
+void
+settle_forget_foreign_leases(void)
+{
+	static Statement list = {FIND_UNKNOWN " LIMIT 10000", 0, {0}};
+	static Statement filter = {
+	    "SELECT pg_catalog.array_agg(u.id) FROM pg_catalog.unnest($1) AS u(id)"
+	    " WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id "
+	    "OPERATOR(pg_catalog.=) u.id)",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	static Statement end = {
+	    "UPDATE @environment_leases@ SET status = 'released', released_at = pg_catalog.now(),"
+	    " updated_at = pg_catalog.now(), failure_reason = 'forgotten_by_claim_instance'"
+	    " WHERE id OPERATOR(pg_catalog.=) ANY ("
+	    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+	    "  FOR NO KEY UPDATE SKIP LOCKED)",
+	    1,
+	    {UUIDARRAYOID},
+	};
+
+	PG_TRY();
+	{
+		ApiCall call;
+		int found = 0;
+		Datum values[1] = {(Datum) 0};
+		bool isnull = true;
+
+		ledger_begin(&call);
+		if (statement_try_read(TABLE_ENVIRONMENT_LEASES, &list, values, NULL, &found) && found > 0)
+		{
+			Datum *ids = palloc(sizeof(Datum) * found);
+
+			for (int i = 0; i < found; i++)
+				ids[i] = UUIDPGetDatum(result_uuid(i, 1));
+			values[0] = PointerGetDatum(uuid_array(ids, found));
+			statement_execute(&filter, values, NULL);
+			values[0] = result_datum(0, 1, &isnull);
+			if (!isnull)
+			{
+				ApiCall owner;
+
+				values[0] = PointerGetDatum(DatumGetArrayTypePCopy(values[0]));
+				owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
+				statement_execute(&end, values, NULL);
+				api_leave(&owner);
+			}
+		}
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("ending leases of a copied database");
+	}
+	PG_END_TRY();
+}

@@ -1,0 +1,59 @@
+/*
+ * waiting.c
+ *		Waiting in a backend for what the scheduler commits.
+ *
+ * The waiter looks, sleeps on leases_changed, and looks again: the scheduler
+ * broadcasts after each of its commits that somebody may wait for.  It is
+ * prepared before the first look, so that nothing is missed in between.
+ */
+#include "postgres.h"
+
+#include "arguments.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "shared_state.h"
+#include "storage/condition_variable.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+#include "waiting.h"
+
+/* Should a broadcast be lost with its scheduler. */
+#define LOOK_MS 1000
+
+void
+waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument)
+{
+	Interval *interval;
+	double seconds;
+
+	require_argument(argument, "timeout");
+	interval = PG_GETARG_INTERVAL_P(argument);
+	seconds = (interval->month * 31.0 + interval->day) * 86400.0 +
+	          interval->time / (double) USECS_PER_SEC;
+	if (seconds < 0)
+		ereport(ERROR,
+		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("timeout must not be negative")));
+	if (shared_state == NULL)
+		ereport_not_preloaded();
+	waiting->deadline =
+	    GetCurrentTimestamp() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC);
+	ConditionVariablePrepareToSleep(&shared_state->leases_changed);
+}
+
+bool
+waiting_wait(Waiting *waiting)
+{
+	long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), waiting->deadline);
+
+	if (left <= 0)
+		return false;
+	(void) ConditionVariableTimedSleep(&shared_state->leases_changed, Min(left, LOOK_MS),
+	                                   PG_WAIT_EXTENSION);
+	return true;
+}
+
+void
+waiting_end(void)
+{
+	ConditionVariableCancelSleep();
+}

@@ -1,0 +1,24 @@
+/*
+ * waiting.h
+ *		Waiting in a backend for what the scheduler commits; see waiting.c.
+ */
+#ifndef ENVRT_WAITING_H
+#define ENVRT_WAITING_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "fmgr.h"
+
+typedef struct Waiting
+{
+	TimestampTz deadline;
+} Waiting;
+
+/* `argument`: the function's timeout, an interval. */
+extern void waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument);
+/* False when the time is over; else look again. */
+extern bool waiting_wait(Waiting *waiting);
+extern void waiting_end(void);
+
+#endif
