@@ -352,13 +352,22 @@ note_unusable(const Cleanup *cleanup, const char *error)
 	    2,
 	    {UUIDOID, TEXTOID},
 	};
-	ApiCall call;
-	Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
 
-	ledger_begin(&call);
-	values[1] = CStringGetTextDatum(error);
-	statement_execute(&update, values, NULL);
-	ledger_commit(&call, false);
+	PG_TRY();
+	{
+		ApiCall call;
+		Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
+
+		ledger_begin(&call);
+		values[1] = CStringGetTextDatum(error);
+		statement_execute(&update, values, NULL);
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("beginning to clean up");
+	}
+	PG_END_TRY();
 }
 
 static bool
@@ -430,6 +439,29 @@ start(List *chosen)
 	}
 }
 
+/* As choose, in a transaction; nothing when that fails. */
+static List *
+try_choose(TimestampTz now, MemoryContext context, bool *more)
+{
+	List *volatile chosen = NIL;
+
+	PG_TRY();
+	{
+		ApiCall call;
+
+		ledger_begin(&call);
+		chosen = choose(now, context, more);
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking for what is to be cleaned up");
+		chosen = NIL;
+	}
+	PG_END_TRY();
+	return chosen;
+}
+
 /* Start what is due; true when there is more. */
 static bool
 start_due(void)
@@ -438,15 +470,12 @@ start_due(void)
 	    AllocSetContextCreate(TopMemoryContext, "envrt cleanup", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext previous = MemoryContextSwitchTo(context);
 	TimestampTz now = GetCurrentTimestamp();
-	List *chosen = NIL;
+	List *chosen;
 	List *taken = NIL;
 	bool more = false;
-	ApiCall call;
 	ListCell *cell;
 
-	ledger_begin(&call);
-	chosen = choose(now, context, &more);
-	ledger_commit(&call, false);
+	chosen = try_choose(now, context, &more);
 	MemoryContextSwitchTo(context);
 	if (chosen != NIL)
 	{
@@ -601,6 +630,8 @@ write_done(const Cleanup *cleanup)
 	{
 		values[1] = Int32GetDatum(envrt_reuse_idle_timeout);
 		statement_execute(&keep, values, NULL);
+		/* Its environment may have been changed since. */
+		hint_look_at_idle();
 	}
 	else
 		statement_execute(&delete, values, NULL);
@@ -779,16 +810,26 @@ find_next_due(void)
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};
-	ApiCall call;
-	Datum values[4];
-	TimestampTz due = DT_NOEND;
-	bool isnull;
+	volatile TimestampTz due = DT_NOEND;
 
-	ledger_begin(&call);
-	ledger_own_arguments(values);
-	if (statement_execute(&find, values, NULL) > 0)
-		due = DatumGetTimestampTz(result_datum(0, 1, &isnull));
-	ledger_commit(&call, false);
+	PG_TRY();
+	{
+		ApiCall call;
+		Datum values[4];
+		bool isnull;
+
+		ledger_begin(&call);
+		ledger_own_arguments(values);
+		if (statement_execute(&find, values, NULL) > 0)
+			due = DatumGetTimestampTz(result_datum(0, 1, &isnull));
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking when the next cleanup is due");
+		due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPORT_RETRY_MS);
+	}
+	PG_END_TRY();
 	return due;
 }
 

@@ -349,16 +349,21 @@ exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 	return outcome;
 }
 
+void
+driver_host_connect(void)
+{
+	if (connection_alive())
+		return;
+	connection_close();
+	connection_open();
+}
+
 json_t *
 driver_host_try(const char *method, json_t *params, int64 timeout_ms, json_t **error)
 {
 	json_t *answer = NULL;
 
-	if (!connection_alive())
-	{
-		connection_close();
-		connection_open();
-	}
+	driver_host_connect();
 	switch (exchange(method, params, timeout_ms, &answer))
 	{
 		case CALL_ANSWERED:

@@ -27,6 +27,9 @@ extern json_t *driver_host_call(const char *method, json_t *params, int64 timeou
 extern json_t *driver_host_try(const char *method, json_t *params, int64 timeout_ms,
                                json_t **error);
 
+/* Connects, or raises 55000: before something is begun that needs the driver host. */
+extern void driver_host_connect(void);
+
 /* ERROR with what the driver reports. */
 pg_noreturn extern void driver_host_raise(const json_t *error);
 

@@ -396,10 +396,12 @@ provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 	json_t *params;
 	json_t *row = provider_create_row(request, &params);
 	bool reuses = policy_reuses(json_string_value(json_object_get(row, "lease_policy")));
-	FullTransactionId owner = GetCurrentFullTransactionId();
+	FullTransactionId owner;
 	json_t *result = NULL;
 	bool resumed = false;
 
+	driver_host_connect();
+	owner = GetCurrentFullTransactionId();
 	json_object_set_new(row, "owner",
 	                    json_string(psprintf(UINT64_FORMAT, U64FromFullTransactionId(owner))));
 	hint_forbid_prepare();

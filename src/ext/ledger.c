@@ -28,6 +28,7 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "driver_client.h"
 #include "fault_points.h"
@@ -40,17 +41,29 @@
 #include "shared_state.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
 #include "workers.h"
 
+/*
+ * Somebody may have the ledger locked, with DROP EXTENSION or VACUUM FULL: it
+ * is not waited for, but tried again.
+ */
 void
 ledger_begin(ApiCall *call)
 {
+	Oid relid;
+
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	relid = get_relname_relid("provider_leases", get_namespace_oid("envrt", true));
+	if (!OidIsValid(relid) || !ConditionalLockRelationOid(relid, RowExclusiveLock))
+		ereport(ERROR,
+		        (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("somebody has the ledger locked"),
+		         errhint("Try again when that transaction has ended.")));
 	ledger_enter(call);
 }
 
@@ -69,8 +82,12 @@ void
 ledger_abort(const char *activity)
 {
 	HOLD_INTERRUPTS();
-	errcontext("%s", activity);
-	EmitErrorReport();
+	/* What is locked is tried again, and that is no news. */
+	if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+	{
+		errcontext("%s", activity);
+		EmitErrorReport();
+	}
 	FlushErrorState();
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -139,8 +156,8 @@ reuse_row(LedgerRequest *request)
 	    " AND (p.execution_workspace_id OPERATOR(pg_catalog.=) r.execution_workspace_id"
 	    "   OR (p.execution_workspace_id IS NULL AND r.execution_workspace_id IS NULL))"
 	    " AND (p.state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held', 'idle'])"
-	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning' AND p.cleanup OPERATOR(pg_catalog.=) "
-	    "'keep'))"
+	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning'"
+	    "     AND p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['keep', 'report_keep'])))"
 	    " AND" LEDGER_OWN_OF("p."),
 	    5,
 	    {LEDGER_OWN_TYPES, JSONBOID},
@@ -458,17 +475,15 @@ ledger_serve(bool parked)
 				(void) serve(list_make1(lfirst(cell)), true);
 		FAULT_POINT("ledger-after-commit");
 		foreach (cell, batch)
-		{
-			LedgerRequest *request = lfirst(cell);
-
-			forgotten = forgotten || request->verb == LEDGER_FORGET_FOREIGN;
-			answer(request);
-		}
+			forgotten =
+			    forgotten || ((LedgerRequest *) lfirst(cell))->verb == LEDGER_FORGET_FOREIGN;
+		if (forgotten)
+			settle_forget_foreign_leases();
+		foreach (cell, batch)
+			answer(lfirst(cell));
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	if (forgotten)
-		settle_forget_foreign_leases();
 }
 
 /*

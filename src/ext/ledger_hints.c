@@ -156,8 +156,8 @@ hint_given(const pg_uuid_t *lease_id)
 	return false;
 }
 
-void
-hint_look_at_all(void)
+static void
+look_now(bool at_all)
 {
 	SchedulerSlot *slot;
 
@@ -165,11 +165,25 @@ hint_look_at_all(void)
 	slot = scheduler_slot(MyDatabaseId);
 	if (slot != NULL)
 	{
-		slot->look_at_all = slot->look_at_idle = slot->look_at_requests = true;
+		slot->look_at_idle = true;
+		if (at_all)
+			slot->look_at_all = slot->look_at_requests = true;
 		if (slot->latch != NULL)
 			SetLatch(slot->latch);
 	}
 	LWLockRelease(shared_state->lock);
+}
+
+void
+hint_look_at_all(void)
+{
+	look_now(true);
+}
+
+void
+hint_look_at_idle(void)
+{
+	look_now(false);
 }
 
 void

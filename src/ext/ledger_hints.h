@@ -22,6 +22,8 @@ extern bool hint_given(const pg_uuid_t *lease_id);
 
 /* At once: something that this transaction does not know of may have ended leases. */
 extern void hint_look_at_all(void);
+/* At once: something has become idle that may be of no use. */
+extern void hint_look_at_idle(void);
 
 /* In the scheduler: takes what has come. */
 typedef struct Hints

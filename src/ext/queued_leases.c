@@ -349,6 +349,10 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 		{
 			json_t *made;
 
+			/* Nothing is to be in the ledger that can't be asked for. */
+			if (driver_client_instance() == NULL)
+				ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				                errmsg("the driver host is not running")));
 			run_check(request.run_id, request.environment->company_id, RUN_LOOK);
 			if (driver->makes_provider_leases)
 			{
@@ -373,8 +377,8 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 	return to_call;
 }
 
-/* Step 3, for an answer. */
-static void
+/* Step 3, for an answer; false when the request is there no more. */
+static bool
 complete(QueuedLease *lease)
 {
 	static Statement hold = {
@@ -387,11 +391,13 @@ complete(QueuedLease *lease)
 	AcquireRequest request;
 	LeaseArguments arguments;
 	AcquiredLease acquired = {.expires_at = DT_NOEND};
+	bool wanted;
 
 	begin(&call);
 	if (lease->error != NULL)
 		driver_host_raise(lease->error);
-	if (load_request(&call, &lease->lease_id, &request, &arguments))
+	wanted = load_request(&call, &lease->lease_id, &request, &arguments);
+	if (wanted)
 	{
 		const Driver *driver = driver_find(request.environment->driver, lease->config);
 		Environment asked = *request.environment;
@@ -422,6 +428,7 @@ complete(QueuedLease *lease)
 	}
 	FAULT_POINT("request-before-insert-commit");
 	commit(&call, true);
+	return wanted;
 }
 
 /* The request can't be met: keep what envrt_await_lease is to raise. */
@@ -555,6 +562,7 @@ go_on(QueuedLease *lease)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData *volatile error = NULL;
+	volatile bool completed = false;
 	bool lost = lease->result == NULL && lease->error == NULL;
 
 	if (!lost)
@@ -562,7 +570,7 @@ go_on(QueuedLease *lease)
 		FAULT_POINT("request-after-call");
 		PG_TRY();
 		{
-			complete(lease);
+			completed = complete(lease);
 		}
 		PG_CATCH();
 		{
@@ -584,7 +592,7 @@ go_on(QueuedLease *lease)
 		look_later(0);
 	else if (error != NULL)
 		fail_request(&lease->lease_id, error);
-	if (lost || error != NULL)
+	if (!completed)
 		abandon(lease);
 	queued_lease_free(lease);
 	ConditionVariableBroadcast(&shared_state->leases_changed);

@@ -158,9 +158,12 @@ static TimestampTz
 do_what_is_due(void)
 {
 	TimestampTz next;
+	bool freed = cleanup_take_freed();
 
 	driver_client_tend();
-	ledger_serve(cleanup_take_freed());
+	ledger_serve(freed);
+	if (freed)
+		queued_leases_look_again();
 	next = settle();
 	next = Min(next, expiry_tend(slot));
 	next = Min(next, queued_leases_tend());

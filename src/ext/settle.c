@@ -247,6 +247,9 @@ write_decisions(const Row *rows, int count)
 			values[2] = BoolGetDatum(decision == DECISION_DISCARD);
 			statement_execute(&clean, values, NULL);
 			cleanup_look_again();
+			/* What is on its way out is in nobody's way. */
+			if (decision != DECISION_KEEP)
+				cleanup_note_freed();
 		}
 	}
 }

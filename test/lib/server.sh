@@ -61,6 +61,7 @@ server_start()
 		echo "unix_socket_directories = '$socket'"
 		echo "shared_preload_libraries = 'envrt'"
 		echo "log_line_prefix = '%m [%p] %b '"
+		echo "envrt.plugin_path = '$PWD/test/plugins'"
 		for setting in "$@"; do
 			printf '%s\n' "$setting"
 		done
