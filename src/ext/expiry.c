@@ -116,6 +116,7 @@ static int nfailed = 0;
 static void
 begin(ApiCall *call)
 {
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	owner_enter(call, SECURITY_RESTRICTED_OPERATION);

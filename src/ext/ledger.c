@@ -57,6 +57,7 @@ ledger_begin(ApiCall *call)
 {
 	Oid relid;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	relid = get_relname_relid("provider_leases", get_namespace_oid("envrt", true));

@@ -172,6 +172,7 @@ list_requests(pg_uuid_t *ids)
 static void
 begin(ApiCall *call)
 {
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
@@ -431,9 +432,19 @@ complete(QueuedLease *lease)
 	return wanted;
 }
 
+/* Whether the driver said for sure that it has made nothing. */
+static bool
+nothing_was_made(const QueuedLease *lease)
+{
+	const char *outcome =
+	    json_string_value(json_object_get(json_object_get(lease->error, "data"), "outcome"));
+
+	return lease->in_ledger && !lease->resumed && outcome != NULL && strcmp(outcome, "absent") == 0;
+}
+
 /* The request can't be met: keep what envrt_await_lease is to raise. */
 static void
-write_failure(const pg_uuid_t *lease_id, const ErrorData *error)
+write_failure(const QueuedLease *lease, const ErrorData *error)
 {
 	static Statement fail = {
 	    "UPDATE envrt.lease_requests SET state = 'failed', sqlstate = $2, message = $3, detail = "
@@ -441,11 +452,21 @@ write_failure(const pg_uuid_t *lease_id, const ErrorData *error)
 	    5,
 	    {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID},
 	};
-	Datum values[5] = {UUIDPGetDatum(lease_id)};
+	Datum values[5] = {UUIDPGetDatum(&lease->lease_id)};
 	char nulls[6] = "     ";
 	ApiCall call;
 
 	ledger_begin(&call);
+	if (nothing_was_made(lease))
+	{
+		LedgerRequest forget = {.verb = LEDGER_NOTHING_MADE};
+		JsonbObject content;
+
+		jsonb_object_begin(&content);
+		jsonb_object_string(&content, "lease_id", uuid_text(&lease->key));
+		forget.content = jsonb_object_end(&content);
+		ledger_execute(&forget);
+	}
 	values[1] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
 	values[2] = CStringGetTextDatum(error->message);
 	if (error->detail != NULL)
@@ -484,11 +505,11 @@ is_passing(const ErrorData *error)
 }
 
 static void
-fail_request(const pg_uuid_t *lease_id, const ErrorData *error)
+fail_request(const QueuedLease *lease, const ErrorData *error)
 {
 	PG_TRY();
 	{
-		write_failure(lease_id, error);
+		write_failure(lease, error);
 	}
 	PG_CATCH();
 	{
@@ -551,7 +572,7 @@ begin_request(const pg_uuid_t *lease_id)
 	if (error != NULL && is_passing(error))
 		look_later(LOCKED_RETRY_MS);
 	else if (error != NULL)
-		fail_request(lease_id, error);
+		fail_request(lease, error);
 	queued_lease_free(lease);
 	ConditionVariableBroadcast(&shared_state->leases_changed);
 }
@@ -591,7 +612,7 @@ go_on(QueuedLease *lease)
 		/* What was idle is of no use: another one is made. */
 		look_later(0);
 	else if (error != NULL)
-		fail_request(&lease->lease_id, error);
+		fail_request(lease, error);
 	if (!completed)
 		abandon(lease);
 	queued_lease_free(lease);
@@ -663,6 +684,15 @@ raise_failure(void)
 	                hint != NULL ? errhint("%s", hint) : 0));
 }
 
+static void
+report_own_request(const pg_uuid_t *lease_id)
+{
+	ereport(ERROR,
+	        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+	         errmsg("Lease \"%s\" was requested in this very transaction.", uuid_text(lease_id)),
+	         errhint("It is acquired after the commit: wait in a later transaction.")));
+}
+
 /*
  * envrt_await_lease(lease_id, timeout)
  */
@@ -700,6 +730,8 @@ envrt_await_lease(PG_FUNCTION_ARGS)
 		api_leave(&ledger);
 		if (!queued)
 			break;
+		if (hint_given(lease_id))
+			report_own_request(lease_id);
 		if (!waiting_wait(&waiting))
 			ereport(ERROR,
 			        (errcode(ERRCODE_QUERY_CANCELED),
@@ -710,12 +742,6 @@ envrt_await_lease(PG_FUNCTION_ARGS)
 	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 	    statement_execute_latest(&find_lease, values, NULL) == 0)
 	{
-		if (hint_given(lease_id))
-			ereport(ERROR,
-			        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			         errmsg("Lease \"%s\" was requested in this very transaction.",
-			                uuid_text(lease_id)),
-			         errhint("It is acquired after the commit: wait in a later transaction.")));
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
 	}

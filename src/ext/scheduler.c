@@ -70,6 +70,7 @@ extension_exists(void)
 {
 	bool exists;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	exists = OidIsValid(get_extension_oid("envrt", true));
