@@ -398,7 +398,7 @@ CREATE TABLE envrt.lease_requests (
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     finished_at timestamptz
 );
-CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (created_at) WHERE state = 'queued';
+CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (created_at, lease_id) WHERE state = 'queued';
 CREATE INDEX lease_requests_finished_idx ON envrt.lease_requests (finished_at) WHERE state = 'failed';
 COMMENT ON INDEX envrt.lease_requests_queued_idx IS 'Requests that wait for the scheduler';
 COMMENT ON INDEX envrt.lease_requests_finished_idx IS 'Failed requests, which are forgotten after a day';

@@ -68,7 +68,7 @@ environment_load(const ApiCall *call, const pg_uuid_t *id)
 	environment->name = result_text(0, 3);
 	environment->driver = result_text(0, 4);
 	environment->status = result_text(0, 5);
-	environment->config = DatumGetJsonbPCopy(result_datum(0, 6, &isnull));
+	environment->config = DatumGetJsonbPCopy(result_typed(0, 6, JSONBOID, &isnull));
 	return environment;
 }
 
@@ -104,7 +104,7 @@ environment_check_again(const Environment *environment, bool wait)
 	now.status = result_text(0, 1);
 	environment_require_active(&now);
 	if (strcmp(result_text(0, 2), environment->driver) != 0 ||
-	    compareJsonbContainers(&DatumGetJsonbP(result_datum(0, 3, &isnull))->root,
+	    compareJsonbContainers(&DatumGetJsonbP(result_typed(0, 3, JSONBOID, &isnull))->root,
 	                           &environment->config->root) != 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		                errmsg("Environment \"%s\" has been changed meanwhile.", environment->name),

@@ -79,6 +79,7 @@ envrt_on_lease_expiry(PG_FUNCTION_ARGS)
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	HeapTuple row;
 	TupleDesc desc;
+	int column;
 	bool isnull;
 	Datum expires_at;
 
@@ -95,7 +96,10 @@ envrt_on_lease_expiry(PG_FUNCTION_ARGS)
 	}
 	row = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
 	desc = RelationGetDescr(trigger->tg_relation);
-	expires_at = SPI_getbinval(row, desc, SPI_fnumber(desc, "expires_at"), &isnull);
+	column = SPI_fnumber(desc, "expires_at");
+	if (column <= 0 || SPI_gettypeid(desc, column) != TIMESTAMPTZOID)
+		return PointerGetDatum(NULL);
+	expires_at = SPI_getbinval(row, desc, column, &isnull);
 	if (!isnull)
 		noted = Min(noted, DatumGetTimestampTz(expires_at));
 	return PointerGetDatum(NULL);
@@ -349,7 +353,7 @@ next_expiry(void)
 	if (!ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), AccessShareLock))
 		expires_at = now;
 	else if (statement_execute(&next, values, NULL) > 0)
-		expires_at = DatumGetTimestampTz(result_datum(0, 1, &isnull));
+		expires_at = DatumGetTimestampTz(result_typed(0, 1, TIMESTAMPTZOID, &isnull));
 	commit(&call);
 
 	/* Due already: locked by somebody; not at once again. */

@@ -339,8 +339,8 @@ static bool
 lease_names_driver(int row)
 {
 	bool isnull;
-	Datum metadata = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
-	                               SPI_fnumber(SPI_tuptable->tupdesc, "metadata"), &isnull);
+	Datum metadata =
+	    result_typed(row, SPI_fnumber(SPI_tuptable->tupdesc, "metadata"), JSONBOID, &isnull);
 
 	return !isnull && jsonb_string_member(DatumGetJsonbP(metadata), "driver") != NULL;
 }

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -218,9 +219,11 @@ envrt_on_lease_change(PG_FUNCTION_ARGS)
 	else
 	{
 		TupleDesc desc = RelationGetDescr(trigger->tg_relation);
+		int column = SPI_fnumber(desc, "id");
 
 		/* An id that was changed is that of a lease which is gone. */
-		id = SPI_getbinval(trigger->tg_trigtuple, desc, SPI_fnumber(desc, "id"), &isnull);
+		if (column > 0 && SPI_gettypeid(desc, column) == UUIDOID)
+			id = SPI_getbinval(trigger->tg_trigtuple, desc, column, &isnull);
 		if (!isnull)
 			hint_lease(DatumGetUUIDP(id));
 	}

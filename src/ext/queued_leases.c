@@ -75,8 +75,12 @@ typedef struct QueuedLease
 static dlist_head in_flight = DLIST_STATIC_INIT(in_flight);
 static dlist_head answered = DLIST_STATIC_INIT(answered);
 static int nin_flight = 0;
-static bool look = true;
-static TimestampTz look_at = DT_NOEND; /* when `look` is false */
+/* A pass looks at each queued request once, a page at a time: what must wait is in nobody's way. */
+static bool passing = false;
+static TimestampTz pass_at;
+static pg_uuid_t pass_at_id;
+static bool look = true;               /* a pass is wanted */
+static TimestampTz look_at = DT_NOEND; /* or will be, then */
 
 void
 queued_leases_look_again(void)
@@ -133,15 +137,17 @@ lease_answered(void *data, const DriverAnswer *answer)
 	dlist_push_tail(&answered, &lease->node);
 }
 
-/* The requests to serve now. */
+/* The next page of the pass under way; *last: that was all. */
 static int
-list_requests(pg_uuid_t *ids)
+list_requests(pg_uuid_t *ids, bool *last)
 {
 	static Statement find = {
-	    "SELECT lease_id FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'queued'"
-	    " ORDER BY created_at LIMIT 256",
-	    0,
-	    {0},
+	    "SELECT lease_id, created_at FROM envrt.lease_requests"
+	    " WHERE state OPERATOR(pg_catalog.=) 'queued'"
+	    " AND ROW(created_at, lease_id) OPERATOR(pg_catalog.>) ROW($1, $2)"
+	    " ORDER BY created_at, lease_id LIMIT 64",
+	    2,
+	    {TIMESTAMPTZOID, UUIDOID},
 	};
 	static Statement purge = {
 	    "DELETE FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'failed'"
@@ -151,18 +157,22 @@ list_requests(pg_uuid_t *ids)
 	    {0},
 	};
 	ApiCall call;
+	Datum values[2] = {TimestampTzGetDatum(pass_at), UUIDPGetDatum(&pass_at_id)};
 	int found;
 	int count = 0;
+	bool isnull;
 
 	ledger_begin(&call);
-	statement_execute(&purge, NULL, NULL);
-	found = statement_execute(&find, NULL, NULL);
-	for (int row = 0; row < found && count < BATCH; row++)
+	if (pass_at == DT_NOBEGIN)
+		statement_execute(&purge, NULL, NULL);
+	found = statement_execute(&find, values, NULL);
+	*last = found < BATCH;
+	for (int row = 0; row < found; row++)
 	{
-		pg_uuid_t *id = result_uuid(row, 1);
-
-		if (!queued_lease_in_flight(id))
-			ids[count++] = *id;
+		pass_at_id = *result_uuid(row, 1);
+		pass_at = DatumGetTimestampTz(result_datum(row, 2, &isnull));
+		if (!queued_lease_in_flight(&pass_at_id))
+			ids[count++] = pass_at_id;
 	}
 	ledger_commit(&call, false);
 	return count;
@@ -629,7 +639,8 @@ queued_leases_tend(void)
 	pg_uuid_t ids[BATCH];
 	volatile int count = 0;
 
-	if (dlist_is_empty(&answered) && !look && look_at > now)
+	if (dlist_is_empty(&answered) && look_at > now && !look &&
+	    !(passing && nin_flight < MAX_IN_FLIGHT))
 		return look_at;
 	context =
 	    AllocSetContextCreate(TopMemoryContext, "envrt requested leases", ALLOCSET_DEFAULT_SIZES);
@@ -644,12 +655,22 @@ queued_leases_tend(void)
 		CHECK_FOR_INTERRUPTS();
 		go_on(dlist_container(QueuedLease, node, iter.cur));
 	}
-	if (look && nin_flight < MAX_IN_FLIGHT)
+	if (look && !passing)
 	{
 		look = false;
+		passing = true;
+		pass_at = DT_NOBEGIN;
+	}
+	if (passing && nin_flight < MAX_IN_FLIGHT)
+	{
+		volatile bool last = true;
+
 		PG_TRY();
 		{
-			count = list_requests(ids);
+			bool that_was_all;
+
+			count = list_requests(ids, &that_was_all);
+			last = that_was_all;
 		}
 		PG_CATCH();
 		{
@@ -658,16 +679,17 @@ queued_leases_tend(void)
 		}
 		PG_END_TRY();
 		MemoryContextSwitchTo(context);
+		passing = !last;
 		for (int i = 0; i < count; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
 			begin_request(&ids[i]);
 		}
-		look = count == BATCH;
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	return look ? now : look_at;
+	/* A full pipe is opened by its answers. */
+	return look || (passing && nin_flight < MAX_IN_FLIGHT) ? now : look_at;
 }
 
 /* Raise what made the request fail. */

@@ -205,7 +205,7 @@ lock_secret(const ApiCall *call, const pg_uuid_t *secret_id, SecretRow *row)
 		                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
 	row->company_id = result_uuid(0, 1);
 	row->name = result_text(0, 2);
-	row->latest_version = DatumGetInt32(result_datum(0, 3, &isnull));
+	row->latest_version = DatumGetInt32(result_typed(0, 3, INT4OID, &isnull));
 }
 
 static int
@@ -555,7 +555,7 @@ secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 		                errmsg("Secret must belong to same company")));
 	version = json_is_integer(version_json)
 	              ? (int) Min(json_integer_value(version_json), PG_INT32_MAX)
-	              : DatumGetInt32(result_datum(0, 2, &isnull));
+	              : DatumGetInt32(result_typed(0, 2, INT4OID, &isnull));
 	values[1] = Int32GetDatum(version);
 	if (statement_execute(&find_version, values, NULL) == 0)
 		ereport(ERROR,
@@ -565,7 +565,7 @@ secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 		ereport(ERROR,
 		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		         errmsg("secret \"%s\" version %d is revoked", uuid_text(secret_id), version)));
-	material = json_from_jsonb(DatumGetJsonbP(result_datum(0, 1, &isnull)));
+	material = json_from_jsonb(DatumGetJsonbP(result_typed(0, 1, JSONBOID, &isnull)));
 	secret_keys_load(&keys);
 	PG_TRY();
 	{

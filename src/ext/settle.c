@@ -370,8 +370,8 @@ settle_idle(void)
 
 				for (int j = 0; j < count; j++)
 					if (memcmp(DatumGetUUIDP(ids[j]), id, sizeof(pg_uuid_t)) == 0)
-						configs[j] =
-						    PointerGetDatum(DatumGetJsonbPCopy(result_datum(i, 2, &isnull)));
+						configs[j] = PointerGetDatum(
+						    DatumGetJsonbPCopy(result_typed(i, 2, JSONBOID, &isnull)));
 			}
 			for (int i = 0; done && i < count; i++)
 			{

@@ -35,6 +35,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "funcapi.h"
 #include "jit/jit.h"
@@ -179,6 +180,7 @@ enter(ApiCall *call, Oid role, int security)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	SetUserIdAndSecContext(role, call->caller_context | SECURITY_LOCAL_USERID_CHANGE | security);
+	call->restricted = (security & SECURITY_RESTRICTED_OPERATION) != 0;
 }
 
 /*
@@ -235,7 +237,8 @@ api_leave(ApiCall *call)
 {
 	SetUserIdAndSecContext(call->caller, call->caller_context);
 	SPI_finish();
-	AtEOXact_GUC(true, call->guc_level);
+	/* What a stranger's trigger sets in a worker must not outlive the rights it had. */
+	AtEOXact_GUC(!call->restricted, call->guc_level);
 }
 
 /* 42501 unless the caller may SELECT from the table. */
@@ -431,7 +434,7 @@ statement_try_read(SharedTable table, Statement *statement, Datum *values, const
 	SetUserIdAndSecContext(table_owner(relid), context);
 	*count = statement_execute(statement, values, nulls);
 	SetUserIdAndSecContext(role, context);
-	AtEOXact_GUC(true, guc_level);
+	AtEOXact_GUC(false, guc_level);
 	return true;
 }
 
@@ -441,11 +444,35 @@ result_datum(int row, int column, bool *isnull)
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
 }
 
+/*
+ * A column of a shared table: its owner may have given it another type, and
+ * a value of that must not be read as what it is not.
+ */
+Datum
+result_typed(int row, int column, Oid type, bool *isnull)
+{
+	Oid given = SPI_gettypeid(SPI_tuptable->tupdesc, column);
+
+	if (given != type)
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+		                errmsg("column \"%s\" has type %s, not %s",
+		                       SPI_fname(SPI_tuptable->tupdesc, column), format_type_be(given),
+		                       format_type_be(type)),
+		                errhint("The tables of schema " SHARED_SCHEMA
+		                        " keep the column types they were created with.")));
+	return result_datum(row, column, isnull);
+}
+
+/* Also of an enum or varchar, as text. */
 char *
 result_text(int row, int column)
 {
 	bool isnull;
-	Datum datum = result_datum(row, column, &isnull);
+	Datum datum;
+
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, column) != TEXTOID)
+		return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+	datum = result_datum(row, column, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(datum);
 }
@@ -454,7 +481,7 @@ pg_uuid_t *
 result_uuid(int row, int column)
 {
 	bool isnull;
-	Datum datum = result_datum(row, column, &isnull);
+	Datum datum = result_typed(row, column, UUIDOID, &isnull);
 	pg_uuid_t *uuid;
 
 	if (isnull)

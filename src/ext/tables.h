@@ -49,6 +49,7 @@ typedef struct ApiCall
 	int caller_context;
 	char *caller_search_path;
 	int guc_level;
+	bool restricted;
 } ApiCall;
 
 extern const char *shared_table(SharedTable table);
@@ -78,7 +79,8 @@ extern int statement_execute(Statement *statement, Datum *values, const char *nu
 
 /* Column number `column` of row `row` of the last statement's result. */
 extern Datum result_datum(int row, int column, bool *isnull);
-extern char *result_text(int row, int column); /* NULL for null */
+extern Datum result_typed(int row, int column, Oid type, bool *isnull); /* or ERROR 42804 */
+extern char *result_text(int row, int column);                          /* NULL for null */
 extern void result_row(int row, TupleDesc desc, Datum *values, bool *nulls);
 extern Datum result_row_datum(FunctionCallInfo fcinfo);
 extern pg_uuid_t *result_uuid(int row, int column);
