@@ -352,6 +352,7 @@ exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 void
 driver_host_connect(void)
 {
+	forbid_in_scheduler();
 	if (connection_alive())
 		return;
 	connection_close();

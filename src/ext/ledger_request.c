@@ -222,6 +222,7 @@ ledger_ask(LedgerVerb verb, Jsonb *content, int64 wait_ms, LedgerReply *reply)
 
 	if (shared_state == NULL)
 		ereport_not_preloaded();
+	forbid_in_scheduler();
 	segment = dsm_create(VARSIZE(content), 0);
 	memcpy(dsm_segment_address(segment), content, VARSIZE(content));
 	slot = submit(verb, dsm_segment_handle(segment), wait_ms > 0);

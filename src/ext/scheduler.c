@@ -208,6 +208,7 @@ envrt_scheduler_main(Datum argument)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	pgstat_report_appname("envrt scheduler");
+	am_scheduler = true;
 	/* It waits for nobody's lock, not even in somebody's trigger. */
 	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
 	/* What the database's own settings say is meant for users. */

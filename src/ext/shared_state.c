@@ -120,6 +120,22 @@ scheduler_recheck(SchedulerSlot *slot)
 		SetLatch(slot->latch);
 }
 
+bool am_scheduler = false;
+
+/*
+ * A trigger may call envrt functions, and run in the scheduler: there a
+ * request to the ledger would wait for itself, and everybody for it.
+ */
+void
+forbid_in_scheduler(void)
+{
+	if (am_scheduler)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("the envrt scheduler can't wait for others"),
+		                errdetail("A trigger that it fired calls a function that waits."),
+		                errhint("Acquire leases in triggers by envrt_request_lease().")));
+}
+
 void
 ereport_not_preloaded(void)
 {

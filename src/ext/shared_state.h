@@ -119,6 +119,10 @@ extern void launcher_wake(void);
 extern SchedulerSlot *scheduler_slot(Oid database);
 extern void scheduler_recheck(SchedulerSlot *slot);
 
+/* In the scheduler: what would wait for it, or for the outside, must not be called. */
+extern bool am_scheduler;
+extern void forbid_in_scheduler(void);
+
 pg_noreturn extern void ereport_not_preloaded(void);
 
 #endif

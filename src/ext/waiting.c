@@ -35,6 +35,7 @@ waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument)
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("timeout must not be negative")));
 	if (shared_state == NULL)
 		ereport_not_preloaded();
+	forbid_in_scheduler();
 	waiting->deadline =
 	    GetCurrentTimestamp() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC);
 	ConditionVariablePrepareToSleep(&shared_state->leases_changed);
