@@ -223,7 +223,7 @@ CREATE INDEX environment_leases_expiry_idx ON envrt.environment_leases (expires_
     WHERE status IN ('active', 'retained') AND expires_at IS NOT NULL;
 COMMENT ON INDEX envrt.environment_leases_expiry_idx IS 'The lease that expires next';
 -- Leases that hold something; few, whatever the table's size.
-CREATE INDEX environment_leases_active_idx ON envrt.environment_leases (heartbeat_run_id)
+CREATE INDEX environment_leases_active_idx ON envrt.environment_leases (id)
     WHERE status IN ('active', 'retained');
 COMMENT ON INDEX envrt.environment_leases_active_idx IS 'Leases that have not ended';
 COMMENT ON TABLE envrt.environment_leases IS 'Leases: a run''s right to use an environment';

@@ -9,6 +9,7 @@
 
 #include "access/xlog.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_proc.h"
 #if PG_VERSION_NUM >= 150000
 #include "common/pg_prng.h"
 #endif
@@ -23,7 +24,10 @@
 
 #if PG_VERSION_NUM < 160000
 #define object_ownercheck_database(oid, role) pg_database_ownercheck(oid, role)
+#define compat_function_aclcheck(oid, role) pg_proc_aclcheck(oid, role, ACL_EXECUTE)
 #else
+#define compat_function_aclcheck(oid, role)                                                        \
+	object_aclcheck(ProcedureRelationId, oid, role, ACL_EXECUTE)
 #define object_ownercheck_database(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
 #endif
 

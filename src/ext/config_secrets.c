@@ -16,8 +16,8 @@
 #include "json.h"
 #include "secrets.h"
 
-static bool
-is_reference(const json_t *value)
+bool
+config_is_secret_reference(const json_t *value)
 {
 	const char *type = json_string_value(json_object_get(value, "type"));
 
@@ -49,7 +49,7 @@ replace(json_t *value, const pg_uuid_t *company_id, json_t *values)
 	{
 		json_array_foreach(value, index, member)
 		{
-			if (!is_reference(member))
+			if (!config_is_secret_reference(member))
 				replace(member, company_id, values);
 		}
 		return;
@@ -60,7 +60,7 @@ replace(json_t *value, const pg_uuid_t *company_id, json_t *values)
 	{
 		char *name;
 
-		if (!is_reference(member))
+		if (!config_is_secret_reference(member))
 		{
 			replace(member, company_id, values);
 			continue;

@@ -18,6 +18,8 @@
 extern json_t *config_resolve_secrets(json_t *config, const pg_uuid_t *company_id,
                                       const pg_uuid_t *key, bytea **sealed);
 
+extern bool config_is_secret_reference(const json_t *value);
+
 extern json_t *config_fill_secrets(json_t *config, const pg_uuid_t *key, bytea *sealed);
 
 #endif

@@ -39,10 +39,12 @@
 #include "drivers.h"
 #include "fault_points.h"
 #include "json.h"
+#include "ledger.h"
 #include "ledger_hints.h"
 #include "ledger_request.h"
 #include "provider_lease.h"
 #include "settings.h"
+#include "shared_state.h"
 #include "tables.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
@@ -250,19 +252,27 @@ provider_acquired(const AcquireRequest *request, json_t *result, bool resumed, A
 	lease->expires_at = parse_time(json_string_value(json_object_get(result, "expiresAt")));
 }
 
-/* What is in the ledger for a key, or for the lease that holds it. */
+/* What is in the ledger for a key, or for the lease that holds it; not what another server made. */
 json_t *
 provider_row(const pg_uuid_t *lease_id, bool by_key)
 {
-#define READ_ROW "SELECT pg_catalog.to_jsonb(p) FROM envrt.provider_leases p WHERE p."
-	static Statement find_key = {READ_ROW "lease_id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
-	static Statement find_holder = {READ_ROW "holder_id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
-	Datum values[1] = {UUIDPGetDatum(lease_id)};
+#define READ_ROW                                                                                   \
+	"SELECT pg_catalog.to_jsonb(p) FROM envrt.provider_leases p WHERE" LEDGER_OWN_OF("p.") " AND " \
+	                                                                                       "p."
+	static Statement find_key = {
+	    READ_ROW "lease_id OPERATOR(pg_catalog.=) $5", 5, {LEDGER_OWN_TYPES, UUIDOID}};
+	static Statement find_holder = {
+	    READ_ROW "holder_id OPERATOR(pg_catalog.=) $5", 5, {LEDGER_OWN_TYPES, UUIDOID}};
+	Datum values[5];
 	ApiCall call;
 	json_t *row = NULL;
 	MemoryContext context = CurrentMemoryContext;
 	int found;
 
+	if (shared_state == NULL)
+		ereport_not_preloaded();
+	ledger_own_arguments(values);
+	values[4] = UUIDPGetDatum(lease_id);
 	ledger_enter(&call);
 	found = statement_execute_latest(by_key ? &find_key : &find_holder, values, NULL);
 	if (found > 0)

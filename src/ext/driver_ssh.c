@@ -188,6 +188,7 @@ const Driver ssh_driver = {
     .name = "ssh",
     .calls_outside = true,
     .acquire = ssh_acquire,
+    .call_params = call_params,
     .acquire_params = ssh_acquire_params,
     .acquire_result = ssh_acquire_result,
     .probe = ssh_probe,

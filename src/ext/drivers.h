@@ -62,6 +62,9 @@ typedef struct Driver
 	json_t *(*acquire_params)(const AcquireRequest *request, int64 *timeout_ms);
 	void (*acquire_result)(const AcquireRequest *request, json_t *result, AcquiredLease *lease);
 
+	/* What every call about an environment has, secrets included (guarded). */
+	json_t *(*call_params)(const Environment *environment);
+
 	void (*probe)(const Environment *environment, ProbeResult *result);
 } Driver;
 

@@ -294,26 +294,38 @@ note_failed(const pg_uuid_t *id)
 	nfailed++;
 }
 
-/* After a batch that failed: each of its leases by itself. */
-static void
+/* After a batch that failed: each of its leases by itself.  False when they can't even be listed.
+ */
+static bool
 expire_one_by_one(void)
 {
 	pg_uuid_t ids[BATCH];
-	ApiCall call;
-	int count;
+	volatile int count = -1;
 
-	begin(&call);
-	count = due_leases(ids, NULL, false);
-	commit(&call);
+	PG_TRY();
+	{
+		ApiCall call;
+
+		begin(&call);
+		count = due_leases(ids, NULL, false);
+		commit(&call);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking for leases that have expired");
+	}
+	PG_END_TRY();
 	for (int i = 0; i < count; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (try_batch(&ids[i]) < 0)
 			note_failed(&ids[i]);
 	}
+	return count >= 0;
 }
 
-static void
+/* False when nothing can be done for now. */
+static bool
 expire_due(void)
 {
 	int count;
@@ -322,11 +334,12 @@ expire_due(void)
 	{
 		CHECK_FOR_INTERRUPTS();
 		count = try_batch(NULL);
-		if (count < 0)
-			expire_one_by_one();
+		if (count < 0 && !expire_one_by_one())
+			return false;
 		/* A full batch may have left more; so may one that failed, unless nothing can be noted. */
 	}
 	while (count == BATCH || (count < 0 && nfailed < MAX_FAILED));
+	return true;
 }
 
 /* When the next lease expires, those that failed aside; DT_NOEND: none does. */
@@ -364,6 +377,24 @@ next_expiry(void)
 	return expires_at;
 }
 
+/* As next_expiry; DT_NOBEGIN when that failed. */
+static TimestampTz
+try_next_expiry(void)
+{
+	volatile TimestampTz next = DT_NOBEGIN;
+
+	PG_TRY();
+	{
+		next = next_expiry();
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking when the next lease expires");
+	}
+	PG_END_TRY();
+	return next;
+}
+
 /*
  * expiry_tend
  *		End what is due; when to come again, DT_NOEND for not before being woken.
@@ -373,6 +404,7 @@ expiry_tend(SchedulerSlot *slot)
 {
 	static bool started = false;
 	TimestampTz next;
+	bool done;
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
 	next = slot->next_expiry;
@@ -392,9 +424,12 @@ expiry_tend(SchedulerSlot *slot)
 	LWLockRelease(shared_state->lock);
 
 	pgstat_report_activity(STATE_RUNNING, "expiring leases");
-	expire_due();
+	done = expire_due();
 	FAULT_POINT("expiry-after-commit");
-	next = next_expiry();
+	next = done ? try_next_expiry() : DT_NOBEGIN;
+	/* Somebody has made the table unusable: that is said in the log, and not each second. */
+	if (next == DT_NOBEGIN)
+		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAILED_RETRY_MS);
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 

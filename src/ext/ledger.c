@@ -234,13 +234,17 @@ reuse_row(LedgerRequest *request)
 	}
 }
 
-/* A statement whose one argument is the request's content, and what it means when it finds nothing.
+/* A statement on own rows with the request's content as $5, and what it means when it finds none.
  */
 static int
 execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwise)
 {
-	Datum values[1] = {JsonbPGetDatum(request->content)};
-	int count = statement_execute(statement, values, NULL);
+	Datum values[5];
+	int count;
+
+	ledger_own_arguments(values);
+	values[4] = JsonbPGetDatum(request->content);
+	count = statement_execute(statement, values, NULL);
 
 	request->reply.outcome = count > 0 ? LEDGER_DONE : otherwise;
 	request->reply.count = count;
@@ -249,9 +253,14 @@ execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwis
 
 /* The request's lease, as holder or as key. */
 #define OF_LEASE                                                                                   \
-	" FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"                    \
+	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
 	" WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id OPERATOR(pg_catalog.=) "  \
-	"r.lease_id)"
+	"r.lease_id) AND" LEDGER_OWN_OF("p.")
+#define OF_LEASE_TYPES                                                                             \
+	5,                                                                                             \
+	{                                                                                              \
+		LEDGER_OWN_TYPES, JSONBOID                                                                 \
+	}
 
 static void
 retry_row(LedgerRequest *request)
@@ -259,10 +268,9 @@ retry_row(LedgerRequest *request)
 	static Statement retry = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning',"
 	    " cleanup = coalesce(p.cleanup, 'destroy'), attempts = 0,"
-	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()" OF_LEASE
+	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now() FROM" OF_LEASE
 	    " AND p.state OPERATOR(pg_catalog.=) ANY (ARRAY['cleaning', 'unresolved'])",
-	    1,
-	    {JSONBOID},
+	    OF_LEASE_TYPES,
 	};
 
 	execute_for(request, &retry, LEDGER_NOT_FOUND);
@@ -273,21 +281,15 @@ static void
 forget_row(LedgerRequest *request)
 {
 	static Statement forget = {
-	    "DELETE FROM envrt.provider_leases p"
-	    " USING pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"
-	    " WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id "
-	    "OPERATOR(pg_catalog.=) r.lease_id)"
+	    "DELETE FROM envrt.provider_leases p USING" OF_LEASE
 	    " AND (p.state OPERATOR(pg_catalog.=) 'unresolved'"
 	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning' AND p.next_attempt_at IS NULL))",
-	    1,
-	    {JSONBOID},
+	    OF_LEASE_TYPES,
 	};
-	static Statement find = {"SELECT p.state FROM envrt.provider_leases p,"
-	                         " pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"
-	                         " WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id "
-	                         "OPERATOR(pg_catalog.=) r.lease_id)",
-	                         1,
-	                         {JSONBOID}};
+	static Statement find = {
+	    "SELECT p.state FROM envrt.provider_leases p," OF_LEASE,
+	    OF_LEASE_TYPES,
+	};
 
 	if (execute_for(request, &forget, LEDGER_NOT_FOUND) == 0 &&
 	    execute_for(request, &find, LEDGER_NOT_FOUND) > 0)
@@ -338,32 +340,27 @@ ledger_execute(LedgerRequest *request)
 	static Statement learn = {
 	    "UPDATE envrt.provider_leases p SET provider_lease_id = r.provider_lease_id, metadata = "
 	    "r.metadata, expires_at = r.expires_at, plugin_key = coalesce(r.plugin_key, p.plugin_key),"
-	    " updated_at = pg_catalog.now()" OF_LEASE " AND p.state OPERATOR(pg_catalog.=) 'creating'",
-	    1,
-	    {JSONBOID},
+	    " updated_at = pg_catalog.now() FROM" OF_LEASE
+	    " AND p.state OPERATOR(pg_catalog.=) 'creating'",
+	    OF_LEASE_TYPES,
 	};
 	static Statement nothing_made = {
-	    "DELETE FROM envrt.provider_leases p"
-	    " USING pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $1) r"
-	    " WHERE p.lease_id OPERATOR(pg_catalog.=) r.lease_id"
+	    "DELETE FROM envrt.provider_leases p USING" OF_LEASE
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND NOT p.resumed"
 	    " AND p.provider_lease_id IS NULL",
-	    1,
-	    {JSONBOID},
+	    OF_LEASE_TYPES,
 	};
 	static Statement resume_failed = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', holder_id = "
 	    "NULL, owner = NULL, attempts = 0, next_attempt_at = pg_catalog.now(),"
-	    " last_error = r.last_error, updated_at = pg_catalog.now()" OF_LEASE
+	    " last_error = r.last_error, updated_at = pg_catalog.now() FROM" OF_LEASE
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND p.resumed",
-	    1,
-	    {JSONBOID},
+	    OF_LEASE_TYPES,
 	};
 	static Statement doom = {
-	    "UPDATE envrt.provider_leases p SET doomed = true" OF_LEASE
+	    "UPDATE envrt.provider_leases p SET doomed = true FROM" OF_LEASE
 	    " AND p.state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held'])",
-	    1,
-	    {JSONBOID},
+	    OF_LEASE_TYPES,
 	};
 
 	memset(&request->reply, 0, sizeof(request->reply));

@@ -130,6 +130,7 @@ claim_slot(uint64 argument)
 /* What hints were about that was locked when we looked. */
 static Hints undecided;
 static TimestampTz undecided_at = DT_NOEND;
+static int undecided_for = 0; /* times in a row */
 
 static TimestampTz
 settle(void)
@@ -146,10 +147,14 @@ settle(void)
 		hints.idle = hints.idle || undecided.idle;
 		undecided_at = DT_NOEND;
 	}
-	if (!settle_hinted(&hints))
+	if (settle_hinted(&hints))
+		undecided_for = 0;
+	else
 	{
+		/* A lock is soon gone; what a person has to mend need not be said each second. */
 		undecided.all = undecided.idle = true;
-		undecided_at = TimestampTzPlusMilliseconds(now, SETTLE_RETRY_MS);
+		undecided_for = Min(undecided_for + 1, 6);
+		undecided_at = TimestampTzPlusMilliseconds(now, SETTLE_RETRY_MS << (undecided_for - 1));
 	}
 	return undecided_at;
 }

@@ -33,6 +33,7 @@
 #include "queued_leases.h"
 #include "settings.h"
 #include "shared_state.h"
+#include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -394,69 +395,126 @@ settle_idle(void)
 }
 
 /*
- * Leases that hold something of which the ledger knows nothing: restored from
- * a dump, or written by hand.  Once in a scheduler's life each is said.
+ * Leases that hold something, or wait for a cleanup, of which the ledger knows
+ * nothing: restored from a dump, or written by hand.
  */
-static bool
-report_unknown(const Hints *hints)
-{
 #define FIND_UNKNOWN                                                                               \
-	"SELECT id FROM @environment_leases@"                                                          \
-	" WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                       \
-	" AND provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake'])"
-	static Statement all = {FIND_UNKNOWN " LIMIT 10000", 0, {0}};
-	static Statement hinted = {
-	    FIND_UNKNOWN " AND id OPERATOR(pg_catalog.=) ANY ($1)", 1, {UUIDARRAYOID}};
-	static Statement known = {
-	    "SELECT pg_catalog.count(*) FROM pg_catalog.unnest($1) AS u(id)"
+	"SELECT id, status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                   \
+	" FROM @environment_leases@"                                                                   \
+	" WHERE (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                      \
+	"   AND provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake'])"
+
+/* Those of the ids that are not in the ledger; how many. */
+static int
+filter_unknown(Datum *ids, int count)
+{
+	static Statement unknown = {
+	    "SELECT u.id FROM pg_catalog.unnest($1) AS u(id)"
 	    " WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id "
 	    "OPERATOR(pg_catalog.=) u.id)",
 	    1,
 	    {UUIDARRAYOID},
 	};
-	static int64 said = 0;
+	Datum values[1] = {PointerGetDatum(uuid_array(ids, count))};
+	int found = count > 0 ? statement_execute(&unknown, values, NULL) : 0;
+
+	for (int i = 0; i < found; i++)
+		ids[i] = UUIDPGetDatum(result_uuid(i, 1));
+	return found;
+}
+
+/* Ids of the last statement's rows whose second column is `wanted`. */
+static int
+collect_ids(int found, bool wanted, Datum *ids)
+{
+	int count = 0;
+	bool isnull;
+
+	for (int i = 0; i < found; i++)
+		if (DatumGetBool(result_datum(i, 2, &isnull)) == wanted)
+			ids[count++] = UUIDPGetDatum(result_uuid(i, 1));
+	return count;
+}
+
+/* For leases with nothing behind them that is ours: set them right, where nobody has them locked.
+ */
+static void
+update_leases(Statement *statement, Datum *ids, int count)
+{
+	ApiCall owner;
+	Datum values[1] = {PointerGetDatum(uuid_array(ids, count))};
+
+	if (count == 0 ||
+	    !ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock))
+		return;
+	owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
+	statement_execute(statement, values, NULL);
+	api_leave(&owner);
+}
+
+/* There is nothing to clean up that we know of. */
+static Statement nothing_to_clean = {
+    "UPDATE @environment_leases@ SET cleanup_status = NULL, updated_at = pg_catalog.now()"
+    " WHERE id OPERATOR(pg_catalog.=) ANY ("
+    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+    "  AND cleanup_status OPERATOR(pg_catalog.=) 'pending' FOR NO KEY UPDATE SKIP LOCKED)",
+    1,
+    {UUIDARRAYOID},
+};
+
+static void
+report_number(int64 unknown)
+{
+	static bool said = false;
+
+	if (unknown == 0 || said)
+		return;
+	said = true;
+	ereport(LOG, (errmsg("left alone what " INT64_FORMAT
+	                     " leases hold that this server has not acquired",
+	                     unknown),
+	              errdetail("They are in envrt.stat_cleanup as foreign; further ones are not said "
+	                        "in the log."),
+	              errhint("SELECT envrt_claim_instance('forget') if this is a copy: it ends these "
+	                      "leases and touches nothing else.")));
+}
+
+/* Of the hinted leases. */
+static bool
+report_hinted(const Hints *hints)
+{
+	static Statement find = {
+	    FIND_UNKNOWN " OR (status OPERATOR(pg_catalog.<>) ALL (ARRAY['active', 'retained'])"
+	                 "   AND cleanup_status OPERATOR(pg_catalog.=) 'pending'))"
+	                 " AND id OPERATOR(pg_catalog.=) ANY ($1)",
+	    1,
+	    {UUIDARRAYOID},
+	};
 	volatile bool done = true;
 
 	PG_TRY();
 	{
 		ApiCall call;
-		Datum values[1] = {(Datum) 0};
+		Datum ids[MAX_HINTS];
+		Datum ended[MAX_HINTS];
+		Datum values[1];
 		int found = 0;
-		int64 unknown = 0;
+		int active = 0;
 
 		ledger_begin(&call);
-		if (hints != NULL)
-		{
-			Datum ids[MAX_HINTS];
-
-			for (int i = 0; i < hints->nleases; i++)
-				ids[i] = UUIDPGetDatum(&hints->leases[i]);
-			values[0] = PointerGetDatum(uuid_array(ids, hints->nleases));
-		}
-		done = statement_try_read(TABLE_ENVIRONMENT_LEASES, hints != NULL ? &hinted : &all, values,
-		                          NULL, &found);
+		for (int i = 0; i < hints->nleases; i++)
+			ids[i] = UUIDPGetDatum(&hints->leases[i]);
+		values[0] = PointerGetDatum(uuid_array(ids, hints->nleases));
+		done = statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found);
 		if (done && found > 0)
 		{
-			Datum *ids = palloc(sizeof(Datum) * found);
-			bool isnull;
+			int nended = collect_ids(found, false, ended);
 
-			for (int i = 0; i < found; i++)
-				ids[i] = UUIDPGetDatum(result_uuid(i, 1));
-			values[0] = PointerGetDatum(uuid_array(ids, found));
-			statement_execute(&known, values, NULL);
-			unknown = DatumGetInt64(result_datum(0, 1, &isnull));
+			active = filter_unknown(ids, collect_ids(found, true, ids));
+			update_leases(&nothing_to_clean, ended, filter_unknown(ended, nended));
 		}
 		ledger_commit(&call, false);
-		if (unknown > 0 && said == 0)
-			ereport(LOG,
-			        (errmsg("left alone what " INT64_FORMAT
-			                " leases hold that this server has not acquired",
-			                unknown),
-			         errdetail("They are in envrt.stat_cleanup as foreign; further ones are not "
-			                   "said in the log."),
-			         errhint("SELECT envrt_claim_instance('forget') if this is a copy: it ends "
-			                 "these leases and touches nothing else.")));
-		said += unknown;
+		report_number(active);
 	}
 	PG_CATCH();
 	{
@@ -465,6 +523,124 @@ report_unknown(const Hints *hints)
 	}
 	PG_END_TRY();
 	return done;
+}
+
+/* A page of the active ones after *last; -1 when the table is locked. */
+static int
+unknown_page(pg_uuid_t *last, Datum *ids, bool *more)
+{
+	static Statement find = {
+	    FIND_UNKNOWN ") AND id OPERATOR(pg_catalog.>) $1 ORDER BY id LIMIT 1000", 1, {UUIDOID}};
+	Datum values[1] = {UUIDPGetDatum(last)};
+	int found;
+	int count;
+
+	if (!statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found))
+		return -1;
+	count = collect_ids(found, true, ids);
+	*more = found == BATCH;
+	if (found > 0)
+		*last = *result_uuid(found - 1, 1);
+	return filter_unknown(ids, count);
+}
+
+/* Of all leases, once when the scheduler starts, and when it is asked to look at all. */
+static bool
+report_all(void)
+{
+	volatile bool done = true;
+
+	PG_TRY();
+	{
+		pg_uuid_t last = {0};
+		int64 unknown = 0;
+		bool more = true;
+
+		while (more && done)
+		{
+			ApiCall call;
+			Datum *ids;
+			int count;
+
+			CHECK_FOR_INTERRUPTS();
+			ledger_begin(&call);
+			ids = palloc(sizeof(Datum) * BATCH);
+			count = unknown_page(&last, ids, &more);
+			ledger_commit(&call, false);
+			done = count >= 0;
+			unknown += Max(count, 0);
+		}
+		report_number(unknown);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking for leases without a provider lease");
+		done = false;
+	}
+	PG_END_TRY();
+	return done;
+}
+
+/*
+ * After envrt_claim_instance('forget'): leases that hold nothing of this
+ * server's have no right to be active, and those that have ended have nothing
+ * to wait for.  A person asks for it, so a scan of the table is in order.
+ */
+void
+settle_forget_foreign_leases(void)
+{
+	static Statement end = {
+	    "UPDATE @environment_leases@ SET status = 'released', released_at = pg_catalog.now(),"
+	    " updated_at = pg_catalog.now(), failure_reason = 'forgotten_by_claim_instance'"
+	    " WHERE id OPERATOR(pg_catalog.=) ANY ("
+	    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+	    "  FOR NO KEY UPDATE SKIP LOCKED)",
+	    1,
+	    {UUIDARRAYOID},
+	};
+	static Statement find_ended = {
+	    "SELECT id, false FROM @environment_leases@"
+	    " WHERE status OPERATOR(pg_catalog.<>) ALL (ARRAY['active', 'retained'])"
+	    " AND cleanup_status OPERATOR(pg_catalog.=) 'pending'",
+	    0,
+	    {0},
+	};
+
+	PG_TRY();
+	{
+		pg_uuid_t last = {0};
+		bool more = true;
+		ApiCall call;
+		int found = 0;
+
+		while (more)
+		{
+			Datum *ids;
+			int count;
+
+			ledger_begin(&call);
+			ids = palloc(sizeof(Datum) * BATCH);
+			count = unknown_page(&last, ids, &more);
+			update_leases(&end, ids, Max(count, 0));
+			ledger_commit(&call, false);
+			if (count < 0)
+				break;
+		}
+		ledger_begin(&call);
+		if (statement_try_read(TABLE_ENVIRONMENT_LEASES, &find_ended, NULL, NULL, &found))
+		{
+			Datum *ids = palloc(sizeof(Datum) * Max(found, 1));
+
+			found = collect_ids(found, false, ids);
+			update_leases(&nothing_to_clean, ids, filter_unknown(ids, found));
+		}
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("ending leases of a copied database");
+	}
+	PG_END_TRY();
 }
 
 /*
@@ -478,75 +654,14 @@ settle_hinted(const Hints *hints)
 	bool unknown = false;
 
 	if (hints->all)
-		done = settle_rows(NULL, &unknown) && report_unknown(NULL);
+		done = settle_rows(NULL, &unknown) && report_all();
 	else if (hints->nleases > 0)
 	{
 		done = settle_rows(hints, &unknown);
 		if (unknown)
-			done = report_unknown(hints) && done;
+			done = report_hinted(hints) && done;
 	}
 	if (hints->idle || hints->all)
 		done = settle_idle() && done;
 	return done;
-}
-
-/*
- * After envrt_claim_instance('forget'): leases that hold nothing of this
- * server's have no right to be active.
- */
-void
-settle_forget_foreign_leases(void)
-{
-	static Statement list = {FIND_UNKNOWN " LIMIT 10000", 0, {0}};
-	static Statement filter = {
-	    "SELECT pg_catalog.array_agg(u.id) FROM pg_catalog.unnest($1) AS u(id)"
-	    " WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id "
-	    "OPERATOR(pg_catalog.=) u.id)",
-	    1,
-	    {UUIDARRAYOID},
-	};
-	static Statement end = {
-	    "UPDATE @environment_leases@ SET status = 'released', released_at = pg_catalog.now(),"
-	    " updated_at = pg_catalog.now(), failure_reason = 'forgotten_by_claim_instance'"
-	    " WHERE id OPERATOR(pg_catalog.=) ANY ("
-	    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
-	    "  FOR NO KEY UPDATE SKIP LOCKED)",
-	    1,
-	    {UUIDARRAYOID},
-	};
-
-	PG_TRY();
-	{
-		ApiCall call;
-		int found = 0;
-		Datum values[1] = {(Datum) 0};
-		bool isnull = true;
-
-		ledger_begin(&call);
-		if (statement_try_read(TABLE_ENVIRONMENT_LEASES, &list, values, NULL, &found) && found > 0)
-		{
-			Datum *ids = palloc(sizeof(Datum) * found);
-
-			for (int i = 0; i < found; i++)
-				ids[i] = UUIDPGetDatum(result_uuid(i, 1));
-			values[0] = PointerGetDatum(uuid_array(ids, found));
-			statement_execute(&filter, values, NULL);
-			values[0] = result_datum(0, 1, &isnull);
-			if (!isnull)
-			{
-				ApiCall owner;
-
-				values[0] = PointerGetDatum(DatumGetArrayTypePCopy(values[0]));
-				owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
-				statement_execute(&end, values, NULL);
-				api_leave(&owner);
-			}
-		}
-		ledger_commit(&call, false);
-	}
-	PG_CATCH();
-	{
-		ledger_abort("ending leases of a copied database");
-	}
-	PG_END_TRY();
 }

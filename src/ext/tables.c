@@ -16,7 +16,9 @@
  * one of these tables runs with the owner's rights and must not find the
  * caller's objects by an unqualified name.  And such a trigger must be of
  * somebody who has the owner's rights anyway: else whoever may put a trigger
- * on the table could have our call run it with rights that are not his.  The
+ * on the table could have our call run it with rights that are not his.  For
+ * the same reason the tables have one owner: what another one puts on a table
+ * (an expression in an index is enough) would run with rights he has not.  The
  * look at a row as the caller is with the caller's search_path, which its
  * policies may need.  All this ends at api_leave, or at the
  * (sub)transaction's abort.
@@ -46,6 +48,7 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
@@ -116,56 +119,154 @@ api_forbid_read_only(const char *function)
 }
 
 /*
- * The owner's rights must be what they seem: row-level security that is
- * forced on the owner would hide rows from us, and a stranger's trigger would
- * run with them.
+ * Whether all is as owner_enter needs it, is looked at once: until something
+ * about the tables, their triggers' functions or roles changes.
+ */
+static bool tables_checked = false;
+static Oid checked_owner;
+static Oid checked_tables[SHARED_TABLE_COUNT];
+
+static void
+forget_check_of_table(Datum arg, Oid relid)
+{
+	for (int i = 0; i < SHARED_TABLE_COUNT && tables_checked; i++)
+		if (relid == InvalidOid || relid == checked_tables[i])
+			tables_checked = false;
+}
+
+static void
+forget_check(Datum arg, int cacheid, uint32 hashvalue)
+{
+	tables_checked = false;
+}
+
+static bool
+has_rights_of(Oid role, Oid owner)
+{
+	return role == owner || superuser_arg(role) || has_privs_of_role(role, owner);
+}
+
+/*
+ * What an owner can put on a table, index expressions, policies, rules, runs
+ * in our statements: with rights that must be the owner's anyway.
  */
 static void
-check_written_tables(Oid owner)
+check_table(SharedTable table, Oid relid, Oid owner)
 {
-	static const SharedTable written[] = {TABLE_ENVIRONMENT_LEASES, TABLE_ENVIRONMENTS,
-	                                      TABLE_COMPANY_SECRETS, TABLE_COMPANY_SECRET_VERSIONS};
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid table_owner;
+	char kind;
 
-	for (int i = 0; i < (int) lengthof(written); i++)
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	table_owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	kind = ((Form_pg_class) GETSTRUCT(tuple))->relkind;
+	ReleaseSysCache(tuple);
+	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+		                errmsg("%s is not a table", shared_table(table))));
+	if (!has_rights_of(table_owner, owner))
+		ereport(ERROR,
+		        (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		         errmsg("table %s has another owner than %s", shared_table(table),
+		                shared_table(TABLE_ENVIRONMENT_LEASES)),
+		         errdetail("envrt uses the tables with the rights of one owner, which this one "
+		                   "does not have."),
+		         errhint("ALTER TABLE %s OWNER TO %s;", shared_table(table),
+		                 quote_identifier(GetUserNameFromId(owner, false)))));
+}
+
+/*
+ * Of tables that are written: row-level security that is forced on the owner
+ * would hide rows from us, and a stranger's trigger would run with the
+ * owner's rights.
+ */
+static void
+check_written_table(SharedTable table, Oid relid, Oid owner)
+{
+	Relation relation = RelationIdGetRelation(relid);
+	TriggerDesc *triggers;
+	bool forced;
+
+	if (!RelationIsValid(relation))
+		elog(ERROR, "could not open relation %s", shared_table(table));
+	forced = relation->rd_rel->relforcerowsecurity;
+	/* A copy: looking into caches may rebuild the entry. */
+	triggers = CopyTriggerDesc(relation->trigdesc);
+	RelationClose(relation);
+	if (forced && !superuser_arg(owner))
+		ereport(ERROR,
+		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		         errmsg("row-level security of %s is forced on its owner", shared_table(table)),
+		         errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", shared_table(table))));
+	for (int t = 0; triggers != NULL && t < triggers->numtriggers; t++)
 	{
-		Relation relation = RelationIdGetRelation(shared_table_oid(written[i]));
-		TriggerDesc *triggers;
+		const Trigger *trigger = &triggers->triggers[t];
+		HeapTuple tuple;
+		Oid author;
 
-		if (!RelationIsValid(relation))
-			elog(ERROR, "could not open relation %s", shared_table(written[i]));
-		if (relation->rd_rel->relforcerowsecurity && !superuser_arg(owner))
-			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			                errmsg("row-level security of %s is forced on its owner",
-			                       shared_table(written[i])),
-			                errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;",
-			                        shared_table(written[i]))));
-		triggers = relation->trigdesc;
-		for (int t = 0; triggers != NULL && t < triggers->numtriggers; t++)
-		{
-			const Trigger *trigger = &triggers->triggers[t];
-			HeapTuple tuple;
-			Oid author;
-
-			if (trigger->tgisinternal || trigger->tgenabled == TRIGGER_DISABLED)
-				continue;
-			tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(trigger->tgfoid));
-			if (!HeapTupleIsValid(tuple))
-				elog(ERROR, "cache lookup failed for function %u", trigger->tgfoid);
-			author = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
-			ReleaseSysCache(tuple);
-			if (author != owner && !superuser_arg(author) && !has_privs_of_role(author, owner))
-				ereport(
-				    ERROR,
-				    (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				     errmsg("trigger \"%s\" on %s is not trusted", trigger->tgname,
-				            shared_table(written[i])),
-				     errdetail("envrt writes the table with its owner's rights, which the owner of "
-				               "the trigger's function does not have."),
-				     errhint(
-				         "Have the function owned by the table's owner, or drop the trigger.")));
-		}
-		RelationClose(relation);
+		if (trigger->tgisinternal || trigger->tgenabled == TRIGGER_DISABLED)
+			continue;
+		tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(trigger->tgfoid));
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for function %u", trigger->tgfoid);
+		author = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+		ReleaseSysCache(tuple);
+		if (!has_rights_of(author, owner))
+			ereport(
+			    ERROR,
+			    (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			     errmsg("trigger \"%s\" on %s is not trusted", trigger->tgname,
+			            shared_table(table)),
+			     errdetail("envrt writes the table with its owner's rights, which the owner of "
+			               "the trigger's function does not have."),
+			     errhint("Have the function owned by the table's owner, or drop the trigger.")));
 	}
+	FreeTriggerDesc(triggers);
+}
+
+static void
+check_tables(Oid owner)
+{
+	static bool registered = false;
+	static const bool written[SHARED_TABLE_COUNT] = {
+	    [TABLE_ENVIRONMENT_LEASES] = true,
+	    [TABLE_ENVIRONMENTS] = true,
+	    [TABLE_COMPANY_SECRETS] = true,
+	    [TABLE_COMPANY_SECRET_VERSIONS] = true,
+	};
+
+	if (tables_checked && checked_owner == owner)
+		return;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(forget_check_of_table, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHOID, forget_check, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, forget_check, (Datum) 0);
+		CacheRegisterSyscacheCallback(PROCOID, forget_check, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_check, (Datum) 0);
+		registered = true;
+	}
+	/* Set first: what is invalidated while we look counts. */
+	for (int i = 0; i < SHARED_TABLE_COUNT; i++)
+		checked_tables[i] = shared_table_oid(i);
+	checked_owner = owner;
+	tables_checked = true;
+	PG_TRY();
+	{
+		for (int i = 0; i < SHARED_TABLE_COUNT; i++)
+		{
+			check_table(i, checked_tables[i], owner);
+			if (written[i])
+				check_written_table(i, checked_tables[i], owner);
+		}
+	}
+	PG_CATCH();
+	{
+		tables_checked = false;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 }
 
 /* Take the rights of a role, with everything that SPI and names need. */
@@ -196,7 +297,9 @@ owner_enter(ApiCall *call, int security)
 {
 	Oid owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
 
-	check_written_tables(owner);
+	/* Nothing that has been sent meanwhile may be missed. */
+	AcceptInvalidationMessages();
+	check_tables(owner);
 	enter(call, owner, security);
 }
 
