@@ -41,6 +41,7 @@
 #include "shared_state.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -68,14 +69,29 @@ ledger_begin(ApiCall *call)
 	ledger_enter(call);
 }
 
+/*
+ * Flushed, and where there is a synchronous standby flushed there too,
+ * whatever users do without for their data.
+ */
+void
+commit_durably(void)
+{
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
+		                         GUC_ACTION_LOCAL, true, 0, false);
+	ForceSyncCommit();
+	CommitTransactionCommand();
+}
+
 void
 ledger_commit(ApiCall *call, bool durable)
 {
 	api_leave(call);
 	PopActiveSnapshot();
 	if (durable)
-		ForceSyncCommit();
-	CommitTransactionCommand();
+		commit_durably();
+	else
+		CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
 }
 

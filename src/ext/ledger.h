@@ -16,6 +16,8 @@
 extern void ledger_begin(ApiCall *call);
 /* `durable`: flushed before anybody acts on it, whatever synchronous_commit says. */
 extern void ledger_commit(ApiCall *call, bool durable);
+/* Ends the transaction as something that others are about to rely on. */
+extern void commit_durably(void);
 /* In PG_CATCH: say in the log what happened, and end the transaction. */
 extern void ledger_abort(const char *activity);
 

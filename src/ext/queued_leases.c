@@ -194,8 +194,9 @@ commit(ApiCall *call, bool durable)
 	api_leave(call);
 	PopActiveSnapshot();
 	if (durable)
-		ForceSyncCommit();
-	CommitTransactionCommand();
+		commit_durably();
+	else
+		CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
 }
 
