@@ -563,6 +563,30 @@ COMMENT ON FUNCTION envrt_await_lease(uuid, interval) IS
 'Waits for a lease of envrt_request_lease and returns it. Errors: those of the acquire, 42704 no such lease or request, 55000 requested by the very transaction that asks, 57014 the timeout was first';
 
 -- ---------------------------------------------------------------------------------------------
+-- Commands in a lease
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt_execute(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
+                              stdin text DEFAULT NULL, timeout interval DEFAULT NULL,
+                              OUT exit_code integer, OUT signal text, OUT timed_out boolean, OUT stdout text, OUT stderr text, OUT metadata jsonb)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_execute(uuid, text, text[], text, jsonb, text, interval) IS
+'Runs a command in an active lease and waits for it. A command that fails is a row: exit_code, or signal, or timed_out after timeout (default: the environment''s timeoutMs, else envrt.execute_timeout); output beyond envrt.max_output is dropped, metadata says so. A value of env is a string, or {"type": "secret_ref", "secretId", "version"}. Errors: 22023 bad argument, 42704 no such lease or secret, 42501 no right to use secrets in env, 0A000 the driver runs no commands, 55000 lease not active or no driver host, 08001/08004/08006/28000/38000 from the driver';
+
+CREATE FUNCTION envrt_execute_raw(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
+                                  stdin bytea DEFAULT NULL, timeout interval DEFAULT NULL,
+                                  OUT exit_code integer, OUT signal text, OUT timed_out boolean, OUT stdout bytea, OUT stderr bytea, OUT metadata jsonb)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) IS
+'Like envrt_execute, with stdin, stdout and stderr byte for byte';
+
+CREATE FUNCTION envrt.use_secrets_in_env()
+RETURNS void
+AS 'MODULE_PATHNAME', 'envrt_use_secrets_in_env' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.use_secrets_in_env() IS
+'Does nothing. EXECUTE on it is the right to give commands secrets in their env, and so to read these';
+
+-- ---------------------------------------------------------------------------------------------
 -- Ledger
 -- ---------------------------------------------------------------------------------------------
 
@@ -750,6 +774,9 @@ REVOKE ALL ON FUNCTION envrt_await_cleanup(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_retry_cleanup(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_await_lease(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_execute(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_claim_instance(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_forget_provider_lease(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.own_instance() FROM PUBLIC;

@@ -648,6 +648,114 @@ normalize_plugin_sandbox(json_t *config, const char *provider, size_t length, js
 	return complete;
 }
 
+/* A folder's name: one path component, and none that is hidden or means another. */
+static bool
+is_image_name(const char *text, size_t length)
+{
+	for (size_t i = 0; i < length; i++)
+	{
+		char c = text[i];
+
+		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+		      (i > 0 && (c == '.' || c == '_' || c == '-'))))
+			return false;
+	}
+	return length > 0 && length <= 128;
+}
+
+static bool
+is_environment_name(const char *name)
+{
+	if (!((*name >= 'a' && *name <= 'z') || (*name >= 'A' && *name <= 'Z') || *name == '_'))
+		return false;
+	for (; *name != '\0'; name++)
+		if (!((*name >= 'a' && *name <= 'z') || (*name >= 'A' && *name <= 'Z') || *name == '_' ||
+		      (*name >= '0' && *name <= '9')))
+			return false;
+	return true;
+}
+
+/* Variables for every command; values are text or references to secrets. */
+static json_t *
+read_variables(json_t *config, ConfigIssues *issues)
+{
+	json_t *variables = json_object_get(config, "env");
+	const char *name;
+	json_t *value;
+	int before = issues->count;
+
+	if (variables == NULL)
+		return NULL;
+	if (!json_is_object(variables))
+	{
+		add_type_issue(issues, "env", "object", variables);
+		return NULL;
+	}
+	json_object_foreach(variables, name, value)
+	{
+		const char *text;
+		size_t length;
+
+		if (!is_environment_name(name))
+			add_issue(issues, "env", "Invalid environment variable key: %.100s", name);
+		else if (!json_is_object(value))
+			(void) string_bytes(value, "env", &text, &length, issues);
+	}
+	return issues->count == before ? json_deep_copy(variables) : NULL;
+}
+
+/* The sandboxes that envrt makes by itself. */
+static bool
+normalize_bubblewrap(json_t *config, json_t *result, ConfigIssues *issues)
+{
+	static const char *const known[] = {"provider",   "image",        "network",     "memoryMb",
+	                                    "cpuSeconds", "maxProcesses", "maxFileMb",   "workspaceMb",
+	                                    "timeoutMs",  "reuseLease",   "leasePolicy", "env",
+	                                    NULL};
+	static const struct
+	{
+		const char *key;
+		double min;
+		double max;
+	} numbers[] = {{"memoryMb", 16, 1048576},   {"cpuSeconds", 1, 86400},
+	               {"maxProcesses", 1, 32768},  {"maxFileMb", 1, 1048576},
+	               {"workspaceMb", 1, 1048576}, {"timeoutMs", 1, MAX_TIMEOUT_MS}};
+	json_t *image = json_object_get(config, "image");
+	json_t *network;
+	const char *text;
+	size_t length;
+	bool complete = store(result, "provider", json_string("bubblewrap"));
+
+	if (image != NULL && !json_is_null(image))
+	{
+		if (string_bytes(image, "image", &text, &length, issues) && !is_image_name(text, length))
+			add_issue(issues, "image",
+			          "The name of a folder among the images is letters, digits, dots, hyphens "
+			          "and underscores");
+		complete &= store(result, "image", json_incref(image));
+	}
+	network = read_boolean(config, "network", false, issues);
+	if (json_is_true(network))
+		add_issue(issues, "network",
+		          "Sandboxes have no network: with the host's, a command could log in as the "
+		          "server");
+	complete &= store(result, "network", network);
+	for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+		if (json_object_get(config, numbers[i].key) != NULL)
+			complete &=
+			    store(result, numbers[i].key,
+			          read_integer(config, numbers[i].key, numbers[i].min, numbers[i].max, issues));
+	complete &= store(result, "reuseLease", read_boolean(config, "reuseLease", false, issues));
+	check_lease_policy(config, issues);
+	if (json_object_get(config, "leasePolicy") != NULL)
+		complete &=
+		    store(result, "leasePolicy", json_incref(json_object_get(config, "leasePolicy")));
+	if (json_object_get(config, "env") != NULL)
+		complete &= store(result, "env", read_variables(config, issues));
+	check_unknown_keys(config, known, "", issues);
+	return complete;
+}
+
 static bool
 normalize_sandbox(json_t *config, json_t *result, ConfigIssues *issues)
 {
@@ -663,6 +771,8 @@ normalize_sandbox(json_t *config, json_t *result, ConfigIssues *issues)
 	}
 	if (length == 0 || (length == 4 && memcmp(provider, "fake", 4) == 0))
 		return normalize_fake(config, result, issues);
+	if (length == 10 && memcmp(provider, "bubblewrap", 10) == 0)
+		return normalize_bubblewrap(config, result, issues);
 	return normalize_plugin_sandbox(config, provider, length, result, issues);
 }
 

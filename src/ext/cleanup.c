@@ -48,6 +48,7 @@
 #define CANDIDATES 256
 
 #define REPORT_RETRY_MS 1000
+#define MAX_REPORT_RETRY_MS 30000
 #define LOST_RETRY_MS 500
 #define BACKOFF_MS 1000
 #define MAX_BACKOFF_MS (5 * 60 * 1000)
@@ -73,6 +74,7 @@ typedef struct Cleanup
 	char provider[128];
 	bool keep;
 	int attempts;
+	int64 fence; /* as the row had it when it was taken */
 	json_t *params;
 	const char *method;
 	CleanupResult result;
@@ -166,6 +168,25 @@ cleanup_answered(void *data, const DriverAnswer *answer)
 }
 
 static bool
+in_list(const dlist_head *list, const pg_uuid_t *lease_id)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, unconstify(dlist_head *, list))
+	{
+		if (memcmp(&dlist_container(Cleanup, node, iter.cur)->lease_id, lease_id, UUID_LEN) == 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+is_under_way(const pg_uuid_t *lease_id)
+{
+	return in_list(&in_flight, lease_id) || in_list(&answered, lease_id);
+}
+
+static bool
 may_start(const pg_uuid_t *environment_id, const char *provider, const List *chosen)
 {
 	int of_environment = 0;
@@ -240,7 +261,8 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 		char *provider = result_text(row, 4);
 		Cleanup *cleanup;
 
-		if (!may_start(environment_id, provider, chosen))
+		/* A person's retry may have made it due while it is tried. */
+		if (is_under_way(result_uuid(row, 1)) || !may_start(environment_id, provider, chosen))
 			continue;
 		cleanup = MemoryContextAllocZero(TopMemoryContext, sizeof(Cleanup));
 		cleanup->lease_id = *result_uuid(row, 1);
@@ -276,6 +298,7 @@ make_call(Cleanup *cleanup, int row)
 	json_t *params;
 
 	cleanup->attempts = DatumGetInt32(result_datum(row, 2, &isnull));
+	cleanup->fence = DatumGetInt64(result_datum(row, 11, &isnull));
 	if (strncmp(kind, "report", strlen("report")) == 0)
 	{
 		cleanup->keep = strcmp(kind, "report_keep") == 0;
@@ -303,8 +326,7 @@ make_call(Cleanup *cleanup, int row)
 	set_text(params, "environmentId", uuid_text(&cleanup->environment_id));
 	set_text(params, "hostInstance", result_text(row, 10));
 	set_text(params, "leaseId", uuid_text(&cleanup->lease_id));
-	json_object_set_new(params, "fence",
-	                    json_integer(DatumGetInt64(result_datum(row, 11, &isnull))));
+	json_object_set_new(params, "fence", json_integer(cleanup->fence));
 	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
 	if (cleanup->keep)
 		json_object_set_new(params, "keep", json_true());
@@ -340,42 +362,68 @@ take(List *chosen, TimestampTz now)
 	}
 }
 
-/* A row whose call can't even be made, since its secrets can't be decrypted, say. */
-static void
-note_unusable(const Cleanup *cleanup, const char *error)
+/*
+ * A row whose call can't even be made, since its secrets can't be decrypted,
+ * say: that counts as an attempt that has failed.  False when not even this
+ * can be written.
+ */
+static bool
+take_unusable(Cleanup *cleanup, TimestampTz now, const char *error)
 {
 	static Statement update = {
-	    "UPDATE envrt.provider_leases SET state = 'cleaning', attempts = attempts "
-	    "OPERATOR(pg_catalog.+) 1, last_error = $2, next_attempt_at = pg_catalog.now() "
-	    "OPERATOR(pg_catalog.+) '1 min'::pg_catalog.interval WHERE lease_id "
-	    "OPERATOR(pg_catalog.=) $1",
+	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = coalesce(cleanup, "
+	    "'destroy'), attempts = attempts OPERATOR(pg_catalog.+) 1, next_attempt_at = $2"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) $1 RETURNING cleanup, attempts, fence",
 	    2,
-	    {UUIDOID, TEXTOID},
+	    {UUIDOID, TIMESTAMPTZOID},
 	};
+	volatile bool taken = false;
 
 	PG_TRY();
 	{
 		ApiCall call;
 		Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
+		bool isnull;
 
 		ledger_begin(&call);
-		values[1] = CStringGetTextDatum(error);
-		statement_execute(&update, values, NULL);
+		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, BACKOFF_MS));
+		if (statement_execute(&update, values, NULL) > 0)
+		{
+			cleanup->keep = strcmp(result_text(0, 1), "keep") == 0;
+			cleanup->attempts = DatumGetInt32(result_datum(0, 2, &isnull));
+			cleanup->fence = DatumGetInt64(result_datum(0, 3, &isnull));
+			cleanup->result = CLEANUP_ERROR;
+			strlcpy(cleanup->error, text_to_utf8(error), sizeof(cleanup->error));
+			taken = true;
+		}
 		ledger_commit(&call, false);
 	}
 	PG_CATCH();
 	{
 		ledger_abort("beginning to clean up");
+		taken = false;
 	}
 	PG_END_TRY();
+	return taken;
 }
 
+/* An error that says nothing about the row. */
+static bool
+is_passing(int sqlstate)
+{
+	return sqlstate == ERRCODE_LOCK_NOT_AVAILABLE || sqlstate == ERRCODE_QUERY_CANCELED ||
+	       sqlstate == ERRCODE_OUT_OF_MEMORY;
+}
+
+/* Take them; those that can't be used go to `answered` when they are alone. */
 static bool
 try_take(List *chosen, TimestampTz now)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool taken = false;
+	volatile bool passing = false;
 	char message[256] = "";
+	ListCell *cell;
 
 	PG_TRY();
 	{
@@ -390,26 +438,39 @@ try_take(List *chosen, TimestampTz now)
 	PG_CATCH();
 	{
 		ErrorData *error;
-		ListCell *cell;
 
 		MemoryContextSwitchTo(context);
+		HOLD_INTERRUPTS();
 		error = CopyErrorData();
 		strlcpy(message, error->message, sizeof(message));
+		passing = is_passing(error->sqlerrcode);
 		FreeErrorData(error);
-		ledger_abort("beginning to clean up");
-		foreach (cell, chosen)
-		{
-			Cleanup *cleanup = lfirst(cell);
-
-			json_decref(cleanup->params);
-			cleanup->params = NULL;
-		}
+		FlushErrorState();
+		AbortCurrentTransaction();
+		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	if (!taken && list_length(chosen) == 1)
-		note_unusable(linitial(chosen), message);
-	return taken;
+	if (taken)
+		return true;
+	foreach (cell, chosen)
+	{
+		Cleanup *cleanup = lfirst(cell);
+
+		json_decref(cleanup->params);
+		cleanup->params = NULL;
+	}
+	if (list_length(chosen) == 1)
+	{
+		Cleanup *cleanup = linitial(chosen);
+
+		if (!passing && take_unusable(cleanup, now, message))
+			dlist_push_tail(&answered, &cleanup->node);
+		else
+			cleanup_free(cleanup);
+		MemoryContextSwitchTo(context);
+	}
+	return false;
 }
 
 static void
@@ -481,14 +542,12 @@ start_due(void)
 	{
 		if (try_take(chosen, now))
 			taken = chosen;
-		else
+		else if (list_length(chosen) > 1)
 			foreach (cell, chosen)
 			{
 				/* One of them is bad: the others must not suffer for it. */
 				if (try_take(list_make1(lfirst(cell)), now))
 					taken = lappend(taken, lfirst(cell));
-				else
-					cleanup_free(lfirst(cell));
 			}
 		start(taken);
 	}
@@ -593,42 +652,51 @@ backoff_ms(int attempts)
 	return (int64) (delay * (0.75 + 0.5 * compat_random()));
 }
 
+/* What has been changed since is not this answer's business. */
+#define AS_TAKEN                                                                                   \
+	" lease_id OPERATOR(pg_catalog.=) $1 AND fence OPERATOR(pg_catalog.=) $2"                      \
+	" AND state OPERATOR(pg_catalog.=) 'cleaning'"
+
 static void
 write_done(const Cleanup *cleanup)
 {
 	static Statement delete = {
-	    "DELETE FROM envrt.provider_leases WHERE lease_id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
+	    "DELETE FROM envrt.provider_leases WHERE" AS_TAKEN, 2, {UUIDOID, INT8OID}};
 	/* A time of zero is none. */
 	static Statement keep = {
 	    "UPDATE envrt.provider_leases SET state = 'idle', holder_id = NULL, cleanup = NULL,"
 	    " resumed = false, doomed = false, attempts = 0, last_error = NULL,"
-	    " next_attempt_at = CASE WHEN $2 OPERATOR(pg_catalog.=) 0 THEN expires_at"
+	    " next_attempt_at = CASE WHEN $3 OPERATOR(pg_catalog.=) 0 THEN expires_at"
 	    "   ELSE least(expires_at, pg_catalog.now() OPERATOR(pg_catalog.+) "
-	    "   pg_catalog.make_interval(secs => $2)) END,"
+	    "   pg_catalog.make_interval(secs => $3)) END,"
 	    " updated_at = pg_catalog.now()"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
-	    2,
-	    {UUIDOID, INT4OID},
+	    " WHERE" AS_TAKEN,
+	    3,
+	    {UUIDOID, INT8OID, INT4OID},
 	};
 	static Statement report = {
-	    "UPDATE envrt.provider_leases SET cleanup = $2, next_attempt_at = $3"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
-	    3,
-	    {UUIDOID, TEXTOID, TIMESTAMPTZOID},
+	    "UPDATE envrt.provider_leases SET cleanup = $3, next_attempt_at = $4,"
+	    " attempts = CASE WHEN cleanup OPERATOR(pg_catalog.=) $3 THEN attempts ELSE 0 END"
+	    " WHERE" AS_TAKEN,
+	    4,
+	    {UUIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID},
 	};
-	Datum values[3] = {UUIDPGetDatum(&cleanup->lease_id)};
+	Datum values[4] = {UUIDPGetDatum(&cleanup->lease_id), Int64GetDatum(cleanup->fence)};
 
 	freed = true;
 	if (cleanup->lease_blocked)
 	{
-		values[1] = CStringGetTextDatum(cleanup->keep ? "report_keep" : "report");
-		values[2] = TimestampTzGetDatum(
-		    TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPORT_RETRY_MS));
+		int64 delay = cleanup->method != NULL
+		                  ? REPORT_RETRY_MS
+		                  : Min(backoff_ms(cleanup->attempts), MAX_REPORT_RETRY_MS);
+
+		values[2] = CStringGetTextDatum(cleanup->keep ? "report_keep" : "report");
+		values[3] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay));
 		statement_execute(&report, values, NULL);
 	}
 	else if (cleanup->keep)
 	{
-		values[1] = Int32GetDatum(envrt_reuse_idle_timeout);
+		values[2] = Int32GetDatum(envrt_reuse_idle_timeout);
 		statement_execute(&keep, values, NULL);
 		/* Its environment may have been changed since. */
 		hint_look_at_idle();
@@ -641,27 +709,27 @@ static void
 write_not_done(const Cleanup *cleanup)
 {
 	static Statement retry = {
-	    "UPDATE envrt.provider_leases SET last_error = $2, next_attempt_at = $3,"
-	    " attempts = attempts OPERATOR(pg_catalog.-) $4, updated_at = pg_catalog.now()"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
-	    4,
-	    {UUIDOID, TEXTOID, TIMESTAMPTZOID, INT4OID},
+	    "UPDATE envrt.provider_leases SET last_error = $3, next_attempt_at = $4,"
+	    " attempts = attempts OPERATOR(pg_catalog.-) $5, updated_at = pg_catalog.now()"
+	    " WHERE" AS_TAKEN,
+	    5,
+	    {UUIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT4OID},
 	};
 	/* What can't be released is not fit for reuse: it is destroyed instead. */
 	static Statement destroy = {
-	    "UPDATE envrt.provider_leases SET last_error = $2, cleanup = 'destroy', attempts = 0,"
+	    "UPDATE envrt.provider_leases SET last_error = $3, cleanup = 'destroy', attempts = 0,"
 	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
-	    2,
-	    {UUIDOID, TEXTOID},
+	    " WHERE" AS_TAKEN,
+	    3,
+	    {UUIDOID, INT8OID, TEXTOID},
 	};
 	static Statement unresolved = {
-	    "UPDATE envrt.provider_leases SET state = 'unresolved', last_error = $2, next_attempt_at "
-	    "= NULL, updated_at = pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
-	    2,
-	    {UUIDOID, TEXTOID},
+	    "UPDATE envrt.provider_leases SET state = 'unresolved', last_error = $3, next_attempt_at "
+	    "= NULL, updated_at = pg_catalog.now() WHERE" AS_TAKEN,
+	    3,
+	    {UUIDOID, INT8OID, TEXTOID},
 	};
-	Datum values[4] = {UUIDPGetDatum(&cleanup->lease_id),
+	Datum values[5] = {UUIDPGetDatum(&cleanup->lease_id), Int64GetDatum(cleanup->fence),
 	                   CStringGetTextDatum(text_from_utf8(cleanup->error))};
 	TimestampTz now = GetCurrentTimestamp();
 	bool lost = cleanup->result == CLEANUP_LOST;
@@ -679,8 +747,8 @@ write_not_done(const Cleanup *cleanup)
 	}
 	values[2] = TimestampTzGetDatum(
 	    TimestampTzPlusMilliseconds(now, lost ? LOST_RETRY_MS : backoff_ms(cleanup->attempts)));
-	values[3] = Int32GetDatum(lost ? 1 : 0);
-	statement_execute(&retry, values, over ? "  n " : NULL);
+	values[4] = Int32GetDatum(lost ? 1 : 0);
+	statement_execute(&retry, values, over ? "   n " : NULL);
 }
 
 /* Write down how the answered ones ended, in one transaction. */
@@ -766,7 +834,26 @@ try_write_answers(List *ended, bool try_leases)
 	return written;
 }
 
-/* Write down what has been answered; false when that failed. */
+/* Write these down and forget them; false when that failed. */
+static bool
+finish(List *ended, bool try_leases)
+{
+	ListCell *cell;
+
+	if (!try_write_answers(ended, try_leases))
+		return false;
+	log_failures(ended);
+	foreach (cell, ended)
+	{
+		Cleanup *cleanup = lfirst(cell);
+
+		dlist_delete(&cleanup->node);
+		cleanup_free(cleanup);
+	}
+	return true;
+}
+
+/* Write down what has been answered; false when some of it can't be. */
 static bool
 finish_answered(void)
 {
@@ -776,27 +863,31 @@ finish_answered(void)
 	List *ended = NIL;
 	dlist_iter iter;
 	ListCell *cell;
-	bool written;
+	bool finished;
 
 	dlist_foreach(iter, &answered)
 	{
 		ended = lappend(ended, dlist_container(Cleanup, node, iter.cur));
 	}
 	FAULT_POINT("cleanup-after-call");
-	/* A trigger on the leases may be what fails: then without them, for now. */
-	written = try_write_answers(ended, true) || try_write_answers(ended, false);
-	FAULT_POINT("cleanup-after-commit");
-	if (written)
+	finished = finish(ended, true);
+	if (!finished)
 	{
-		log_failures(ended);
-		dlist_init(&answered);
+		/* One of the leases can't be updated, for a trigger say: the others must not suffer for it.
+		 */
+		finished = true;
 		foreach (cell, ended)
-			cleanup_free(lfirst(cell));
-		ConditionVariableBroadcast(&shared_state->leases_changed);
+		{
+			List *one = list_make1(lfirst(cell));
+
+			finished = (finish(one, true) || finish(one, false)) && finished;
+		}
 	}
+	FAULT_POINT("cleanup-after-commit");
+	ConditionVariableBroadcast(&shared_state->leases_changed);
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	return written;
+	return finished;
 }
 
 /* When the next one is due. */

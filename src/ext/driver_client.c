@@ -57,6 +57,7 @@ static dlist_head calls = DLIST_STATIC_INIT(calls);
 static dlist_head lines = DLIST_STATIC_INIT(lines);
 static char instance[64] = "";
 static TimestampTz connect_at = 0;
+static bool delivered = false; /* in this tend */
 
 static void
 connection_close(void)
@@ -83,6 +84,7 @@ connection_close(void)
 	{
 		ClientCall *call = dlist_container(ClientCall, node, dlist_pop_head_node(&calls));
 
+		delivered = true;
 		call->answered(call->data, &lost);
 		pfree(call);
 	}
@@ -205,6 +207,7 @@ take_answer(const RpcMessage *message)
 		if (call->id != json_integer_value(message->id))
 			continue;
 		dlist_delete(&call->node);
+		delivered = true;
 		call->answered(call->data, &answer);
 		pfree(call);
 		return true;
@@ -271,15 +274,17 @@ give_up_overdue(void)
 	}
 }
 
-void
+bool
 driver_client_tend(void)
 {
+	delivered = false;
 	if (connection == PGINVALID_SOCKET)
 		try_connect();
 	write_lines();
 	read_lines();
 	if (connection != PGINVALID_SOCKET)
 		give_up_overdue();
+	return delivered;
 }
 
 pgsocket

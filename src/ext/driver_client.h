@@ -30,8 +30,9 @@ typedef void (*DriverAnswered)(void *data, const DriverAnswer *answer);
 extern bool driver_client_call(const char *method, json_t *params, int64 timeout_ms,
                                DriverAnswered answered, void *data);
 
-/* Connects, reads, writes and gives up, as far as it can without waiting. */
-extern void driver_client_tend(void);
+/* Connects, reads, writes and gives up, as far as it can without waiting; whether some call ended.
+ */
+extern bool driver_client_tend(void);
 
 /* What the scheduler is to wait for. */
 extern pgsocket driver_client_socket(int *events);

@@ -188,14 +188,24 @@ report_bad_answer(const char *provider)
 	                errmsg("provider \"%s\" answered without a lease", provider)));
 }
 
-json_t *
-provider_learnt(const pg_uuid_t *key, const json_t *result)
+/* What names a row and the lease that asks. */
+static json_t *
+row_of(const AcquireRequest *request)
 {
 	json_t *row = json_guard(json_object_new());
+
+	json_object_set_new(row, "lease_id", json_string(uuid_text(request->key)));
+	json_object_set_new(row, "holder_id", json_string(uuid_text(request->lease_id)));
+	return row;
+}
+
+json_t *
+provider_learnt(const AcquireRequest *request, const json_t *result)
+{
+	json_t *row = row_of(request);
 	json_t *metadata = json_object_get(result, "metadata");
 	TimestampTz expires_at = parse_time(json_string_value(json_object_get(result, "expiresAt")));
 
-	json_object_set_new(row, "lease_id", json_string(uuid_text(key)));
 	json_object_set(row, "provider_lease_id", json_object_get(result, "providerLeaseId"));
 	if (json_is_object(metadata))
 		json_object_set(row, "metadata", metadata);
@@ -342,9 +352,9 @@ nothing_was_made(const json_t *error)
 
 /* Have what was idle resumed; NULL, and it is discarded, when the provider can't. */
 static json_t *
-resume(const pg_uuid_t *key)
+resume(const AcquireRequest *request)
 {
-	json_t *row = provider_row(key, true);
+	json_t *row = provider_row(request->key, true);
 	json_t *error;
 	json_t *result;
 
@@ -354,9 +364,8 @@ resume(const pg_uuid_t *key)
 	                         2 * (int64) envrt_provider_timeout, &error);
 	if (error != NULL)
 	{
-		json_t *failed = json_guard(json_object_new());
+		json_t *failed = row_of(request);
 
-		json_object_set_new(failed, "lease_id", json_string(uuid_text(key)));
 		json_object_set(failed, "last_error", json_object_get(error, "message"));
 		tell_ledger(LEDGER_RESUME_FAILED, failed);
 		return NULL;
@@ -367,7 +376,7 @@ resume(const pg_uuid_t *key)
 }
 
 static json_t *
-make(const pg_uuid_t *key, json_t *params)
+make(const AcquireRequest *request, json_t *params)
 {
 	json_t *error;
 	json_t *result = driver_host_try("environmentAcquireLease", params,
@@ -376,12 +385,7 @@ make(const pg_uuid_t *key, json_t *params)
 	if (error != NULL)
 	{
 		if (nothing_was_made(error))
-		{
-			json_t *row = json_guard(json_object_new());
-
-			json_object_set_new(row, "lease_id", json_string(uuid_text(key)));
-			tell_ledger(LEDGER_NOTHING_MADE, row);
-		}
+			tell_ledger(LEDGER_NOTHING_MADE, row_of(request));
 		driver_host_raise(error);
 	}
 	return result;
@@ -406,6 +410,7 @@ provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 	json_t *params;
 	json_t *row = provider_create_row(request, &params);
 	bool reuses = policy_reuses(json_string_value(json_object_get(row, "lease_policy")));
+	AcquireRequest asked = *request;
 	FullTransactionId owner;
 	json_t *result = NULL;
 	bool resumed = false;
@@ -432,20 +437,12 @@ provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 			report_busy(request);
 		FAULT_POINT("acquire-after-ledger");
 		resumed = reply.outcome == LEDGER_CLAIMED;
-		if (resumed)
+		asked.key = resumed ? &reply.lease_id : request->key;
+		result = resumed ? resume(&asked) : make(&asked, params);
+		if (result != NULL)
 		{
-			result = resume(&reply.lease_id);
-			if (result != NULL)
-			{
-				FAULT_POINT("acquire-after-call");
-				tell_ledger(LEDGER_LEARN, provider_learnt(&reply.lease_id, result));
-			}
-		}
-		else
-		{
-			result = make(request->key, params);
 			FAULT_POINT("acquire-after-call");
-			tell_ledger(LEDGER_LEARN, provider_learnt(request->key, result));
+			tell_ledger(LEDGER_LEARN, provider_learnt(&asked, result));
 		}
 	}
 	provider_acquired(request, result, resumed, lease);

@@ -185,11 +185,14 @@ host_process_configure(void)
 			ereport(LOG, (errmsg("a folder in envrt.plugin_path is not UTF-8 and left out")));
 	}
 	host.configure_id = ++host.last_id;
-	send_control(rpc_request(host.configure_id, "configure",
-	                         json_pack("{s:i, s:i, s:i, s:o, s:o}", "sshIdleTimeoutMs",
-	                                   envrt_ssh_idle_timeout, "sshSessionsPerHost",
-	                                   envrt_ssh_sessions_per_host, "maxCalls", envrt_max_calls,
-	                                   "allowedHosts", allowed, "pluginPath", plugin_path)));
+	send_control(rpc_request(
+	    host.configure_id, "configure",
+	    json_pack(
+	        "{s:i, s:i, s:i, s:o, s:o, s:s?, s:s, s:b}", "sshIdleTimeoutMs", envrt_ssh_idle_timeout,
+	        "sshSessionsPerHost", envrt_ssh_sessions_per_host, "maxCalls", envrt_max_calls,
+	        "allowedHosts", allowed, "pluginPath", plugin_path, "sandboxDirectory",
+	        *envrt_sandbox_directory != '\0' ? envrt_sandbox_directory : NULL, "dataDirectory",
+	        DataDir, "sandboxOnDataFileSystem", envrt_sandbox_on_data_filesystem)));
 }
 
 static void

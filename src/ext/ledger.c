@@ -272,6 +272,11 @@ execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwis
 	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
 	" WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id OPERATOR(pg_catalog.=) "  \
 	"r.lease_id) AND" LEDGER_OWN_OF("p.")
+/* The row that the request's lease is to get. */
+#define OF_HOLDER                                                                                  \
+	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
+	" WHERE p.lease_id OPERATOR(pg_catalog.=) r.lease_id"                                          \
+	" AND p.holder_id OPERATOR(pg_catalog.=) r.holder_id AND" LEDGER_OWN_OF("p.")
 #define OF_LEASE_TYPES                                                                             \
 	5,                                                                                             \
 	{                                                                                              \
@@ -356,12 +361,12 @@ ledger_execute(LedgerRequest *request)
 	static Statement learn = {
 	    "UPDATE envrt.provider_leases p SET provider_lease_id = r.provider_lease_id, metadata = "
 	    "r.metadata, expires_at = r.expires_at, plugin_key = coalesce(r.plugin_key, p.plugin_key),"
-	    " updated_at = pg_catalog.now() FROM" OF_LEASE
+	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating'",
 	    OF_LEASE_TYPES,
 	};
 	static Statement nothing_made = {
-	    "DELETE FROM envrt.provider_leases p USING" OF_LEASE
+	    "DELETE FROM envrt.provider_leases p USING" OF_HOLDER
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND NOT p.resumed"
 	    " AND p.provider_lease_id IS NULL",
 	    OF_LEASE_TYPES,
@@ -369,7 +374,7 @@ ledger_execute(LedgerRequest *request)
 	static Statement resume_failed = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', holder_id = "
 	    "NULL, owner = NULL, attempts = 0, next_attempt_at = pg_catalog.now(),"
-	    " last_error = r.last_error, updated_at = pg_catalog.now() FROM" OF_LEASE
+	    " last_error = r.last_error, updated_at = pg_catalog.now() FROM" OF_HOLDER
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND p.resumed",
 	    OF_LEASE_TYPES,
 	};

@@ -13,8 +13,8 @@
 /* The ledger's row for an acquire, without its owner, and the params of the call (both guarded). */
 extern json_t *provider_create_row(const AcquireRequest *request, json_t **params);
 
-/* What the ledger is to learn from the provider's answer (guarded). */
-extern json_t *provider_learnt(const pg_uuid_t *key, const json_t *result);
+/* What the ledger is to learn from the provider's answer (guarded); request->key is the row's. */
+extern json_t *provider_learnt(const AcquireRequest *request, const json_t *result);
 
 /* The lease that the answer makes, or ERROR 38000. */
 extern void provider_acquired(const AcquireRequest *request, json_t *result, bool resumed,

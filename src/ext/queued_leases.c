@@ -54,8 +54,11 @@
 
 PG_FUNCTION_INFO_V1(envrt_await_lease);
 
-#define MAX_IN_FLIGHT 128
+#define MAX_IN_FLIGHT 512
+#define MAX_PER_PROVIDER 64
+#define MAX_PER_ENVIRONMENT 32
 #define BATCH 64
+#define LIMITED_RETRY_MS 100
 #define LOCKED_RETRY_MS 500
 #define LOST_RETRY_MS 1000
 
@@ -67,6 +70,8 @@ typedef struct QueuedLease
 	pg_uuid_t key;  /* of the provider lease */
 	bool in_ledger; /* there is a row for it */
 	bool resumed;
+	char provider[128]; /* driver and provider, for the limits */
+	pg_uuid_t environment_id;
 	Jsonb *config;  /* the environment's, as the driver was asked by */
 	json_t *result; /* the answer */
 	json_t *error;
@@ -81,6 +86,7 @@ static TimestampTz pass_at;
 static pg_uuid_t pass_at_id;
 static bool look = true;               /* a pass is wanted */
 static TimestampTz look_at = DT_NOEND; /* or will be, then */
+static bool limited = false;           /* some wait for calls of their like to end */
 
 void
 queued_leases_look_again(void)
@@ -135,6 +141,32 @@ lease_answered(void *data, const DriverAnswer *answer)
 	dlist_delete(&lease->node);
 	nin_flight--;
 	dlist_push_tail(&answered, &lease->node);
+	if (limited)
+		look_later(LIMITED_RETRY_MS);
+}
+
+/* Whether one more call may be made: one slow provider is not to be in everybody's way. */
+static bool
+may_call(const QueuedLease *lease)
+{
+	int of_environment = 0;
+	int of_provider = 0;
+	dlist_iter iter;
+
+	dlist_foreach(iter, &in_flight)
+	{
+		const QueuedLease *other = dlist_container(QueuedLease, node, iter.cur);
+
+		if (other == lease)
+			continue;
+		of_environment += memcmp(&other->environment_id, &lease->environment_id, UUID_LEN) == 0;
+		of_provider += strcmp(other->provider, lease->provider) == 0;
+	}
+	if (nin_flight <= MAX_IN_FLIGHT && of_environment < MAX_PER_ENVIRONMENT &&
+	    of_provider < MAX_PER_PROVIDER)
+		return true;
+	limited = true;
+	return false;
 }
 
 /* The next page of the pass under way; *last: that was all. */
@@ -366,7 +398,13 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 				ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				                errmsg("the driver host is not running")));
 			run_check(request.run_id, request.environment->company_id, RUN_LOOK);
-			if (driver->makes_provider_leases)
+			lease->environment_id = *request.environment->id;
+			snprintf(lease->provider, sizeof(lease->provider), "%s:%s", driver->name,
+			         driver->makes_provider_leases ? sandbox_provider(request.environment->config)
+			                                       : "");
+			if (!may_call(lease))
+				; /* left queued */
+			else if (driver->makes_provider_leases)
 			{
 				json_t *row = provider_create_row(&request, &made);
 
@@ -430,7 +468,7 @@ complete(QueuedLease *lease)
 			Datum values[1] = {UUIDPGetDatum(&lease->key)};
 			ApiCall ledger;
 
-			learn.content = jsonb_from_json(provider_learnt(&lease->key, lease->result));
+			learn.content = jsonb_from_json(provider_learnt(&request, lease->result));
 			ledger_enter(&ledger);
 			ledger_execute(&learn);
 			statement_execute(&hold, values, NULL);
@@ -475,6 +513,7 @@ write_failure(const QueuedLease *lease, const ErrorData *error)
 
 		jsonb_object_begin(&content);
 		jsonb_object_string(&content, "lease_id", uuid_text(&lease->key));
+		jsonb_object_string(&content, "holder_id", uuid_text(&lease->lease_id));
 		forget.content = jsonb_object_end(&content);
 		ledger_execute(&forget);
 	}
@@ -540,6 +579,34 @@ abandon(QueuedLease *lease)
 		cleanup_note_freed();
 }
 
+/* What was idle can't be resumed: it goes, and another one is made. */
+static void
+discard_resumed(const QueuedLease *lease)
+{
+	PG_TRY();
+	{
+		LedgerRequest failed = {.verb = LEDGER_RESUME_FAILED};
+		const char *message = json_string_value(json_object_get(lease->error, "message"));
+		JsonbObject content;
+		ApiCall call;
+
+		ledger_begin(&call);
+		jsonb_object_begin(&content);
+		jsonb_object_string(&content, "lease_id", uuid_text(&lease->key));
+		jsonb_object_string(&content, "holder_id", uuid_text(&lease->lease_id));
+		jsonb_object_string(&content, "last_error",
+		                    message != NULL ? text_from_utf8(message) : NULL);
+		failed.content = jsonb_object_end(&content);
+		ledger_execute(&failed);
+		ledger_commit(&call, true);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("discarding what could not be resumed");
+	}
+	PG_END_TRY();
+}
+
 /* Begin with a request. */
 static void
 begin_request(const pg_uuid_t *lease_id)
@@ -575,7 +642,10 @@ begin_request(const pg_uuid_t *lease_id)
 
 		FAULT_POINT("request-before-call");
 		if (!driver_client_call(method, params, timeout_ms, lease_answered, lease))
+		{
 			lease_answered(lease, &(DriverAnswer){NULL, NULL});
+			look_later(0);
+		}
 		return;
 	}
 	dlist_delete(&lease->node);
@@ -620,8 +690,10 @@ go_on(QueuedLease *lease)
 	if (lost)
 		look_later(LOST_RETRY_MS);
 	else if (error != NULL && lease->error != NULL && lease->resumed)
-		/* What was idle is of no use: another one is made. */
+	{
+		discard_resumed(lease);
 		look_later(0);
+	}
 	else if (error != NULL)
 		fail_request(lease, error);
 	if (!completed)
@@ -640,8 +712,7 @@ queued_leases_tend(void)
 	pg_uuid_t ids[BATCH];
 	volatile int count = 0;
 
-	if (dlist_is_empty(&answered) && look_at > now && !look &&
-	    !(passing && nin_flight < MAX_IN_FLIGHT))
+	if (dlist_is_empty(&answered) && look_at > now && !look && !passing)
 		return look_at;
 	context =
 	    AllocSetContextCreate(TopMemoryContext, "envrt requested leases", ALLOCSET_DEFAULT_SIZES);
@@ -658,11 +729,11 @@ queued_leases_tend(void)
 	}
 	if (look && !passing)
 	{
-		look = false;
+		look = limited = false;
 		passing = true;
 		pass_at = DT_NOBEGIN;
 	}
-	if (passing && nin_flight < MAX_IN_FLIGHT)
+	if (passing)
 	{
 		volatile bool last = true;
 
@@ -689,8 +760,7 @@ queued_leases_tend(void)
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	/* A full pipe is opened by its answers. */
-	return look || (passing && nin_flight < MAX_IN_FLIGHT) ? now : look_at;
+	return look || passing ? now : look_at;
 }
 
 /* Raise what made the request fail. */

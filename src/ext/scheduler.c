@@ -166,7 +166,7 @@ do_what_is_due(void)
 	TimestampTz next;
 	bool freed = cleanup_take_freed();
 
-	driver_client_tend();
+	(void) driver_client_tend();
 	ledger_serve(freed);
 	if (freed)
 		queued_leases_look_again();
@@ -174,7 +174,9 @@ do_what_is_due(void)
 	next = Min(next, expiry_tend(slot));
 	next = Min(next, queued_leases_tend());
 	next = Min(next, cleanup_tend());
-	driver_client_tend();
+	/* What is answered at once is in nobody's `next`. */
+	if (driver_client_tend())
+		return GetCurrentTimestamp();
 	return Min(next, driver_client_deadline());
 }
 

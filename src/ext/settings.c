@@ -29,11 +29,15 @@ int envrt_ssh_sessions_per_host = 4;
 int envrt_max_calls = 1000;
 int envrt_lease_default_ttl = 0;
 int envrt_provider_timeout = 60000;
+int envrt_execute_timeout = 300000;
+int envrt_max_output = 1024;
 int envrt_cleanup_attempts = 10;
 int envrt_reuse_wait_timeout = 0;
 int envrt_reuse_idle_timeout = 86400;
 bool envrt_act_after_promotion = false;
 char *envrt_plugin_path = NULL;
+char *envrt_sandbox_directory = NULL;
+bool envrt_sandbox_on_data_filesystem = false;
 char *envrt_allowed_hosts = NULL;
 char *envrt_master_key_file = NULL;
 
@@ -148,6 +152,17 @@ check_plugin_path(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+static bool
+check_sandbox_directory(char **newval, void **extra, GucSource source)
+{
+	if (**newval != '\0' && !is_absolute_path(*newval))
+	{
+		GUC_check_errdetail("\"%s\" is not an absolute path.", *newval);
+		return false;
+	}
+	return true;
+}
+
 void
 settings_define(void)
 {
@@ -199,6 +214,15 @@ settings_define(void)
 	    "Time limit for a provider to make, resume, release or destroy a provider lease.", NULL,
 	    &envrt_provider_timeout, 60000, 10, 60 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL,
 	    NULL);
+	DefineCustomIntVariable(
+	    "envrt.execute_timeout",
+	    "Time limit for a command that is given none by its caller or its environment.", NULL,
+	    &envrt_execute_timeout, 300000, 1, 24 * 60 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL,
+	    NULL);
+	DefineCustomIntVariable(
+	    "envrt.max_output", "How much of a command's stdout, and of its stderr, is kept.",
+	    "What comes beyond it is dropped, and the result says so.", &envrt_max_output, 1024, 1,
+	    4096, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("envrt.cleanup_attempts",
 	                        "How often a cleanup is tried before it counts as failed.",
 	                        "Attempts are apart by a second at first and by five minutes at last. "
@@ -225,5 +249,15 @@ settings_define(void)
 	    "plugins.",
 	    &envrt_plugin_path, "", PGC_SIGHUP, GUC_LIST_INPUT | GUC_SUPERUSER_ONLY, check_plugin_path,
 	    NULL, NULL);
+	DefineCustomStringVariable(
+	    "envrt.sandbox_directory", "Where bubblewrap sandboxes have their images and workspaces.",
+	    "An absolute path on another file system than the data directory's. Empty: no sandboxes.",
+	    &envrt_sandbox_directory, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, check_sandbox_directory, NULL,
+	    NULL);
+	DefineCustomBoolVariable(
+	    "envrt.sandbox_on_data_filesystem",
+	    "Accepts a sandbox directory on the data directory's file system.",
+	    "What a sandbox writes can then fill the disk that the database needs.",
+	    &envrt_sandbox_on_data_filesystem, false, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("envrt");
 }

@@ -18,11 +18,15 @@ extern int envrt_ssh_sessions_per_host;
 extern int envrt_max_calls;
 extern int envrt_lease_default_ttl;
 extern int envrt_provider_timeout;
+extern int envrt_execute_timeout;
+extern int envrt_max_output;
 extern int envrt_cleanup_attempts;
 extern int envrt_reuse_wait_timeout;
 extern int envrt_reuse_idle_timeout;
 extern bool envrt_act_after_promotion;
 extern char *envrt_plugin_path;
+extern char *envrt_sandbox_directory;
+extern bool envrt_sandbox_on_data_filesystem;
 extern char *envrt_allowed_hosts;
 extern char *envrt_master_key_file;
 
