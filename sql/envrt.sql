@@ -321,6 +321,7 @@ CREATE TABLE envrt.settings (
 COMMENT ON TABLE envrt.settings IS 'What envrt remembers about this database, such as the fingerprint of the master key its secrets are under';
 
 -- Not in a dump: a copy of the database must not take the original's provider leases for its own.
+-- Truncating it at the end of a vacuum would lock out the scheduler, which does not wait for locks.
 CREATE TABLE envrt.provider_leases (
     lease_id uuid PRIMARY KEY,
     holder_id uuid,
@@ -359,7 +360,7 @@ CREATE TABLE envrt.provider_leases (
     last_error text,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
-) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+) WITH (fillfactor = 70, vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE UNIQUE INDEX provider_leases_holder_idx ON envrt.provider_leases (holder_id) WHERE holder_id IS NOT NULL;
 CREATE INDEX provider_leases_due_idx ON envrt.provider_leases (next_attempt_at) WHERE state IN ('idle', 'cleaning');
 CREATE INDEX provider_leases_reuse_idx ON envrt.provider_leases (environment_id)
@@ -397,7 +398,7 @@ CREATE TABLE envrt.lease_requests (
     hint text,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     finished_at timestamptz
-);
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (created_at, lease_id) WHERE state = 'queued';
 CREATE INDEX lease_requests_finished_idx ON envrt.lease_requests (finished_at) WHERE state = 'failed';
 COMMENT ON INDEX envrt.lease_requests_queued_idx IS 'Requests that wait for the scheduler';

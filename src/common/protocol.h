@@ -9,21 +9,33 @@
 
 /* Relative to the data directory, the working directory of both sides. */
 #define ENVRT_DIRECTORY "pg_envrt"
-#define ENVRT_RUN_DIRECTORY ENVRT_DIRECTORY "/run"
-#define ENVRT_SOCKET_NAME "host.sock"
-#define ENVRT_LOCK_NAME "host.lock"
+/*
+ * pg_rewind and pg_basebackup stumble over a socket, and leave out what is in
+ * this directory of the server's; it is the owner's alone as all of them are.
+ */
+#define ENVRT_RUN_DIRECTORY "pg_stat_tmp"
+#define ENVRT_SOCKET_NAME "envrt_host.sock"
+#define ENVRT_LOCK_NAME "envrt_host.lock"
 #define ENVRT_HOST_PROGRAM "envrt_driver_host"
 
 /* The longest line either side accepts, its newline included. */
 #define ENVRT_MAX_LINE (16 * 1024 * 1024)
+
+/* What the host calls its own version, to plugins. */
+#define ENVRT_HOST_VERSION "0.1"
 
 /* Error codes of the plugin protocol. */
 #define RPC_PARSE_ERROR (-32700)
 #define RPC_INVALID_REQUEST (-32600)
 #define RPC_METHOD_NOT_FOUND (-32601)
 #define RPC_INVALID_PARAMS (-32602)
+#define RPC_WORKER_UNAVAILABLE (-32000)
 #define RPC_WORKER_ERROR (-32002)
 #define RPC_TIMEOUT (-32003)
+#define RPC_METHOD_NOT_IMPLEMENTED (-32004)
+
+/* The longest leaseId. */
+#define ENVRT_MAX_LEASE_ID 200
 
 /* The SQLSTATEs that an error's data.sqlstate may carry. */
 #define ENVRT_SQLSTATES                                                                            \

@@ -32,6 +32,7 @@
 #include "json.h"
 #include "ledger.h"
 #include "lib/ilist.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "settings.h"
@@ -43,13 +44,14 @@
 #include "utils/timestamp.h"
 
 #define MAX_IN_FLIGHT 512
-#define MAX_PER_PROVIDER 128
+#define MAX_PER_PROVIDER 64
 #define MAX_PER_ENVIRONMENT 32
 #define CANDIDATES 256
 
 #define REPORT_RETRY_MS 1000
 #define MAX_REPORT_RETRY_MS 30000
 #define LOST_RETRY_MS 500
+#define MAX_LOSSES 1
 #define BACKOFF_MS 1000
 #define MAX_BACKOFF_MS (5 * 60 * 1000)
 
@@ -76,6 +78,7 @@ typedef struct Cleanup
 	int attempts;
 	int64 fence; /* as the row had it when it was taken */
 	json_t *params;
+	json_t *values; /* of secrets in them */
 	const char *method;
 	CleanupResult result;
 	char error[1024];
@@ -127,7 +130,26 @@ static void
 cleanup_free(Cleanup *cleanup)
 {
 	json_decref(cleanup->params);
+	json_decref(cleanup->values);
 	pfree(cleanup);
+}
+
+/* In UTF-8, cut where a character ends. */
+static void
+set_error(Cleanup *cleanup, const char *message, const char *detail)
+{
+	size_t space = sizeof(cleanup->error) - 1;
+	size_t length = pg_encoding_mbcliplen(PG_UTF8, message, strlen(message), space);
+
+	memcpy(cleanup->error, message, length);
+	if (detail != NULL && length + 1 < space)
+	{
+		cleanup->error[length++] = '\n';
+		space = pg_encoding_mbcliplen(PG_UTF8, detail, strlen(detail), space - length);
+		memcpy(cleanup->error + length, detail, space);
+		length += space;
+	}
+	cleanup->error[length] = '\0';
 }
 
 /* The answer, or that there is none; see driver_client.h. */
@@ -136,16 +158,17 @@ cleanup_answered(void *data, const DriverAnswer *answer)
 {
 	Cleanup *cleanup = data;
 	const char *outcome = json_string_value(json_object_get(answer->result, "outcome"));
-	const char *message = json_string_value(json_object_get(answer->error, "message"));
-	const char *detail =
-	    json_string_value(json_object_get(json_object_get(answer->error, "data"), "detail"));
+	const char *message;
+	const char *detail;
 
 	if (answer->error != NULL)
 	{
+		config_mask_secrets(unconstify(json_t *, answer->error), cleanup->values);
+		message = json_string_value(json_object_get(answer->error, "message"));
+		detail =
+		    json_string_value(json_object_get(json_object_get(answer->error, "data"), "detail"));
 		cleanup->result = CLEANUP_ERROR;
-		snprintf(cleanup->error, sizeof(cleanup->error), "%s%s%s",
-		         message != NULL ? message : "the driver failed", detail != NULL ? "\n" : "",
-		         detail != NULL ? detail : "");
+		set_error(cleanup, message != NULL ? message : "the driver failed", detail);
 	}
 	else if (answer->result == NULL)
 	{
@@ -231,6 +254,25 @@ full_environments(void)
 	return uuid_array(ids, count);
 }
 
+/* Providers that have as many calls in flight as they may. */
+static ArrayType *
+full_providers(void)
+{
+	Datum *names = palloc(sizeof(Datum) * Max(nin_flight, 1));
+	int count = 0;
+	dlist_iter iter;
+
+	dlist_foreach(iter, &in_flight)
+	{
+		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
+		pg_uuid_t none = {0};
+
+		if (!may_start(&none, cleanup->provider, NIL))
+			names[count++] = CStringGetTextDatum(cleanup->provider);
+	}
+	return construct_array(names, count, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
 /* What is due and may be started, as far as it is in a batch, in `context`; *more: there was more.
  */
 static List *
@@ -242,17 +284,20 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
 	    " AND next_attempt_at OPERATOR(pg_catalog.<=) $5 AND" LEDGER_OWN
 	    " AND environment_id OPERATOR(pg_catalog.<>) ALL ($6)"
+	    " AND (driver OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) driver_key)"
+	    " OPERATOR(pg_catalog.<>) ALL ($7)"
 	    " ORDER BY next_attempt_at LIMIT 256",
-	    6,
-	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDARRAYOID},
+	    7,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDARRAYOID, TEXTARRAYOID},
 	};
-	Datum values[6];
+	Datum values[7];
 	List *chosen = NIL;
 	int count;
 
 	ledger_own_arguments(values);
 	values[4] = TimestampTzGetDatum(now);
 	values[5] = PointerGetDatum(full_environments());
+	values[6] = PointerGetDatum(full_providers());
 	count = statement_execute(&find, values, NULL);
 	*more = count == CANDIDATES;
 	for (int row = 0; row < count; row++)
@@ -311,7 +356,12 @@ make_call(Cleanup *cleanup, int row)
 	config = json_from_jsonb(DatumGetJsonbP(result_datum(row, 3, &isnull)));
 	datum = result_datum(row, 4, &isnull);
 	if (!isnull)
-		config = config_fill_secrets(config, &cleanup->lease_id, DatumGetByteaP(datum));
+	{
+		json_t *values;
+
+		config = config_fill_secrets(config, &cleanup->lease_id, DatumGetByteaP(datum), &values);
+		cleanup->values = json_incref(values);
+	}
 	params = json_object_new();
 	json_object_set(params, "config", config);
 	datum = result_datum(row, 5, &isnull);
@@ -393,7 +443,7 @@ take_unusable(Cleanup *cleanup, TimestampTz now, const char *error)
 			cleanup->attempts = DatumGetInt32(result_datum(0, 2, &isnull));
 			cleanup->fence = DatumGetInt64(result_datum(0, 3, &isnull));
 			cleanup->result = CLEANUP_ERROR;
-			strlcpy(cleanup->error, text_to_utf8(error), sizeof(cleanup->error));
+			set_error(cleanup, text_to_utf8(error), NULL);
 			taken = true;
 		}
 		ledger_commit(&call, false);
@@ -442,7 +492,9 @@ try_take(List *chosen, TimestampTz now)
 		MemoryContextSwitchTo(context);
 		HOLD_INTERRUPTS();
 		error = CopyErrorData();
-		strlcpy(message, error->message, sizeof(message));
+		snprintf(message, sizeof(message), "%.*s",
+		         pg_mbcliplen(error->message, strlen(error->message), sizeof(message) - 1),
+		         error->message);
 		passing = is_passing(error->sqlerrcode);
 		FreeErrorData(error);
 		FlushErrorState();
@@ -458,7 +510,8 @@ try_take(List *chosen, TimestampTz now)
 		Cleanup *cleanup = lfirst(cell);
 
 		json_decref(cleanup->params);
-		cleanup->params = NULL;
+		json_decref(cleanup->values);
+		cleanup->params = cleanup->values = NULL;
 	}
 	if (list_length(chosen) == 1)
 	{
@@ -620,7 +673,7 @@ report_to_leases(List *ended, bool try, const char *status)
 
 		values[0] = PointerGetDatum(uuid_array(ids, found));
 		owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
-		found = statement_execute(&update, values, NULL);
+		found = statement_write(TABLE_ENVIRONMENT_LEASES, &update, values, NULL);
 		for (int row = 0; row < found; row++)
 		{
 			pg_uuid_t *id = result_uuid(row, 1);
@@ -735,19 +788,22 @@ write_not_done(const Cleanup *cleanup)
 	bool lost = cleanup->result == CLEANUP_LOST;
 	bool over = given_up(cleanup) && !cleanup->lease_blocked;
 
-	if (cleanup->result == CLEANUP_UNKNOWN)
+	if (cleanup->result == CLEANUP_UNKNOWN && !cleanup->lease_blocked)
 	{
 		statement_execute(&unresolved, values, NULL);
+		freed = true;
 		return;
 	}
 	if (given_up(cleanup) && cleanup->keep)
 	{
 		statement_execute(&destroy, values, NULL);
+		freed = true;
 		return;
 	}
-	values[2] = TimestampTzGetDatum(
+	values[3] = TimestampTzGetDatum(
 	    TimestampTzPlusMilliseconds(now, lost ? LOST_RETRY_MS : backoff_ms(cleanup->attempts)));
-	values[4] = Int32GetDatum(lost ? 1 : 0);
+	/* A loss is the driver host's fault, unless it is always this one that is lost. */
+	values[4] = Int32GetDatum(lost && cleanup->attempts <= MAX_LOSSES ? 1 : 0);
 	statement_execute(&retry, values, over ? "   n " : NULL);
 }
 
@@ -890,27 +946,34 @@ finish_answered(void)
 	return finished;
 }
 
-/* When the next one is due. */
+/*
+ * When the next one becomes due.  What is due already waits for others of its
+ * like, whose answers wake us; with none in flight it is tried again soon.
+ */
 static TimestampTz
 find_next_due(void)
 {
 	static Statement find = {
 	    "SELECT next_attempt_at FROM envrt.provider_leases"
 	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
-	    " AND next_attempt_at IS NOT NULL AND" LEDGER_OWN " ORDER BY next_attempt_at LIMIT 1",
-	    4,
-	    {LEDGER_OWN_TYPES},
+	    " AND next_attempt_at OPERATOR(pg_catalog.>) $5 AND" LEDGER_OWN
+	    " ORDER BY next_attempt_at LIMIT 1",
+	    5,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID},
 	};
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz soon = TimestampTzPlusMilliseconds(now, REPORT_RETRY_MS);
 	volatile TimestampTz due = DT_NOEND;
 
 	PG_TRY();
 	{
 		ApiCall call;
-		Datum values[4];
+		Datum values[5];
 		bool isnull;
 
 		ledger_begin(&call);
 		ledger_own_arguments(values);
+		values[4] = TimestampTzGetDatum(nin_flight > 0 ? now : DT_NOBEGIN);
 		if (statement_execute(&find, values, NULL) > 0)
 			due = DatumGetTimestampTz(result_datum(0, 1, &isnull));
 		ledger_commit(&call, false);
@@ -918,10 +981,10 @@ find_next_due(void)
 	PG_CATCH();
 	{
 		ledger_abort("looking when the next cleanup is due");
-		due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPORT_RETRY_MS);
+		due = soon;
 	}
 	PG_END_TRY();
-	return due;
+	return due <= now ? soon : due;
 }
 
 /* When the scheduler starts. */
@@ -955,8 +1018,5 @@ cleanup_tend(void)
 		CHECK_FOR_INTERRUPTS();
 	look = !dlist_is_empty(&answered);
 	next_due = find_next_due();
-	/* What is due already waits for others of its like, whose answers wake us. */
-	if (next_due <= now)
-		next_due = nin_flight > 0 ? DT_NOEND : TimestampTzPlusMilliseconds(now, REPORT_RETRY_MS);
 	return look ? now : next_due;
 }

@@ -48,6 +48,7 @@
 #include "tables.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
+#include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 
 /* How often one that can't be resumed is replaced before the acquire gives up. */
@@ -111,8 +112,9 @@ provider_create_row(const AcquireRequest *request, json_t **params)
 	const char *policy;
 	json_t *config = provider_config(request, &policy);
 	bytea *secrets;
-	json_t *filled =
-	    config_resolve_secrets(config, request->environment->company_id, request->key, &secrets);
+	json_t *values;
+	json_t *filled = config_resolve_secrets(config, request->environment->company_id, request->key,
+	                                        &secrets, &values);
 	json_t *row = json_guard(json_object_new());
 
 	json_object_set_new(row, "lease_id", json_string(uuid_text(request->key)));
@@ -127,13 +129,13 @@ provider_create_row(const AcquireRequest *request, json_t **params)
 	json_object_set(row, "driver_key", json_object_get(config, "provider"));
 	json_object_set_new(row, "lease_policy", json_string(policy));
 	json_object_set(row, "config", config);
-	json_object_set(row, "environment_config", json_from_jsonb(request->environment->config));
 	if (secrets != NULL)
 		json_object_set_new(
 		    row, "secrets",
 		    json_string(DatumGetCString(DirectFunctionCall1(byteaout, PointerGetDatum(secrets)))));
 
 	*params = call_params(request->environment, config_provider(config), filled);
+	json_object_set(*params, PARAMS_SECRETS, values);
 	json_object_set_new(*params, "runId", json_string(uuid_text(request->run_id)));
 	json_object_set_new(*params, "leaseId", json_string(uuid_text(request->key)));
 	json_object_set_new(*params, "fence", json_integer(1));
@@ -141,6 +143,19 @@ provider_create_row(const AcquireRequest *request, json_t **params)
 		json_object_set_new(*params, "workspaceMode",
 		                    json_string(text_to_utf8(request->workspace_mode)));
 	return row;
+}
+
+/* The row as a request: with the environment's config as it is, which JSON libraries may round. */
+Jsonb *
+provider_row_content(const AcquireRequest *request, const json_t *row)
+{
+	JsonbObject raw;
+	Jsonb *rest = jsonb_from_json(row);
+
+	jsonb_object_begin(&raw);
+	jsonb_object_jsonb(&raw, "environment_config", request->environment->config);
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(rest),
+	                                          JsonbPGetDatum(jsonb_object_end(&raw))));
 }
 
 /* An ISO 8601 time, as providers give it; DT_NOEND when it is none. */
@@ -313,9 +328,14 @@ provider_call_params(const json_t *row)
 	                                       {"providerLeaseId", "provider_lease_id"}};
 
 	if (secrets != NULL)
+	{
+		json_t *values;
+
 		config = config_fill_secrets(
 		    config, DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(key))),
-		    DatumGetByteaP(DirectFunctionCall1(byteain, CStringGetDatum(secrets))));
+		    DatumGetByteaP(DirectFunctionCall1(byteain, CStringGetDatum(secrets))), &values);
+		json_object_set(params, PARAMS_SECRETS, values);
+	}
 	json_object_set(params, "config", config);
 	for (int i = 0; i < (int) lengthof(names); i++)
 		json_object_set(params, names[i][0], json_object_get(row, names[i][1]));
@@ -325,6 +345,29 @@ provider_call_params(const json_t *row)
 		json_object_set(params, "leaseMetadata", json_object_get(row, "metadata"));
 	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
 	return params;
+}
+
+json_t *
+provider_take_secrets(json_t *params)
+{
+	json_t *values = json_incref(json_object_get(params, PARAMS_SECRETS));
+
+	json_object_del(params, PARAMS_SECRETS);
+	return values;
+}
+
+json_t *
+provider_call(const char *method, json_t *params, int64 timeout_ms, json_t **error)
+{
+	json_t *values = provider_take_secrets(params);
+	json_t *result;
+
+	if (values != NULL)
+		json_guard(values);
+	result = driver_host_try(method, params, timeout_ms, error);
+	config_mask_secrets(result, values);
+	config_mask_secrets(*error, values);
+	return result;
 }
 
 /* A request to the ledger about one row that must be there. */
@@ -350,6 +393,15 @@ nothing_was_made(const json_t *error)
 	return outcome != NULL && strcmp(outcome, "absent") == 0;
 }
 
+/* Whether a resume's answer is about what was to be resumed. */
+bool
+provider_resumed(const json_t *row, const json_t *result)
+{
+	const json_t *id = json_object_get(row, "provider_lease_id");
+
+	return json_is_null(id) || json_equal(id, json_object_get(result, "providerLeaseId"));
+}
+
 /* Have what was idle resumed; NULL, and it is discarded, when the provider can't. */
 static json_t *
 resume(const AcquireRequest *request)
@@ -360,18 +412,19 @@ resume(const AcquireRequest *request)
 
 	if (row == NULL)
 		return NULL;
-	result = driver_host_try("environmentResumeLease", provider_call_params(row),
-	                         2 * (int64) envrt_provider_timeout, &error);
-	if (error != NULL)
+	result = provider_call("environmentResumeLease", provider_call_params(row),
+	                       2 * (int64) envrt_provider_timeout, &error);
+	if (error != NULL || !provider_resumed(row, result))
 	{
 		json_t *failed = row_of(request);
 
-		json_object_set(failed, "last_error", json_object_get(error, "message"));
+		json_object_set_new(failed, "last_error",
+		                    error != NULL
+		                        ? json_incref(json_object_get(error, "message"))
+		                        : json_string("the provider resumed another provider lease"));
 		tell_ledger(LEDGER_RESUME_FAILED, failed);
 		return NULL;
 	}
-	if (!json_is_string(json_object_get(result, "providerLeaseId")))
-		json_object_set(result, "providerLeaseId", json_object_get(row, "provider_lease_id"));
 	return result;
 }
 
@@ -379,8 +432,8 @@ static json_t *
 make(const AcquireRequest *request, json_t *params)
 {
 	json_t *error;
-	json_t *result = driver_host_try("environmentAcquireLease", params,
-	                                 2 * (int64) envrt_provider_timeout, &error);
+	json_t *result = provider_call("environmentAcquireLease", params,
+	                               2 * (int64) envrt_provider_timeout, &error);
 
 	if (error != NULL)
 	{
@@ -431,7 +484,7 @@ provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 			                errmsg("nothing of environment \"%s\" could be resumed",
 			                       request->environment->name),
 			                errdetail("lease_acquire_failed")));
-		ledger_ask(reuses ? LEDGER_REUSE : LEDGER_CREATE, jsonb_from_json(row),
+		ledger_ask(reuses ? LEDGER_REUSE : LEDGER_CREATE, provider_row_content(request, row),
 		           envrt_reuse_wait_timeout, &reply);
 		if (reply.outcome == LEDGER_BUSY)
 			report_busy(request);
@@ -455,16 +508,18 @@ provider_probe(const Environment *environment, ProbeResult *probe)
 	const char *provider = config_provider(config);
 	pg_uuid_t *key = uuid_generate();
 	bytea *secrets;
+	json_t *values;
 	json_t *params;
 	json_t *error;
 	json_t *result;
 	json_t *details = json_guard(json_object_new());
 	const char *summary;
 
-	params = call_params(environment, provider,
-	                     config_resolve_secrets(config, environment->company_id, key, &secrets));
-	result =
-	    driver_host_try("environmentProbe", params, 2 * (int64) envrt_provider_timeout, &error);
+	params = call_params(
+	    environment, provider,
+	    config_resolve_secrets(config, environment->company_id, key, &secrets, &values));
+	json_object_set(params, PARAMS_SECRETS, values);
+	result = provider_call("environmentProbe", params, 2 * (int64) envrt_provider_timeout, &error);
 	json_object_set(details, "provider", json_object_get(config, "provider"));
 	if (error != NULL)
 	{

@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "common/string.h"
 #include "config.h"
+#include "config_secrets.h"
 #include "drivers.h"
 #include "environments.h"
 #include "funcapi.h"
@@ -243,7 +244,10 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 		}
 	}
 	else
+	{
 		canonical = config_canonical(driver, stored);
+		config_check_secrets(&call, company_id, canonical);
+	}
 	if (strcmp(driver, "sandbox") == 0 &&
 	    strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -263,7 +267,7 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 	values[5] = PG_ARGISNULL(5) ? (Datum) 0 : PG_GETARG_DATUM(5);
 	nulls[5] = PG_ARGISNULL(5) ? 'n' : ' ';
 	values[6] = TimestampTzGetDatum(GetCurrentTimestamp());
-	if (statement_execute(&insert, values, nulls) == 0)
+	if (statement_write(TABLE_ENVIRONMENTS, &insert, values, nulls) == 0)
 		ereport(
 		    ERROR,
 		    (errcode(ERRCODE_UNIQUE_VIOLATION),
@@ -308,7 +312,7 @@ envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 	company_require(&call, company_id);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	if (statement_execute(&find, values, NULL) == 0 &&
-	    statement_execute(&insert, values, NULL) == 0 &&
+	    statement_write(TABLE_ENVIRONMENTS, &insert, values, NULL) == 0 &&
 	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR,
 		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -440,7 +444,10 @@ envrt_probe_config(PG_FUNCTION_ARGS)
 		environment.unsaved_private_key = private_key;
 	}
 	else
+	{
 		canonical = config_canonical(driver, config);
+		config_check_secrets(&call, company_id, canonical);
+	}
 	environment.config = config_stored(driver, config, canonical);
 	probe(&environment, &result);
 	datum = probe_datum(fcinfo, driver, &result);

@@ -374,11 +374,16 @@ execute(FunctionCallInfo fcinfo, const char *function, bool raw)
 	ApiCall call;
 	int64 timeout_ms;
 	json_t *params;
+	json_t *answer;
+	json_t *error;
 	Datum result;
 
 	api_enter(&call, function);
 	params = command_params(fcinfo, &call, raw, &timeout_ms);
-	result = result_row_of(fcinfo, driver_host_call("environmentExecute", params, timeout_ms), raw);
+	answer = provider_call("environmentExecute", params, timeout_ms, &error);
+	if (error != NULL)
+		driver_host_raise(error);
+	result = result_row_of(fcinfo, answer, raw);
 	api_leave(&call);
 	return result;
 }

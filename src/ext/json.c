@@ -193,6 +193,17 @@ jsonb_object_bool(JsonbObject *object, const char *key, bool boolean)
 	pushJsonbValue(&object->state, WJB_VALUE, &value);
 }
 
+void
+jsonb_object_jsonb(JsonbObject *object, const char *key, Jsonb *jsonb)
+{
+	JsonbValue value = {.type = jbvBinary};
+
+	value.val.binary.data = &jsonb->root;
+	value.val.binary.len = VARSIZE(jsonb) - VARHDRSZ;
+	push_key(object, key);
+	pushJsonbValue(&object->state, WJB_VALUE, &value);
+}
+
 Jsonb *
 jsonb_object_end(JsonbObject *object)
 {

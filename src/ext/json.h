@@ -32,6 +32,7 @@ typedef struct JsonbObject
 
 extern void jsonb_object_begin(JsonbObject *object);
 extern void jsonb_object_string(JsonbObject *object, const char *key, const char *value);
+extern void jsonb_object_jsonb(JsonbObject *object, const char *key, Jsonb *value);
 extern void jsonb_object_bool(JsonbObject *object, const char *key, bool value);
 extern Jsonb *jsonb_object_end(JsonbObject *object);
 

@@ -169,7 +169,8 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 	nulls[10] = expires_at == DT_NOEND ? 'n' : ' ';
 	values[11] = TimestampTzGetDatum(now);
 
-	if (statement_execute(reusable ? &insert_holder : &insert, values, nulls) == 0)
+	if (statement_write(TABLE_ENVIRONMENT_LEASES, reusable ? &insert_holder : &insert, values,
+	                    nulls) == 0)
 		ereport(
 		    ERROR,
 		    (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
@@ -380,7 +381,7 @@ end_by_environment(int count)
 		ids[row] = UUIDPGetDatum(result_uuid(row, SPI_fnumber(SPI_tuptable->tupdesc, "id")));
 	values[0] =
 	    PointerGetDatum(construct_array(ids, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	return statement_execute(&finish, values, NULL);
+	return statement_write(TABLE_ENVIRONMENT_LEASES, &finish, values, NULL);
 }
 
 /*
@@ -443,7 +444,8 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	values[4] = PointerGetDatum(only);
 	nulls[4] = only == NULL ? 'n' : ' ';
 	FAULT_POINT("release-before-update");
-	count = statement_execute(by_run ? &release_run : &release_one, values, nulls);
+	count = statement_write(TABLE_ENVIRONMENT_LEASES, by_run ? &release_run : &release_one, values,
+	                        nulls);
 	FAULT_POINT("release-after-update");
 	for (int row = 0; row < count; row++)
 		if (!lease_names_driver(row))
@@ -588,10 +590,11 @@ envrt_renew_lease(PG_FUNCTION_ARGS)
 	api_enter(&call, "envrt_renew_lease()");
 	FAULT_POINT("renew-before-update");
 	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
-	    statement_execute(&renew, values, NULL) == 0)
+	    statement_write(TABLE_ENVIRONMENT_LEASES, &renew, values, NULL) == 0)
 	{
+		/* As it is now: it may just have been ended. */
 		if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
-		    statement_execute(&find, values, NULL) == 0)
+		    statement_execute_latest(&find, values, NULL) == 0)
 			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 			                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

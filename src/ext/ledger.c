@@ -36,6 +36,7 @@
 #include "json.h"
 #include "ledger.h"
 #include "ledger_request.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "settings.h"
 #include "shared_state.h"
@@ -53,6 +54,9 @@
  * Somebody may have the ledger locked, with DROP EXTENSION or VACUUM FULL: it
  * is not waited for, but tried again.
  */
+#define LOCKED_RETRY_MS 50
+#define LOCKED_FOR_MS 5000
+
 void
 ledger_begin(ApiCall *call)
 {
@@ -133,21 +137,61 @@ ledger_own_arguments(Datum *values)
 	"r.execution_workspace_id, r.driver, r.driver_key, r.plugin_key, r.lease_policy, r.config, "   \
 	"r.environment_config, r.secrets, r.owner, $6"                                                 \
 	" FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                    \
-	" ON CONFLICT (lease_id) DO NOTHING"
+	" ON CONFLICT DO NOTHING"
+
+/* A statement on own rows with the request's content as $5, and what it means when it finds none.
+ */
+static int
+execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwise)
+{
+	Datum values[5];
+	int count;
+
+	ledger_own_arguments(values);
+	values[4] = JsonbPGetDatum(request->content);
+	count = statement_execute(statement, values, NULL);
+
+	request->reply.outcome = count > 0 ? LEDGER_DONE : otherwise;
+	request->reply.count = count;
+	return count;
+}
+
+/* The request's lease, as holder or as key. */
+#define OF_LEASE                                                                                   \
+	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
+	" WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id OPERATOR(pg_catalog.=) "  \
+	"r.lease_id) AND" LEDGER_OWN_OF("p.")
+/* The row that the request's lease is to get. */
+#define OF_HOLDER                                                                                  \
+	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
+	" WHERE p.lease_id OPERATOR(pg_catalog.=) r.lease_id"                                          \
+	" AND p.holder_id OPERATOR(pg_catalog.=) r.holder_id AND" LEDGER_OWN_OF("p.")
+#define OF_LEASE_TYPES                                                                             \
+	5,                                                                                             \
+	{                                                                                              \
+		LEDGER_OWN_TYPES, JSONBOID                                                                 \
+	}
 
 static void
 create_row(LedgerRequest *request)
 {
 	static Statement insert = {INSERT_ROW, 6, {LEDGER_OWN_TYPES, JSONBOID, TEXTOID}};
+	static Statement find = {"SELECT 1 FROM envrt.provider_leases p," OF_HOLDER, OF_LEASE_TYPES};
 	Datum values[6];
 	const char *host = driver_client_instance();
 
 	ledger_own_arguments(values);
 	values[4] = JsonbPGetDatum(request->content);
 	values[5] = host != NULL ? CStringGetTextDatum(host) : (Datum) 0;
-	/* A row that is there already is from a predecessor that died before it could say so. */
-	statement_execute(&insert, values, host != NULL ? NULL : "     n");
-	request->reply.outcome = LEDGER_CREATED;
+	/*
+	 * A row that is there already is from a predecessor that died before it
+	 * could say so, or of an earlier try that has not been settled yet.
+	 */
+	if (statement_execute(&insert, values, host != NULL ? NULL : "     n") > 0 ||
+	    execute_for(request, &find, LEDGER_NOT_FOUND) > 0)
+		request->reply.outcome = LEDGER_CREATED;
+	else
+		request->reply.outcome = LEDGER_BUSY;
 }
 
 /*
@@ -250,39 +294,6 @@ reuse_row(LedgerRequest *request)
 	}
 }
 
-/* A statement on own rows with the request's content as $5, and what it means when it finds none.
- */
-static int
-execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwise)
-{
-	Datum values[5];
-	int count;
-
-	ledger_own_arguments(values);
-	values[4] = JsonbPGetDatum(request->content);
-	count = statement_execute(statement, values, NULL);
-
-	request->reply.outcome = count > 0 ? LEDGER_DONE : otherwise;
-	request->reply.count = count;
-	return count;
-}
-
-/* The request's lease, as holder or as key. */
-#define OF_LEASE                                                                                   \
-	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
-	" WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id OPERATOR(pg_catalog.=) "  \
-	"r.lease_id) AND" LEDGER_OWN_OF("p.")
-/* The row that the request's lease is to get. */
-#define OF_HOLDER                                                                                  \
-	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
-	" WHERE p.lease_id OPERATOR(pg_catalog.=) r.lease_id"                                          \
-	" AND p.holder_id OPERATOR(pg_catalog.=) r.holder_id AND" LEDGER_OWN_OF("p.")
-#define OF_LEASE_TYPES                                                                             \
-	5,                                                                                             \
-	{                                                                                              \
-		LEDGER_OWN_TYPES, JSONBOID                                                                 \
-	}
-
 static void
 retry_row(LedgerRequest *request)
 {
@@ -359,7 +370,8 @@ void
 ledger_execute(LedgerRequest *request)
 {
 	static Statement learn = {
-	    "UPDATE envrt.provider_leases p SET provider_lease_id = r.provider_lease_id, metadata = "
+	    "UPDATE envrt.provider_leases p SET provider_lease_id = coalesce(r.provider_lease_id, "
+	    "p.provider_lease_id), metadata = "
 	    "r.metadata, expires_at = r.expires_at, plugin_key = coalesce(r.plugin_key, p.plugin_key),"
 	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating'",
@@ -403,6 +415,7 @@ ledger_execute(LedgerRequest *request)
 		case LEDGER_RESUME_FAILED:
 			execute_for(request, &resume_failed, LEDGER_NOT_FOUND);
 			cleanup_look_again();
+			cleanup_note_freed();
 			break;
 		case LEDGER_DOOM:
 			execute_for(request, &doom, LEDGER_NOT_FOUND);
@@ -451,7 +464,10 @@ serve(List *batch, bool alone)
 
 			request->reply.outcome = LEDGER_FAILED;
 			request->reply.sqlstate = error->sqlerrcode;
-			strlcpy(request->reply.message, error->message, sizeof(request->reply.message));
+			snprintf(request->reply.message, sizeof(request->reply.message), "%.*s",
+			         pg_mbcliplen(error->message, strlen(error->message),
+			                      sizeof(request->reply.message) - 1),
+			         error->message);
 			FreeErrorData(error);
 		}
 		ledger_abort("serving requests to the ledger");
@@ -461,22 +477,39 @@ serve(List *batch, bool alone)
 	return done;
 }
 
-static void
+/* Whether somebody has the ledger locked, and not for so long that it has to be said. */
+static bool
+may_try_again(const LedgerRequest *request)
+{
+	return request->reply.outcome == LEDGER_FAILED &&
+	       request->reply.sqlstate == ERRCODE_LOCK_NOT_AVAILABLE &&
+	       !TimestampDifferenceExceeds(request->since, GetCurrentTimestamp(), LOCKED_FOR_MS);
+}
+
+/* True when it is to be tried again. */
+static bool
 answer(LedgerRequest *request)
 {
+	if (may_try_again(request))
+	{
+		ledger_request_put_back(request);
+		return true;
+	}
 	if (request->reply.outcome == LEDGER_BUSY && request->may_wait)
 		ledger_request_park(request);
 	else
 		ledger_request_answer(request);
+	return false;
 }
 
 /*
  * ledger_serve
- *		Do what backends ask for, all of it in one commit.
+ *		Do what backends ask for, all of it in one commit; when to come again.
  */
-void
+TimestampTz
 ledger_serve(bool parked)
 {
+	bool locked = false;
 	MemoryContext context =
 	    AllocSetContextCreate(TopMemoryContext, "envrt ledger requests", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext previous = MemoryContextSwitchTo(context);
@@ -499,10 +532,11 @@ ledger_serve(bool parked)
 		if (forgotten)
 			settle_forget_foreign_leases();
 		foreach (cell, batch)
-			answer(lfirst(cell));
+			locked = answer(lfirst(cell)) || locked;
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
+	return locked ? TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_RETRY_MS) : DT_NOEND;
 }
 
 /*

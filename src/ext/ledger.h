@@ -38,7 +38,7 @@ extern void ledger_start(void);
 extern void ledger_execute(LedgerRequest *request);
 
 /* Serves what backends ask for. */
-extern void ledger_serve(bool parked);
+extern TimestampTz ledger_serve(bool parked);
 
 /* settle.c: decides about rows whose transaction or lease has ended; false: come again soon. */
 extern bool settle_hinted(const Hints *hints);

@@ -168,7 +168,11 @@ look_now(bool at_all)
 	{
 		slot->look_at_idle = true;
 		if (at_all)
+		{
 			slot->look_at_all = slot->look_at_requests = true;
+			/* Long ago: look when the next lease expires. */
+			slot->next_expiry = DT_NOBEGIN;
+		}
 		if (slot->latch != NULL)
 			SetLatch(slot->latch);
 	}

@@ -56,6 +56,7 @@ typedef struct RequestSlot
 	RequestState state;
 	bool parked;
 	bool may_wait;
+	TimestampTz since;
 	uint64 ticket; /* the order in which they came */
 	Oid database;
 	LedgerVerb verb;
@@ -99,16 +100,19 @@ ledger_requests_initialize(void)
 	}
 }
 
-/* Wake the database's scheduler; false when none runs or is being started.  The lock is held. */
+/*
+ * Whether the database's scheduler runs or is being started, and wake it if
+ * asked to.  The lock is held.
+ */
 static bool
-wake_scheduler(Oid database)
+find_scheduler(Oid database, bool wake)
 {
 	SchedulerSlot *slot = scheduler_slot(database);
 
 	if (slot == NULL || slot->held_by != 0 || slot->state == SCHEDULER_STOPPING ||
 	    slot->state == SCHEDULER_ENDED)
 		return false;
-	if (slot->latch != NULL)
+	if (wake && slot->latch != NULL)
 		SetLatch(slot->latch);
 	return true;
 }
@@ -131,19 +135,22 @@ submit(LedgerVerb verb, dsm_handle content, bool may_wait)
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < requests->nslots && slot == NULL; i++)
-		if (requests->slots[i].state == REQUEST_FREE)
+		if (requests->slots[i].state == REQUEST_FREE ||
+		    (requests->slots[i].state == REQUEST_ABANDONED &&
+		     scheduler_slot(requests->slots[i].database) == NULL))
 			slot = &requests->slots[i];
 	if (slot != NULL)
 	{
 		memset(slot, 0, sizeof(RequestSlot));
 		slot->state = REQUEST_WAITING;
 		slot->may_wait = may_wait;
+		slot->since = GetCurrentTimestamp();
 		slot->ticket = ++requests->last_ticket;
 		slot->database = MyDatabaseId;
 		slot->verb = verb;
 		slot->content = content;
 		slot->latch = MyLatch;
-		(void) wake_scheduler(MyDatabaseId);
+		(void) find_scheduler(MyDatabaseId, true);
 	}
 	LWLockRelease(shared_state->lock);
 	if (slot == NULL)
@@ -192,7 +199,8 @@ await_answer(RequestSlot *slot, int64 wait_ms)
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		state = slot->state;
 		parked = slot->parked;
-		scheduled = state == REQUEST_DONE || wake_scheduler(MyDatabaseId);
+		/* A parked one is looked at when something becomes free. */
+		scheduled = state == REQUEST_DONE || find_scheduler(MyDatabaseId, !parked);
 		LWLockRelease(shared_state->lock);
 		if (state == REQUEST_DONE)
 			return;
@@ -289,6 +297,7 @@ ledger_requests_take(bool parked)
 		request->slot = i;
 		request->verb = slot->verb;
 		request->may_wait = slot->may_wait;
+		request->since = slot->since;
 		taken = lappend(taken, request);
 	}
 	LWLockRelease(shared_state->lock);
@@ -324,8 +333,8 @@ ledger_request_answer(LedgerRequest *request)
 	LWLockRelease(shared_state->lock);
 }
 
-void
-ledger_request_park(LedgerRequest *request)
+static void
+put_back(LedgerRequest *request, bool parked)
 {
 	RequestSlot *slot = &requests->slots[request->slot];
 
@@ -333,12 +342,25 @@ ledger_request_park(LedgerRequest *request)
 	if (slot->state == REQUEST_TAKEN)
 	{
 		slot->state = REQUEST_WAITING;
-		slot->parked = true;
-		SetLatch(slot->latch);
+		slot->parked = parked;
+		if (parked)
+			SetLatch(slot->latch);
 	}
 	else if (slot->state == REQUEST_ABANDONED)
 		slot->state = REQUEST_FREE;
 	LWLockRelease(shared_state->lock);
+}
+
+void
+ledger_request_park(LedgerRequest *request)
+{
+	put_back(request, true);
+}
+
+void
+ledger_request_put_back(LedgerRequest *request)
+{
+	put_back(request, false);
 }
 
 void

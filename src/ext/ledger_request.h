@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
 #include "storage/dsm.h"
 #include "storage/latch.h"
@@ -66,12 +67,15 @@ typedef struct LedgerRequest
 	LedgerVerb verb;
 	Jsonb *content;
 	bool may_wait;
+	TimestampTz since;
 	LedgerReply reply;
 } LedgerRequest;
 
 /* What waits to be served (parked: also what has been parked), in order; content is palloc'd. */
 extern List *ledger_requests_take(bool parked);
 extern void ledger_request_answer(LedgerRequest *request);
+/* Leave it for the next time. */
+extern void ledger_request_put_back(LedgerRequest *request);
 /* Leave it until something becomes free. */
 extern void ledger_request_park(LedgerRequest *request);
 /* After a predecessor of this scheduler: what it has not answered is to be done. */

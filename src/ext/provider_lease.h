@@ -13,6 +13,12 @@
 /* The ledger's row for an acquire, without its owner, and the params of the call (both guarded). */
 extern json_t *provider_create_row(const AcquireRequest *request, json_t **params);
 
+/* The row as a request to the ledger. */
+extern Jsonb *provider_row_content(const AcquireRequest *request, const json_t *row);
+
+/* Whether a resume's answer is about the row's provider lease. */
+extern bool provider_resumed(const json_t *row, const json_t *result);
+
 /* What the ledger is to learn from the provider's answer (guarded); request->key is the row's. */
 extern json_t *provider_learnt(const AcquireRequest *request, const json_t *result);
 
@@ -25,5 +31,14 @@ extern json_t *provider_row(const pg_uuid_t *lease_id, bool by_key);
 
 /* Params of a call about the row's provider lease (guarded). */
 extern json_t *provider_call_params(const json_t *row);
+
+/*
+ * Such params carry the values of the config's secrets beside the config,
+ * which are not to be sent: provider_call sees to that, and takes them out of
+ * what comes back; who sends by himself takes them (a new reference, or NULL).
+ */
+#define PARAMS_SECRETS "envrtSecrets"
+extern json_t *provider_take_secrets(json_t *params);
+extern json_t *provider_call(const char *method, json_t *params, int64 timeout_ms, json_t **error);
 
 #endif

@@ -115,6 +115,7 @@ envrt_resume_lease(PG_FUNCTION_ARGS)
 	char *provider;
 	char *status;
 	json_t *row;
+	json_t *error;
 	json_t *result;
 	json_t *answer;
 	static const char *const keys[] = {"providerLeaseId", "metadata", "expiresAt"};
@@ -131,8 +132,10 @@ envrt_resume_lease(PG_FUNCTION_ARGS)
 		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		         errmsg("this server has no provider lease of lease \"%s\"", uuid_text(lease_id)),
 		         errhint("See envrt.stat_cleanup for what was left alone.")));
-	result = driver_host_call("environmentResumeLease", provider_call_params(row),
-	                          2 * (int64) envrt_provider_timeout);
+	result = provider_call("environmentResumeLease", provider_call_params(row),
+	                       2 * (int64) envrt_provider_timeout, &error);
+	if (error != NULL)
+		driver_host_raise(error);
 	answer = json_guard(json_object_new());
 	for (int i = 0; i < (int) lengthof(keys); i++)
 	{
@@ -161,6 +164,8 @@ envrt_destroy_lease(PG_FUNCTION_ARGS)
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},
 	};
+	static Statement find = {
+	    "SELECT status FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
 	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
 	Datum values[2] = {UUIDPGetDatum(lease_id)};
 	ApiCall call;
@@ -175,8 +180,13 @@ envrt_destroy_lease(PG_FUNCTION_ARGS)
 	require_provider(driver, provider, "destroy");
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	FAULT_POINT("destroy-before-update");
-	if (statement_execute(&destroy, values, NULL) == 0)
+	if (statement_write(TABLE_ENVIRONMENT_LEASES, &destroy, values, NULL) == 0)
+	{
+		/* As it is now: it may just have been ended. */
+		if (statement_execute_latest(&find, values, NULL) > 0)
+			status = result_text(0, 1);
 		report_not_active(lease_id, status);
+	}
 	result = result_row_datum(fcinfo);
 	ledger_ask(LEDGER_DOOM, lease_id_content(lease_id), 0, &reply);
 	FAULT_POINT("destroy-after-update");
@@ -208,7 +218,7 @@ envrt_await_cleanup(PG_FUNCTION_ARGS)
 	api_enter(&call, "envrt_await_cleanup()");
 	do
 	{
-		if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
+		if (!caller_can_see_now(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 		    statement_execute_latest(&look, values, NULL) == 0)
 			report_no_lease(lease_id);
 		status = result_text(0, 2);
@@ -277,7 +287,7 @@ envrt_retry_cleanup(PG_FUNCTION_ARGS)
 		        (errcode(ERRCODE_UNDEFINED_OBJECT),
 		         errmsg("there is nothing to clean up for lease \"%s\"", uuid_text(lease_id))));
 	/* Locked until we commit, so what comes of it is reported after this. */
-	statement_execute(&pending, values, NULL);
+	statement_write(TABLE_ENVIRONMENT_LEASES, &pending, values, NULL);
 	api_leave(&call);
 	PG_RETURN_VOID();
 }

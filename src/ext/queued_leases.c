@@ -28,6 +28,7 @@
 #include "access/xact.h"
 #include "arguments.h"
 #include "catalog/pg_type.h"
+#include "config_secrets.h"
 #include "driver_call.h"
 #include "driver_client.h"
 #include "drivers.h"
@@ -72,8 +73,10 @@ typedef struct QueuedLease
 	bool resumed;
 	char provider[128]; /* driver and provider, for the limits */
 	pg_uuid_t environment_id;
-	Jsonb *config;  /* the environment's, as the driver was asked by */
-	json_t *result; /* the answer */
+	Jsonb *config;           /* the environment's, as the driver was asked by */
+	json_t *values;          /* of secrets in the call's params */
+	char *provider_lease_id; /* of what is to be resumed; NULL: not known */
+	json_t *result;          /* the answer */
 	json_t *error;
 } QueuedLease;
 
@@ -87,6 +90,11 @@ static pg_uuid_t pass_at_id;
 static bool look = true;               /* a pass is wanted */
 static TimestampTz look_at = DT_NOEND; /* or will be, then */
 static bool limited = false;           /* some wait for calls of their like to end */
+/* Environments that have nothing to give in this pass: a look at one of their requests is enough.
+ */
+#define MAX_SKIPPED 64
+static pg_uuid_t skipped[MAX_SKIPPED];
+static int nskipped = 0;
 
 void
 queued_leases_look_again(void)
@@ -119,6 +127,9 @@ queued_lease_free(QueuedLease *lease)
 {
 	json_decref(lease->result);
 	json_decref(lease->error);
+	json_decref(lease->values);
+	if (lease->provider_lease_id != NULL)
+		pfree(lease->provider_lease_id);
 	if (lease->config != NULL)
 		pfree(lease->config);
 	pfree(lease);
@@ -130,6 +141,22 @@ look_later(int64 ms)
 	look_at = Min(look_at, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
 }
 
+static void
+skip_environment(const pg_uuid_t *environment_id)
+{
+	if (nskipped < MAX_SKIPPED)
+		skipped[nskipped++] = *environment_id;
+}
+
+static bool
+is_skipped(const pg_uuid_t *environment_id)
+{
+	for (int i = 0; i < nskipped; i++)
+		if (memcmp(&skipped[i], environment_id, UUID_LEN) == 0)
+			return true;
+	return false;
+}
+
 /* See driver_client.h. */
 static void
 lease_answered(void *data, const DriverAnswer *answer)
@@ -138,6 +165,8 @@ lease_answered(void *data, const DriverAnswer *answer)
 
 	lease->result = json_incref(unconstify(json_t *, answer->result));
 	lease->error = json_incref(unconstify(json_t *, answer->error));
+	config_mask_secrets(lease->result, lease->values);
+	config_mask_secrets(lease->error, lease->values);
 	dlist_delete(&lease->node);
 	nin_flight--;
 	dlist_push_tail(&answered, &lease->node);
@@ -166,15 +195,16 @@ may_call(const QueuedLease *lease)
 	    of_provider < MAX_PER_PROVIDER)
 		return true;
 	limited = true;
+	skip_environment(&lease->environment_id);
 	return false;
 }
 
 /* The next page of the pass under way; *last: that was all. */
 static int
-list_requests(pg_uuid_t *ids, bool *last)
+list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
 {
 	static Statement find = {
-	    "SELECT lease_id, created_at FROM envrt.lease_requests"
+	    "SELECT lease_id, created_at, environment_id FROM envrt.lease_requests"
 	    " WHERE state OPERATOR(pg_catalog.=) 'queued'"
 	    " AND ROW(created_at, lease_id) OPERATOR(pg_catalog.>) ROW($1, $2)"
 	    " ORDER BY created_at, lease_id LIMIT 64",
@@ -203,8 +233,10 @@ list_requests(pg_uuid_t *ids, bool *last)
 	{
 		pass_at_id = *result_uuid(row, 1);
 		pass_at = DatumGetTimestampTz(result_datum(row, 2, &isnull));
-		if (!queued_lease_in_flight(&pass_at_id))
-			ids[count++] = pass_at_id;
+		if (queued_lease_in_flight(&pass_at_id))
+			continue;
+		environments[count] = *result_uuid(row, 3);
+		ids[count++] = pass_at_id;
 	}
 	ledger_commit(&call, false);
 	return count;
@@ -340,19 +372,25 @@ lock_all(const AcquireRequest *request)
 
 /* Write the ledger's row; false when what is wanted is held. */
 static bool
-reserve(QueuedLease *lease, const json_t *row)
+reserve(QueuedLease *lease, const AcquireRequest *of, const json_t *row)
 {
 	LedgerRequest request = {.verb = LEDGER_CREATE};
 	ApiCall ledger;
 
 	if (strncmp(json_string_value(json_object_get(row, "lease_policy")), "reuse_", 6) == 0)
 		request.verb = LEDGER_REUSE;
-	request.content = jsonb_from_json(row);
+	request.content = provider_row_content(of, row);
 	ledger_enter(&ledger);
 	ledger_execute(&request);
 	api_leave(&ledger);
 	if (request.reply.outcome == LEDGER_BUSY)
+	{
+		/* Another execution workspace of it may have something. */
+		if (strcmp(json_string_value(json_object_get(row, "lease_policy")),
+		           "reuse_by_environment") == 0)
+			skip_environment(&lease->environment_id);
 		return false;
+	}
 	lease->in_ledger = true;
 	lease->resumed = request.reply.outcome == LEDGER_CLAIMED;
 	if (lease->resumed)
@@ -409,9 +447,19 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 				json_t *row = provider_create_row(&request, &made);
 
 				*timeout_ms = 2 * (int64) envrt_provider_timeout + 1000;
-				to_call = reserve(lease, row);
+				to_call = reserve(lease, &request, row);
 				if (to_call && lease->resumed)
-					made = provider_call_params(provider_row(&lease->key, true));
+				{
+					const char *id;
+
+					row = provider_row(&lease->key, true);
+					if (row == NULL)
+						elog(ERROR, "ledger row \"%s\" has vanished", uuid_text(&lease->key));
+					id = json_string_value(json_object_get(row, "provider_lease_id"));
+					if (id != NULL)
+						lease->provider_lease_id = MemoryContextStrdup(TopMemoryContext, id);
+					made = provider_call_params(row);
+				}
 			}
 			else
 			{
@@ -419,7 +467,10 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 				to_call = true;
 			}
 			if (to_call)
+			{
+				lease->values = provider_take_secrets(made);
 				*params = json_incref(made);
+			}
 		}
 	}
 	FAULT_POINT("request-before-commit");
@@ -557,6 +608,8 @@ is_passing(const ErrorData *error)
 static void
 fail_request(const QueuedLease *lease, const ErrorData *error)
 {
+	MemoryContext context = CurrentMemoryContext;
+
 	PG_TRY();
 	{
 		write_failure(lease, error);
@@ -567,6 +620,7 @@ fail_request(const QueuedLease *lease, const ErrorData *error)
 		look_later(LOST_RETRY_MS);
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(context);
 }
 
 /* Have what was reserved cleaned up: the lease is not there. */
@@ -583,6 +637,8 @@ abandon(QueuedLease *lease)
 static void
 discard_resumed(const QueuedLease *lease)
 {
+	MemoryContext context = CurrentMemoryContext;
+
 	PG_TRY();
 	{
 		LedgerRequest failed = {.verb = LEDGER_RESUME_FAILED};
@@ -605,6 +661,7 @@ discard_resumed(const QueuedLease *lease)
 		ledger_abort("discarding what could not be resumed");
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(context);
 }
 
 /* Begin with a request. */
@@ -667,6 +724,14 @@ go_on(QueuedLease *lease)
 	volatile bool completed = false;
 	bool lost = lease->result == NULL && lease->error == NULL;
 
+	if (lease->resumed && lease->result != NULL && lease->provider_lease_id != NULL)
+	{
+		const char *id = json_string_value(json_object_get(lease->result, "providerLeaseId"));
+
+		if (id == NULL || strcmp(id, lease->provider_lease_id) != 0)
+			lease->error =
+			    json_pack("{s:s}", "message", "the provider resumed another provider lease");
+	}
 	if (!lost)
 	{
 		FAULT_POINT("request-after-call");
@@ -710,6 +775,7 @@ queued_leases_tend(void)
 	MemoryContext previous;
 	dlist_mutable_iter iter;
 	pg_uuid_t ids[BATCH];
+	pg_uuid_t environments[BATCH];
 	volatile int count = 0;
 
 	if (dlist_is_empty(&answered) && look_at > now && !look && !passing)
@@ -732,6 +798,7 @@ queued_leases_tend(void)
 		look = limited = false;
 		passing = true;
 		pass_at = DT_NOBEGIN;
+		nskipped = 0;
 	}
 	if (passing)
 	{
@@ -741,7 +808,7 @@ queued_leases_tend(void)
 		{
 			bool that_was_all;
 
-			count = list_requests(ids, &that_was_all);
+			count = list_requests(ids, environments, &that_was_all);
 			last = that_was_all;
 		}
 		PG_CATCH();
@@ -755,7 +822,8 @@ queued_leases_tend(void)
 		for (int i = 0; i < count; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			begin_request(&ids[i]);
+			if (!is_skipped(&environments[i]))
+				begin_request(&ids[i]);
 		}
 	}
 	MemoryContextSwitchTo(previous);
@@ -816,7 +884,7 @@ envrt_await_lease(PG_FUNCTION_ARGS)
 		/* In this order: when the request is gone, the lease is there. */
 		ledger_enter(&ledger);
 		queued = statement_execute_latest(&find_request, values, NULL) > 0 &&
-		         caller_can_see(&call, TABLE_HEARTBEAT_RUNS, result_uuid(0, 6));
+		         caller_can_see_now(&call, TABLE_HEARTBEAT_RUNS, result_uuid(0, 6));
 		if (queued && statement_execute_latest(&find_request, values, NULL) > 0 &&
 		    strcmp(result_text(0, 1), "failed") == 0)
 			raise_failure();
@@ -832,7 +900,7 @@ envrt_await_lease(PG_FUNCTION_ARGS)
 			         errhint("It is still queued: wait again, or end its run.")));
 	}
 	waiting_end();
-	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
+	if (!caller_can_see_now(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 	    statement_execute_latest(&find_lease, values, NULL) == 0)
 	{
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),

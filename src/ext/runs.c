@@ -12,10 +12,9 @@
  * ends its leases: the trigger has the rights of the shared tables' owner and
  * does this one thing with them.
  *
- * A deleted run's leases lose their heartbeat_run_id by the foreign key,
- * which is a trigger as well.  Triggers of one event fire in the order of
- * their names, and ours must come first: hence a name in front of
- * "RI_ConstraintTrigger".
+ * A deleted run's leases lose their heartbeat_run_id by the foreign key, after
+ * the delete.  So ours comes before it: it finds them, and a lease that the
+ * very transaction has made can still be changed while its run is there.
  */
 #include "postgres.h"
 
@@ -33,7 +32,7 @@ PG_FUNCTION_INFO_V1(envrt_attach_runs);
 PG_FUNCTION_INFO_V1(envrt_detach_runs);
 
 #define OVER_TRIGGER "envrt_run_over"
-#define DELETED_TRIGGER "ENVRT_run_deleted"
+#define DELETED_TRIGGER "envrt_run_deleted"
 
 /* A column's value as text, NULL when it is null or not there. */
 static char *
@@ -58,13 +57,13 @@ envrt_on_heartbeat_run(PG_FUNCTION_ARGS)
 	char *error = NULL;
 	ApiCall call;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigger->tg_event) ||
-	    !TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
-	    !(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) || TRIGGER_FIRED_BY_DELETE(trigger->tg_event)))
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+	    !((TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) && TRIGGER_FIRED_AFTER(trigger->tg_event)) ||
+	      (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) && TRIGGER_FIRED_BEFORE(trigger->tg_event))))
 		ereport(
 		    ERROR,
 		    (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-		     errmsg("envrt_on_heartbeat_run() is for AFTER UPDATE and AFTER DELETE row triggers"),
+		     errmsg("envrt_on_heartbeat_run() is for AFTER UPDATE and BEFORE DELETE row triggers"),
 		     errhint("Put it on a table by envrt_attach_runs().")));
 	deleted = TRIGGER_FIRED_BY_DELETE(trigger->tg_event);
 	row = deleted ? trigger->tg_trigtuple : trigger->tg_newtuple;
@@ -76,7 +75,7 @@ envrt_on_heartbeat_run(PG_FUNCTION_ARGS)
 		                       RelationGetRelationName(trigger->tg_relation))));
 	id = SPI_getbinval(row, desc, id_column, &isnull);
 	if (isnull)
-		return PointerGetDatum(NULL);
+		return PointerGetDatum(deleted ? row : NULL);
 	if (!deleted)
 	{
 		status = column_text(row, desc, "status");
@@ -89,7 +88,7 @@ envrt_on_heartbeat_run(PG_FUNCTION_ARGS)
 	else
 		leases_end_of_run(DatumGetUUIDP(id), "released", NULL);
 	api_leave(&call);
-	return PointerGetDatum(NULL);
+	return PointerGetDatum(deleted ? row : NULL);
 }
 
 /* Runs a utility statement with the caller's own rights. */
@@ -151,7 +150,7 @@ envrt_attach_runs(PG_FUNCTION_ARGS)
 	    " EXECUTE FUNCTION %s()",
 	    table, function));
 	execute(psprintf("CREATE OR REPLACE TRIGGER \"" DELETED_TRIGGER
-	                 "\" AFTER DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s()",
+	                 "\" BEFORE DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s()",
 	                 table, function));
 	execute(psprintf("COMMENT ON TRIGGER " OVER_TRIGGER
 	                 " ON %s IS 'envrt: a run that is over holds no lease'",

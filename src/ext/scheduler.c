@@ -167,10 +167,10 @@ do_what_is_due(void)
 	bool freed = cleanup_take_freed();
 
 	(void) driver_client_tend();
-	ledger_serve(freed);
+	next = ledger_serve(freed);
 	if (freed)
 		queued_leases_look_again();
-	next = settle();
+	next = Min(next, settle());
 	next = Min(next, expiry_tend(slot));
 	next = Min(next, queued_leases_tend());
 	next = Min(next, cleanup_tend());

@@ -286,12 +286,18 @@ schedulers_tend(void)
 	foreach (cell, databases)
 	{
 		Database *database = lfirst(cell);
+		SchedulerSlot *slot;
 		bool has_slot;
 
 		if (database->absent)
 			continue;
 		LWLockAcquire(shared_state->lock, LW_SHARED);
-		has_slot = scheduler_slot(database->oid) != NULL;
+		slot = scheduler_slot(database->oid);
+		has_slot = slot != NULL;
+		/* One that has run for long has got over what the others ended by. */
+		if (has_slot && slot->state == SCHEDULER_RUNNING &&
+		    TimestampDifferenceExceeds(slot->since, now, MAX_DELAY_MS))
+			database->failures = 0;
 		LWLockRelease(shared_state->lock);
 		if (has_slot)
 			continue;

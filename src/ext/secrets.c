@@ -127,7 +127,7 @@ store_version(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid
 	values[2] = JsonbPGetDatum(jsonb_object_end(&material));
 	values[3] = CStringGetTextDatum(hash_text);
 	values[4] = TimestampTzGetDatum(GetCurrentTimestamp());
-	statement_execute(&insert, values, NULL);
+	statement_write(TABLE_COMPANY_SECRET_VERSIONS, &insert, values, NULL);
 }
 
 static pg_uuid_t *
@@ -151,7 +151,8 @@ create_with_keys(const SecretKeys *keys, const pg_uuid_t *company_id, const char
 	values[2] = CStringGetTextDatum(name);
 	values[3] = description != NULL ? CStringGetTextDatum(description) : (Datum) 0;
 	values[4] = TimestampTzGetDatum(GetCurrentTimestamp());
-	if (statement_execute(&insert, values, description != NULL ? NULL : "   n ") == 0)
+	if (statement_write(TABLE_COMPANY_SECRETS, &insert, values,
+	                    description != NULL ? NULL : "   n ") == 0)
 		ereport(ERROR,
 		        (errcode(ERRCODE_UNIQUE_VIOLATION), errmsg("Secret already exists: %s", name),
 		         errhint("Choose another name, or store a new version with envrt_rotate_secret.")));
@@ -224,7 +225,7 @@ rotate_with_keys(const SecretKeys *keys, const pg_uuid_t *secret_id, const Secre
 	check_name_and_length(row->name, length);
 	store_version(keys, row->company_id, secret_id, version, value, length);
 	values[2] = TimestampTzGetDatum(GetCurrentTimestamp());
-	statement_execute(&update, values, NULL);
+	statement_write(TABLE_COMPANY_SECRETS, &update, values, NULL);
 	return version;
 }
 

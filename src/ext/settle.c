@@ -316,15 +316,24 @@ settle_rows(const Hints *hints, bool *unknown)
  * Idle ones whose environment was changed, archived or deleted, or whose
  * execution workspace is gone, are of no use to anybody.
  */
-static bool
-settle_idle(void)
+typedef struct IdleEnvironment
 {
-	static Statement list = {
-	    "SELECT DISTINCT environment_id FROM envrt.provider_leases"
-	    " WHERE state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN,
-	    4,
-	    {LEDGER_OWN_TYPES},
-	};
+	pg_uuid_t id;
+	Jsonb *config; /* that something idle was made by */
+	bool usable;   /* and it is still the environment's */
+} IdleEnvironment;
+
+static int
+compare_environments(const void *a, const void *b)
+{
+	return memcmp(&((const IdleEnvironment *) a)->id, &((const IdleEnvironment *) b)->id,
+	              sizeof(pg_uuid_t));
+}
+
+/* Which of them are as they were; false when the table is locked. */
+static bool
+compare_with_now(IdleEnvironment *idle, int count)
+{
 	static Statement find = {
 	    "SELECT id, config FROM @environments@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
 	    " AND status OPERATOR(pg_catalog.=) 'active'"
@@ -332,12 +341,51 @@ settle_idle(void)
 	    1,
 	    {UUIDARRAYOID},
 	};
+	Datum *ids = palloc(sizeof(Datum) * count);
+	Datum values[1];
+	int found;
+
+	for (int i = 0; i < count; i++)
+		ids[i] = UUIDPGetDatum(&idle[i].id);
+	values[0] = PointerGetDatum(uuid_array(ids, count));
+	if (!statement_try_read(TABLE_ENVIRONMENTS, &find, values, NULL, &found))
+		return false;
+	qsort(idle, count, sizeof(IdleEnvironment), compare_environments);
+	for (int row = 0; row < found; row++)
+	{
+		IdleEnvironment key = {.id = *result_uuid(row, 1)};
+		IdleEnvironment *first =
+		    bsearch(&key, idle, count, sizeof(IdleEnvironment), compare_environments);
+		bool isnull;
+		Jsonb *config = DatumGetJsonbP(result_typed(row, 2, JSONBOID, &isnull));
+
+		/* An environment whose config was changed may be there more than once. */
+		while (first != NULL && first > idle && compare_environments(first - 1, &key) == 0)
+			first--;
+		for (; first != NULL && first < idle + count && compare_environments(first, &key) == 0;
+		     first++)
+			first->usable = compareJsonbContainers(&first->config->root, &config->root) == 0;
+	}
+	return true;
+}
+
+static bool
+settle_idle(void)
+{
+	static Statement list = {
+	    "SELECT DISTINCT environment_id, environment_config FROM envrt.provider_leases"
+	    " WHERE state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN,
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
 	static Statement discard = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', attempts = 0,"
 	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
 	    " WHERE p.state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN
 	    " AND p.environment_id OPERATOR(pg_catalog.=) $5"
-	    " AND ($6 IS NULL OR p.environment_config OPERATOR(pg_catalog.<>) $6)",
+	    " AND p.lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
+	    "'reuse_by_execution_workspace'])"
+	    " AND p.environment_config OPERATOR(pg_catalog.=) $6",
 	    6,
 	    {LEDGER_OWN_TYPES, UUIDOID, JSONBOID},
 	};
@@ -347,41 +395,28 @@ settle_idle(void)
 	{
 		ApiCall call;
 		Datum values[6];
-		Datum *ids;
-		Datum *configs;
+		IdleEnvironment *idle;
 		int count;
-		int found;
+		bool isnull;
 
 		ledger_begin(&call);
 		ledger_own_arguments(values);
 		count = statement_execute(&list, values, NULL);
-		ids = palloc(sizeof(Datum) * Max(count, 1));
-		configs = palloc0(sizeof(Datum) * Max(count, 1));
+		idle = palloc0(sizeof(IdleEnvironment) * Max(count, 1));
 		for (int i = 0; i < count; i++)
-			ids[i] = UUIDPGetDatum(result_uuid(i, 1));
-		if (count > 0)
 		{
-			Datum wanted[1] = {PointerGetDatum(uuid_array(ids, count))};
-
-			done = statement_try_read(TABLE_ENVIRONMENTS, &find, wanted, NULL, &found);
-			for (int i = 0; done && i < found; i++)
-			{
-				pg_uuid_t *id = result_uuid(i, 1);
-				bool isnull;
-
-				for (int j = 0; j < count; j++)
-					if (memcmp(DatumGetUUIDP(ids[j]), id, sizeof(pg_uuid_t)) == 0)
-						configs[j] = PointerGetDatum(
-						    DatumGetJsonbPCopy(result_typed(i, 2, JSONBOID, &isnull)));
-			}
-			for (int i = 0; done && i < count; i++)
-			{
-				values[4] = ids[i];
-				values[5] = configs[i];
-				if (statement_execute(&discard, values, configs[i] == (Datum) 0 ? "     n" : NULL) >
-				    0)
-					cleanup_look_again();
-			}
+			idle[i].id = *result_uuid(i, 1);
+			idle[i].config = DatumGetJsonbPCopy(result_datum(i, 2, &isnull));
+		}
+		done = count == 0 || compare_with_now(idle, count);
+		for (int i = 0; done && i < count; i++)
+		{
+			if (idle[i].usable)
+				continue;
+			values[4] = UUIDPGetDatum(&idle[i].id);
+			values[5] = JsonbPGetDatum(idle[i].config);
+			if (statement_execute(&discard, values, NULL) > 0)
+				cleanup_look_again();
 		}
 		ledger_commit(&call, true);
 	}
@@ -448,7 +483,7 @@ update_leases(Statement *statement, Datum *ids, int count)
 	    !ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock))
 		return;
 	owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
-	statement_execute(statement, values, NULL);
+	statement_write(TABLE_ENVIRONMENT_LEASES, statement, values, NULL);
 	api_leave(&owner);
 }
 
@@ -525,26 +560,35 @@ report_hinted(const Hints *hints)
 	return done;
 }
 
-/* A page of the active ones after *last; -1 when the table is locked. */
+/*
+ * Of all leases: the unknown ones, as *ids (NULL when the table is locked).
+ *
+ * In one go, without an order: so it is environment_leases_active_idx that is
+ * read, which has few, and not the table by its primary key.
+ */
 static int
-unknown_page(pg_uuid_t *last, Datum *ids, bool *more)
+list_unknown(Datum **ids)
 {
-	static Statement find = {
-	    FIND_UNKNOWN ") AND id OPERATOR(pg_catalog.>) $1 ORDER BY id LIMIT 1000", 1, {UUIDOID}};
-	Datum values[1] = {UUIDPGetDatum(last)};
+	static Statement find = {FIND_UNKNOWN ")", 0, {0}};
 	int found;
-	int count;
+	int unknown = 0;
 
-	if (!statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found))
-		return -1;
-	count = collect_ids(found, true, ids);
-	*more = found == BATCH;
-	if (found > 0)
-		*last = *result_uuid(found - 1, 1);
-	return filter_unknown(ids, count);
+	*ids = NULL;
+	if (!statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, NULL, NULL, &found))
+		return 0;
+	*ids = palloc(sizeof(Datum) * Max(found, 1));
+	found = collect_ids(found, true, *ids);
+	for (int i = 0; i < found; i += BATCH)
+	{
+		int count = filter_unknown(*ids + i, Min(BATCH, found - i));
+
+		memmove(*ids + unknown, *ids + i, sizeof(Datum) * count);
+		unknown += count;
+	}
+	return unknown;
 }
 
-/* Of all leases, once when the scheduler starts, and when it is asked to look at all. */
+/* Once when the scheduler starts, and when it is asked to look at all. */
 static bool
 report_all(void)
 {
@@ -552,24 +596,14 @@ report_all(void)
 
 	PG_TRY();
 	{
-		pg_uuid_t last = {0};
-		int64 unknown = 0;
-		bool more = true;
+		ApiCall call;
+		Datum *ids;
+		int unknown;
 
-		while (more && done)
-		{
-			ApiCall call;
-			Datum *ids;
-			int count;
-
-			CHECK_FOR_INTERRUPTS();
-			ledger_begin(&call);
-			ids = palloc(sizeof(Datum) * BATCH);
-			count = unknown_page(&last, ids, &more);
-			ledger_commit(&call, false);
-			done = count >= 0;
-			unknown += Max(count, 0);
-		}
+		ledger_begin(&call);
+		unknown = list_unknown(&ids);
+		done = ids != NULL;
+		ledger_commit(&call, false);
 		report_number(unknown);
 	}
 	PG_CATCH();
@@ -608,24 +642,15 @@ settle_forget_foreign_leases(void)
 
 	PG_TRY();
 	{
-		pg_uuid_t last = {0};
-		bool more = true;
 		ApiCall call;
-		int found = 0;
+		Datum *unknown;
+		int found;
 
-		while (more)
-		{
-			Datum *ids;
-			int count;
-
-			ledger_begin(&call);
-			ids = palloc(sizeof(Datum) * BATCH);
-			count = unknown_page(&last, ids, &more);
-			update_leases(&end, ids, Max(count, 0));
-			ledger_commit(&call, false);
-			if (count < 0)
-				break;
-		}
+		ledger_begin(&call);
+		found = list_unknown(&unknown);
+		if (unknown != NULL)
+			update_leases(&end, unknown, found);
+		ledger_commit(&call, false);
 		ledger_begin(&call);
 		if (statement_try_read(TABLE_ENVIRONMENT_LEASES, &find_ended, NULL, NULL, &found))
 		{

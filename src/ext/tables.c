@@ -96,6 +96,7 @@ shared_table_oid(SharedTable table)
 }
 
 static int execute_plan(Statement *statement, Datum *values, const char *nulls);
+static int execute_latest(Statement *statement, Datum *values, const char *nulls);
 
 static Oid
 table_owner(Oid relid)
@@ -366,9 +367,8 @@ caller_is_restricted(const ApiCall *call, SharedTable table)
 	return check_enable_rls(shared_table_oid(table), call->caller, true) == RLS_ENABLED;
 }
 
-/* Whether the caller can see the table's row with this id. */
-bool
-caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
+static bool
+can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id, bool now)
 {
 	static Statement statements[SHARED_TABLE_COUNT];
 	Statement *statement = &statements[table];
@@ -395,10 +395,24 @@ caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
 	                         GUC_ACTION_SAVE, true, 0, false);
 	GetUserIdAndSecContext(&owner, &owner_context);
 	SetUserIdAndSecContext(call->caller, owner_context);
-	visible = execute_plan(statement, values, NULL) > 0;
+	visible =
+	    (now ? execute_latest(statement, values, NULL) : execute_plan(statement, values, NULL)) > 0;
 	SetUserIdAndSecContext(owner, owner_context);
 	AtEOXact_GUC(true, guc_level);
 	return visible;
+}
+
+/* Whether the caller can see the table's row with this id. */
+bool
+caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
+{
+	return can_see(call, table, id, false);
+}
+
+bool
+caller_can_see_now(const ApiCall *call, SharedTable table, const pg_uuid_t *id)
+{
+	return can_see(call, table, id, true);
 }
 
 /* The statement's text with every @name@ replaced. */
@@ -505,17 +519,41 @@ statement_execute(Statement *statement, Datum *values, const char *nulls)
 }
 
 int
-statement_execute_latest(Statement *statement, Datum *values, const char *nulls)
+statement_write(SharedTable table, Statement *statement, Datum *values, const char *nulls)
+{
+	Oid owner;
+
+	LockRelationOid(shared_table_oid(table), RowExclusiveLock);
+	AcceptInvalidationMessages();
+	owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
+	if (owner != GetUserId())
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("the owner of %s has been changed meanwhile",
+		                       shared_table(TABLE_ENVIRONMENT_LEASES)),
+		                errhint("Try again.")));
+	check_tables(owner);
+	return statement_execute(statement, values, nulls);
+}
+
+static int
+execute_latest(Statement *statement, Datum *values, const char *nulls)
 {
 	int count;
 
 	prepare(statement);
-	plan_on_index(statement->plan);
 	count = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(),
 	                             InvalidSnapshot, true, false, 0);
 	if (count < 0)
 		elog(ERROR, "could not execute \"%s\": %s", statement->text, SPI_result_code_string(count));
 	return (int) SPI_processed;
+}
+
+int
+statement_execute_latest(Statement *statement, Datum *values, const char *nulls)
+{
+	prepare(statement);
+	plan_on_index(statement->plan);
+	return execute_latest(statement, values, nulls);
 }
 
 bool

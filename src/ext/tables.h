@@ -64,6 +64,8 @@ extern void api_forbid_read_only(const char *function);
 extern void caller_needs_select(const ApiCall *call, SharedTable table);
 extern bool caller_is_restricted(const ApiCall *call, SharedTable table);
 extern bool caller_can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id);
+/* The same by what others have committed since the transaction's snapshot. */
+extern bool caller_can_see_now(const ApiCall *call, SharedTable table, const pg_uuid_t *id);
 
 /*
  * Reads a table of somebody else's within ledger_enter or owner_enter, with
@@ -74,6 +76,16 @@ extern bool statement_try_read(SharedTable table, Statement *statement, Datum *v
 
 /* What the look at rows that others commit meanwhile needs: the newest snapshot. */
 extern int statement_execute_latest(Statement *statement, Datum *values, const char *nulls);
+
+/*
+ * statement_write
+ *		As statement_execute, for one that writes the shared table.
+ *
+ * From the lock that it takes on nobody can put a trigger on the table, so
+ * what it finds there is what the write will fire.
+ */
+extern int statement_write(SharedTable table, Statement *statement, Datum *values,
+                           const char *nulls);
 
 extern int statement_execute(Statement *statement, Datum *values, const char *nulls);
 

@@ -110,7 +110,7 @@ is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $postmaste
 
 # Only the server's user can talk to it; nothing of the server's is open in it.
 my $data = $node->data_dir;
-is(sprintf('%o', (stat "$data/pg_envrt/run")[2] & 07777), '700', 'its directory is the owner\'s alone');
+is(sprintf('%o', (stat "$data/pg_stat_tmp")[2] & 07777), '700', 'its directory is the owner\'s alone');
 like(PostgreSQL::Test::Utils::slurp_file("/proc/$third/cmdline"), qr/^[^\0]*envrt_driver_host\0/, 'its arguments name no secret');
 SKIP:
 {
