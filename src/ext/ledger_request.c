@@ -273,6 +273,16 @@ read_content(dsm_handle handle)
 	return content;
 }
 
+bool
+ledger_requests_waiting(void)
+{
+	for (int i = 0; i < requests->nslots; i++)
+		if (requests->slots[i].state == REQUEST_WAITING && !requests->slots[i].parked &&
+		    requests->slots[i].database == MyDatabaseId)
+			return true;
+	return false;
+}
+
 List *
 ledger_requests_take(bool parked)
 {

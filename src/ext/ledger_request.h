@@ -71,6 +71,9 @@ typedef struct LedgerRequest
 	LedgerReply reply;
 } LedgerRequest;
 
+/* Whether anything waits that is not parked; the caller holds the lock. */
+extern bool ledger_requests_waiting(void);
+
 /* What waits to be served (parked: also what has been parked), in order; content is palloc'd. */
 extern List *ledger_requests_take(bool parked);
 extern void ledger_request_answer(LedgerRequest *request);

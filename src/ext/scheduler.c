@@ -130,7 +130,8 @@ claim_slot(uint64 argument)
 /* What hints were about that was locked when we looked. */
 static Hints undecided;
 static TimestampTz undecided_at = DT_NOEND;
-static int undecided_for = 0; /* times in a row */
+static int undecided_for = 0;      /* times in a row */
+static bool ledger_locked = false; /* requests wait for that */
 
 static TimestampTz
 settle(void)
@@ -168,6 +169,7 @@ do_what_is_due(void)
 
 	(void) driver_client_tend();
 	next = ledger_serve(freed);
+	ledger_locked = next != DT_NOEND;
 	if (freed)
 		queued_leases_look_again();
 	next = Min(next, settle());
@@ -178,6 +180,24 @@ do_what_is_due(void)
 	if (driver_client_tend())
 		return GetCurrentTimestamp();
 	return Min(next, driver_client_deadline());
+}
+
+/*
+ * Whether somebody has asked for something in this round.  The latch alone
+ * does not say it: whatever waited meanwhile, for a lock in a trigger say, has
+ * reset it.  Who asks writes first and sets the latch afterwards.
+ */
+static bool
+something_asked_for(TimestampTz next, bool locked)
+{
+	bool asked;
+
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	asked = slot->state == SCHEDULER_STOPPING || slot->recheck || slot->look_at_all ||
+	        slot->look_at_idle || slot->look_at_requests || slot->nhints > 0 ||
+	        slot->next_expiry < next || (!locked && ledger_requests_waiting());
+	LWLockRelease(shared_state->lock);
+	return asked || ConfigReloadPending;
 }
 
 static void
@@ -191,7 +211,7 @@ wait_for_something(TimestampTz next)
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
 	events = (socket != PGINVALID_SOCKET ? events : 0) | WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 	         (timeout >= 0 ? WL_TIMEOUT : 0);
-	if (cleanup_has_freed())
+	if (cleanup_has_freed() || something_asked_for(next, ledger_locked))
 		SetLatch(MyLatch);
 	(void) WaitLatchOrSocket(MyLatch, events, socket, timeout, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
