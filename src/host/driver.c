@@ -51,6 +51,7 @@ call_limits(const json_t *params)
 	    .connect_ms = limit(limits, "connectMs", 10000),
 	    .command_ms = limit(limits, "commandMs", 15000),
 	    .api_probe_ms = limit(limits, "apiProbeMs", 5000),
+	    .call_ms = limit(limits, "callMs", 60000),
 	};
 
 	return result;

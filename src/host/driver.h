@@ -33,6 +33,7 @@ typedef struct CallLimits
 	uint64_t connect_ms;
 	uint64_t command_ms;
 	uint64_t api_probe_ms;
+	uint64_t call_ms; /* plugins: the whole call */
 } CallLimits;
 
 extern CallLimits call_limits(const json_t *params);

@@ -101,5 +101,7 @@ error_response(json_t *id, const HostError *error)
 		json_object_set_new(data, "detail", json_string(error->detail));
 	if (error->hint != NULL && error->hint[0] != '\0')
 		json_object_set_new(data, "hint", json_string(error->hint));
+	if (error->outcome != NULL)
+		json_object_set_new(data, "outcome", json_string(error->outcome));
 	return rpc_error(id, error->code, error->message, data);
 }

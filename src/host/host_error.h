@@ -14,7 +14,13 @@ typedef struct HostError
 	char *message;
 	char *detail; /* or NULL */
 	char *hint;   /* or NULL */
+	/* What is known of the thing that was to be made or ended: a constant, or NULL. */
+	const char *outcome;
 } HostError;
+
+/* There is none, or: nobody here knows. */
+#define OUTCOME_ABSENT "absent"
+#define OUTCOME_UNKNOWN "unknown"
 
 /* The code is RPC_WORKER_ERROR unless the caller sets another. */
 extern HostError *error_new(const char *sqlstate, const char *format, ...)

@@ -32,12 +32,17 @@
 #include <sodium.h>
 
 #include "jsonrpc.h"
+#include "lease_operation.h"
 #include "log.h"
+#include "plugin.h"
+#include "plugins.h"
 #include "protocol.h"
 #include "server.h"
 #include "settings.h"
 #include "ssh_pool.h"
 #include "timer.h"
+#include "worker_exec.h"
+#include "worker_process.h"
 
 /* Lookups that hang occupy a thread each, and libuv gives them half of its threads. */
 #define THREADS "128"
@@ -67,7 +72,7 @@ static uv_poll_t postmaster;
 static void __attribute__((noreturn)) usage(void)
 {
 	fprintf(stderr, "usage: envrt_driver_host --directory DIR [--control-fd N]"
-	                " [--postmaster-fd N]\n");
+	                " [--postmaster-fd N] [--plugin-path DIR]...\n");
 	exit(2);
 }
 
@@ -91,6 +96,7 @@ parse_arguments(int argc, char **argv)
 	static const struct option options[] = {{"directory", required_argument, NULL, 'd'},
 	                                        {"control-fd", required_argument, NULL, 'c'},
 	                                        {"postmaster-fd", required_argument, NULL, 'p'},
+	                                        {"plugin-path", required_argument, NULL, 'l'},
 	                                        {NULL, 0, NULL, 0}};
 	Arguments arguments = {.control_fd = -1, .postmaster_fd = -1};
 	int option;
@@ -107,6 +113,9 @@ parse_arguments(int argc, char **argv)
 				break;
 			case 'p':
 				arguments.postmaster_fd = descriptor(optarg);
+				break;
+			case 'l':
+				plugins_add_directory(optarg);
 				break;
 			default:
 				usage();
@@ -127,6 +136,7 @@ harden(bool has_launcher)
 
 	umask(077);
 	setrlimit(RLIMIT_CORE, &no_core);
+	worker_process_note_file_limit();
 	/* Two descriptors a session, one a client. */
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
 	{
@@ -220,6 +230,14 @@ close_handle(uv_handle_t *handle, void *unused)
 		uv_close(handle, NULL);
 }
 
+static void
+pause_briefly(void)
+{
+	static const struct timespec pause = {.tv_nsec = 2 * 1000000};
+
+	nanosleep(&pause, NULL);
+}
+
 /*
  * Ends everything in order.  A name lookup that hangs in its thread must not
  * hold the process up, so the loop is asked, not waited for.
@@ -231,15 +249,18 @@ shut_down(void)
 
 	server_close();
 	ssh_pool_close();
+	lease_operations_close();
+	plugins_close();
+	worker_processes_kill();
+	/* Before their handles are closed, plugins must be freed and workers reaped. */
+	while ((plugins_exist() || worker_processes_exist()) &&
+	       uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
+		pause_briefly();
 	allowed_hosts_free(settings.allowed_hosts);
 	settings.allowed_hosts = NULL;
 	uv_walk(uv_default_loop(), close_handle, NULL);
 	while (uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
-	{
-		static const struct timespec pause = {.tv_nsec = 2 * 1000000};
-
-		nanosleep(&pause, NULL);
-	}
+		pause_briefly();
 	if (uv_loop_close(uv_default_loop()) < 0)
 		_exit(0);
 	ssh_finalize();
@@ -249,8 +270,11 @@ shut_down(void)
 int
 main(int argc, char **argv)
 {
-	Arguments arguments = parse_arguments(argc, argv);
+	Arguments arguments;
 
+	if (argc > 1 && strcmp(argv[1], WORKER_EXEC_OPTION) == 0)
+		worker_exec(argc, argv);
+	arguments = parse_arguments(argc, argv);
 	harden(arguments.control_fd >= 0);
 	setenv("UV_THREADPOOL_SIZE", THREADS, 1);
 	rpc_protect_memory();

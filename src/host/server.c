@@ -27,9 +27,13 @@
 
 #include "call.h"
 #include "driver.h"
+#include "host_instance.h"
 #include "jsonrpc.h"
+#include "lease_keys.h"
 #include "log.h"
 #include "memory.h"
+#include "plugin_call.h"
+#include "plugins.h"
 #include "protocol.h"
 #include "server.h"
 #include "settings.h"
@@ -185,9 +189,22 @@ stats(void)
 	json_object_set_new(host, "calls", json_integer(calls_total()));
 	json_object_set_new(host, "activeCalls", json_integer((json_int_t) calls_active()));
 	json_object_set_new(host, "rssBytes", json_integer(resident_bytes()));
+	json_object_set_new(host, "leaseKeys", json_integer((json_int_t) lease_keys_count()));
 	json_object_set_new(result, "host", host);
 	json_object_set_new(result, "calls", calls_describe());
 	json_object_set_new(result, "sshSessions", ssh_pool_describe());
+	json_object_set_new(result, "plugins", plugins_describe());
+	return result;
+}
+
+static json_t *
+hello(void)
+{
+	json_t *result = json_object();
+
+	json_object_set_new(result, "instance", json_string(host_instance()));
+	json_object_set_new(result, "pid", json_integer(getpid()));
+	json_object_set_new(result, "startedAt", json_integer(started_at));
 	return result;
 }
 
@@ -195,22 +212,30 @@ static void
 dispatch_driver(Connection *connection, const RpcMessage *message)
 {
 	const char *key = json_string_value(json_object_get(message->params, "driverKey"));
-	const Driver *driver = key ? driver_find(key) : NULL;
+	/* Who names a plugin means it, whatever its driver is called. */
+	bool names_plugin = json_is_string(json_object_get(message->params, "pluginKey"));
+	const Driver *driver = key && !names_plugin ? driver_find(key) : NULL;
 	const DriverMethod *method = driver ? driver_method(driver, message->method) : NULL;
 	Call *call;
 
 	if (key == NULL)
 		fail(connection, message->id, RPC_INVALID_PARAMS,
 		     error_new("22023", "%s: driverKey is missing", message->method));
-	else if (driver == NULL)
-		fail(connection, message->id, RPC_METHOD_NOT_FOUND,
-		     error_new("42704", "the driver host has no driver \"%s\"", key));
-	else if (method == NULL)
+	else if (driver != NULL && method == NULL)
 		fail(connection, message->id, RPC_METHOD_NOT_FOUND,
 		     error_new("42704", "the %s driver has no method %s", key, message->method));
-	else if ((call = call_begin(connection, connection->peer, message->id, method->name, key)) ==
+	else if ((call = call_begin(connection, connection->peer, message->id, message->method, key)) ==
 	         NULL)
-		fail(connection, message->id, RPC_WORKER_ERROR, calls_too_many());
+	{
+		HostError *error = calls_too_many();
+
+		/* Whoever keeps a book of leases wants to know that this one was not begun. */
+		if (strcmp(message->method, "environmentAcquireLease") == 0)
+			error->outcome = OUTCOME_ABSENT;
+		fail(connection, message->id, RPC_WORKER_ERROR, error);
+	}
+	else if (driver == NULL)
+		plugin_call_start(call, message->method, message->params);
 	else
 		method->start(call, message->params);
 }
@@ -234,6 +259,8 @@ dispatch(Connection *connection, const RpcMessage *message)
 	else if (connection->control)
 		fail(connection, id, RPC_METHOD_NOT_FOUND,
 		     error_new("42704", "the control channel has no method %s", method));
+	else if (strcmp(method, "envrt/hello") == 0)
+		connection_send(connection, rpc_response(json_incref(id), hello()));
 	else if (strcmp(method, "envrt/stats") == 0)
 		connection_send(connection, rpc_response(json_incref(id), stats()));
 	else if (strncmp(method, "environment", strlen("environment")) == 0)

@@ -3,11 +3,13 @@
  *		What the launcher tells the host about its settings.
  *
  * A key that is missing or absurd leaves the setting as it is: the launcher
- * has checked what a person wrote.  allowedHosts is the exception: what is no
+ * has checked what a person wrote.  (Also of a pluginPath: what can't be read
+ * there is left out, and logged, when it is needed.)  allowedHosts is the exception: what is no
  * list must not open every host.
  */
 #include "call.h"
 #include "log.h"
+#include "plugins.h"
 #include "settings.h"
 #include "ssh_pool.h"
 
@@ -20,6 +22,7 @@ settings_configure(const json_t *params)
 	const json_t *sessions = json_object_get(params, "sshSessionsPerHost");
 	const json_t *max_calls = json_object_get(params, "maxCalls");
 	const json_t *hosts = json_object_get(params, "allowedHosts");
+	const json_t *plugin_path = json_object_get(params, "pluginPath");
 
 	if (json_is_integer(idle) && json_integer_value(idle) >= 0)
 		settings.ssh_idle_timeout_ms = (uint64_t) json_integer_value(idle);
@@ -35,5 +38,7 @@ settings_configure(const json_t *params)
 	}
 	else if (hosts != NULL && !json_is_null(hosts))
 		log_message(LOG_WARNING, "configure: allowedHosts is no list, left as it was");
+	if (json_is_array(plugin_path))
+		plugins_set_path(plugin_path);
 	ssh_pool_settings_changed();
 }

@@ -88,7 +88,8 @@ sub elapsed
 # A driver host in a directory of its own
 #######################################################################
 
-# Options: control (a hash: settings), unconfigured (don't send them), directory, program.
+# Options: control (a hash: settings), unconfigured (don't send them), directory, program, plugins (a list
+# of directories).
 sub start_host
 {
 	my (%options) = @_;
@@ -97,6 +98,7 @@ sub start_host
 	my @arguments = ('--directory', $directory);
 	my $theirs;
 
+	push @arguments, map { ('--plugin-path', $_) } @{ $options{plugins} // [] };
 	if ($options{control})
 	{
 		socketpair $self->{control}, $theirs, Socket::AF_UNIX(), Socket::SOCK_STREAM(), 0
@@ -123,7 +125,7 @@ sub start_host
 	# It listens when it has its settings.
 	$self->configure(%{ $options{control} }) if $options{control};
 	wait_until('the driver host listens',
-		sub { -S "$directory/host.sock" && IO::Socket::UNIX->new(Peer => "$directory/host.sock") });
+		sub { -S "$directory/envrt_host.sock" && IO::Socket::UNIX->new(Peer => "$directory/envrt_host.sock") });
 	return $self;
 }
 
@@ -136,7 +138,7 @@ use IO::Socket::UNIX;
 sub connect
 {
 	my ($self) = @_;
-	my $socket = IO::Socket::UNIX->new(Peer => "$self->{directory}/host.sock")
+	my $socket = IO::Socket::UNIX->new(Peer => "$self->{directory}/envrt_host.sock")
 	  or die "can't connect: $!";
 
 	return bless { socket => $socket, id => 0, buffer => '', answers => {} }, 'HostTest::Client';

@@ -15,8 +15,8 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 my $directory = $host->{directory};
 
 # Files and hardening.
-is((stat "$directory/host.sock")[2] & 0777, 0700, 'the socket is for its user alone');
-is((stat "$directory/host.lock")[2] & 0777, 0600, 'the lock file too');
+is((stat "$directory/envrt_host.sock")[2] & 0777, 0700, 'the socket is for its user alone');
+is((stat "$directory/envrt_host.lock")[2] & 0777, 0600, 'the lock file too');
 like(slurp("/proc/$host->{pid}/limits"), qr/^Max core file size\s+0\s+0/m, 'no core dumps')
   if -r "/proc/$host->{pid}/limits";
 is(slurp("/proc/$host->{pid}/oom_score_adj"), "1000\n", 'the OOM killer takes it first');
@@ -105,7 +105,7 @@ pass('a successor that waits takes over');
 kill 'KILL', $second->{pid};
 waitpid $second->{pid}, 0;
 EnvrtFixture::unregister($second);
-ok(-S "$directory/host.sock", 'killed, it leaves its socket behind');
+ok(-S "$directory/envrt_host.sock", 'killed, it leaves its socket behind');
 $host = start_host(directory => $directory);
 ok(exists $host->call('envrt/ping', {})->{result}, '... which stops nobody');
 is($host->terminate, 0, 'it ends in order');
@@ -116,7 +116,7 @@ is($host->terminate, 0, 'it ends in order');
 
 	system('mkdir', '-p', $long) == 0 or die;
 	my $deep = start_host(directory => $long, may_fail => 1);
-	wait_until('it listens', sub { -S "$long/host.sock" });
+	wait_until('it listens', sub { -S "$long/envrt_host.sock" });
 	pass('a directory with a path longer than a socket address');
 	is($deep->terminate, 0, '... ends in order');
 }
@@ -145,7 +145,7 @@ ok($client->is_closed, '... and its connections');
 			exec "$top/envrt_driver_host", '--directory', $path, '--postmaster-fd', 20;
 		});
 	close $watched;
-	wait_until('it listens', sub { -S "$path/host.sock" });
+	wait_until('it listens', sub { -S "$path/envrt_host.sock" });
 	$took = elapsed(sub { close $held; waitpid $child, 0 });
 	is($?, 0, 'the end of the postmaster ends it');
 	cmp_ok($took, '<', 1, '... at once');
@@ -158,9 +158,9 @@ ok($client->is_closed, '... and its connections');
 
 	print $control '{"jsonrpc":"2.0","id":7,"method":"envrt/ping"}', "\n";
 	like(scalar readline $control, qr/"id": ?7/, 'it answers the launcher');
-	ok(!-S "$waiting->{directory}/host.sock", 'and does not listen before its settings');
+	ok(!-S "$waiting->{directory}/envrt_host.sock", 'and does not listen before its settings');
 	$waiting->configure;
-	ok(-S "$waiting->{directory}/host.sock", 'but with the answer to them');
+	ok(-S "$waiting->{directory}/envrt_host.sock", 'but with the answer to them');
 }
 
 # Arguments.

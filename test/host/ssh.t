@@ -247,7 +247,7 @@ is_error($host->acquire(undef), '22023', qr/no object/, 'no config');
 is_error($host->acquire(ssh_config($sshd), candidates => ['ftp://x']),
 	'22023', qr/apiCandidates/, 'a candidate that is no URL');
 is_error($host->call('environmentAcquireLease', { driverKey => 'none' }),
-	'42704', qr/no driver "none"/, 'an unknown driver');
+	'42704', qr/^Sandbox provider "none" is not registered/, 'an unknown driver');
 is_error($host->call('environmentExecute', { driverKey => 'ssh' }),
 	'42704', qr/no method environmentExecute/, 'a method that the driver lacks');
 is_error($host->call('bogus', {}), '42704', qr/no method bogus/, 'an unknown method');
@@ -353,6 +353,6 @@ SKIP:
 
 is($host->terminate, 0, 'SIGTERM ends it in order');
 unlike($host->log_text, qr/Sanitizer|runtime error/, 'no finding of a sanitizer');
-ok(!-e "$host->{directory}/host.sock", 'its socket is gone');
+ok(!-e "$host->{directory}/envrt_host.sock", 'its socket is gone');
 
 done_testing();

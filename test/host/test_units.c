@@ -1,7 +1,8 @@
 /*
  * test_units.c
  *		The driver host's parts that need no server: known_hosts, private keys,
- *		allowed hosts, the remote script, and text made safe.
+ *		allowed hosts, the remote script, plugins' manifests, the delay of their
+ *		workers, what is known of leases, and text made safe.
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -19,10 +20,13 @@
 #include "glob.h"
 #include "host_error.h"
 #include "known_hosts.h"
+#include "lease_keys.h"
 #include "memory.h"
+#include "plugin_manifest.h"
 #include "ssh_key.h"
 #include "ssh_script.h"
 #include "tap.h"
+#include "worker_backoff.h"
 
 static ssh_key keys[3];
 static char *lines[3]; /* "type base64" */
@@ -390,6 +394,174 @@ test_text(void)
 	clean("\xc3\xbc\xc3\xbc", 3, true, "\xc3\xbc", "text: cut between characters");
 }
 
+/* NULL: the manifest is fine. */
+static void
+manifest(const char *text, const char *expected, const char *name)
+{
+	char *problem = NULL;
+	PluginManifest *parsed = plugin_manifest_parse("/p", text, strlen(text), &problem);
+
+	if (expected == NULL)
+		ok(parsed != NULL && problem == NULL, "manifest: %s", name);
+	else
+		ok(parsed == NULL && problem != NULL && strstr(problem, expected) != NULL, "manifest: %s",
+		   name);
+	if (parsed != NULL)
+		plugin_manifest_free(parsed);
+	free(problem);
+}
+
+#define MANIFEST(worker, rest)                                                                     \
+	"{\"id\":\"i\",\"version\":\"1\",\"entrypoints\":{\"worker\":\"" worker "\"}" rest "}"
+#define DRIVERS(list)                                                                              \
+	",\"capabilities\":[\"x\",\"environment.drivers.register\"],\"environmentDrivers\":[" list "]"
+
+static void
+test_manifests(void)
+{
+	static const char full[] =
+	    MANIFEST("dist/w.mjs", DRIVERS("{\"driverKey\":\"a\",\"kind\":\"sandbox_provider\","
+	                                   "\"acceptsLeaseId\":true},"
+	                                   "{\"driverKey\":\"b\",\"kind\":\"environment_driver\"}"));
+	char *problem = NULL;
+	PluginManifest *parsed = plugin_manifest_parse("/p", full, strlen(full), &problem);
+	const PluginDriver *driver;
+
+	ok(parsed != NULL, "manifest: one with everything");
+	if (parsed != NULL)
+	{
+		is(parsed->worker, "/p/dist/w.mjs", "manifest: the worker's path");
+		ok(parsed->node, "manifest: for node");
+		driver = plugin_manifest_driver(parsed, "a");
+		ok(driver != NULL && driver->sandbox_provider && driver->accepts_lease_id,
+		   "manifest: a provider");
+		driver = plugin_manifest_driver(parsed, "b");
+		ok(driver != NULL && !driver->sandbox_provider && !driver->accepts_lease_id,
+		   "manifest: a driver");
+		ok(plugin_manifest_driver(parsed, "c") == NULL, "manifest: no other");
+		plugin_manifest_free(parsed);
+	}
+	manifest(MANIFEST("w", ""), NULL, "no drivers");
+	manifest(MANIFEST("..w/w..", ""), NULL, "dots that are names");
+	manifest(MANIFEST("./a//b/w", ""), NULL, "odd, but inside");
+	manifest(MANIFEST("..", ""), "within the folder", "above");
+	manifest(MANIFEST("a/..", ""), "within the folder", "above, at the end");
+	manifest(MANIFEST("../w", ""), "within the folder", "above, at the start");
+	manifest(MANIFEST("a//../../w", ""), "within the folder", "above, in the middle");
+	manifest(MANIFEST("/w", ""), "within the folder", "absolute");
+	manifest(MANIFEST("", ""), "entrypoints.worker is missing", "empty");
+	manifest(MANIFEST("a\\nb", ""), "entrypoints.worker is missing", "a line break");
+	manifest(MANIFEST("w", ",\"environmentDrivers\":[{}]"), "without the capability",
+	         "no capability");
+	manifest(MANIFEST("w", DRIVERS("{}")), "no valid driverKey", "a driver that is none");
+	manifest(MANIFEST("w", DRIVERS("1")), "no valid driverKey", "a driver that is a number");
+	manifest("", "line 1", "empty text");
+}
+
+/* Crashes after so many seconds of life; returns the delay, without its jitter, in ms. */
+static uint64_t
+crash(WorkerBackoff *backoff, uint64_t *now, uint64_t life)
+{
+	*now += worker_backoff_delay(backoff, *now);
+	worker_backoff_started(backoff, *now);
+	*now += life * 1000;
+	worker_backoff_crashed(backoff, *now, 500);
+	return worker_backoff_delay(backoff, *now);
+}
+
+static void
+test_backoff(void)
+{
+	WorkerBackoff backoff = {0};
+	uint64_t now = 1000000;
+
+	ok(worker_backoff_delay(&backoff, now) == 0, "backoff: none at first");
+	ok(crash(&backoff, &now, 0) == 0, "backoff: none after the first crash");
+	ok(crash(&backoff, &now, 0) == 2000, "backoff: after the second");
+	ok(crash(&backoff, &now, 9) == 4000, "backoff: after the third");
+	ok(crash(&backoff, &now, 11) == 0, "backoff: none after a longer life");
+	ok(crash(&backoff, &now, 0) == 16000, "backoff: which does not end the row");
+	for (int i = 0; i < 10; i++)
+		crash(&backoff, &now, 0);
+	ok(crash(&backoff, &now, 0) == 300000, "backoff: never more than five minutes");
+	ok(crash(&backoff, &now, 0) == 300000, "backoff: nor after more crashes");
+	ok(crash(&backoff, &now, 61) == 0, "backoff: none after a minute");
+	ok(crash(&backoff, &now, 0) == 2000, "backoff: from the start again");
+	now += 100000;
+	ok(crash(&backoff, &now, 0) == 0, "backoff: forgiven when nobody needed it");
+	worker_backoff_started(&backoff, now);
+	worker_backoff_crashed(&backoff, now, 0);
+	ok(worker_backoff_delay(&backoff, now) == 1500, "backoff: a quarter less");
+	now += 1500;
+	worker_backoff_started(&backoff, now);
+	worker_backoff_crashed(&backoff, now, 1000);
+	ok(worker_backoff_delay(&backoff, now) == 5000, "backoff: a quarter more");
+}
+
+/* Learns something about many keys, which nobody then holds. */
+static void
+learn(const char *prefix, int count, LeaseKnowledge knowledge, uint64_t now)
+{
+	for (int i = 0; i < count; i++)
+	{
+		char *id = xformat("%s%d", prefix, i);
+		LeaseKey *key = lease_key_pin(id);
+
+		if (knowledge == LEASE_ENDED)
+			lease_key_ended(key, "destroyed");
+		else
+			lease_key_learn(key, knowledge, json_object());
+		lease_key_unpin(key, now);
+		free(id);
+	}
+}
+
+static LeaseKnowledge
+known(const char *id, uint64_t now)
+{
+	LeaseKey *key = lease_key_pin(id);
+	LeaseKnowledge knowledge = key->knowledge;
+
+	lease_key_unpin(key, now);
+	return knowledge;
+}
+
+static void
+test_lease_keys(void)
+{
+	LeaseKey *key = lease_key_pin("a");
+
+	ok(key->knowledge == LEASE_UNSEEN, "leases: unseen at first");
+	ok(lease_key_pin("a") == key, "leases: one for a key");
+	lease_key_unpin(key, 0);
+	ok(lease_keys_count() == 1, "leases: pinned");
+	lease_key_unpin(key, 0);
+	ok(lease_keys_count() == 0, "leases: nothing known, nothing kept");
+
+	learn("held", 1000, LEASE_HELD, 0);
+	ok(lease_keys_count() == 1000 && known("held999", 0) == LEASE_HELD, "leases: many");
+	learn("held", 990, LEASE_ENDED, 1000);
+	ok(known("held0", 1000) == LEASE_ENDED && known("held995", 1000) == LEASE_HELD,
+	   "leases: some ended");
+	learn("late", 1, LEASE_ABSENT, 600500);
+	ok(lease_keys_count() == 1001, "leases: tombstones stay for ten minutes");
+	learn("later", 1, LEASE_ABSENT, 601001);
+	ok(lease_keys_count() == 12, "leases: and no longer");
+	ok(known("held995", 601001) == LEASE_HELD, "leases: what is held stays");
+
+	lease_keys_set_max(100);
+	learn("x", 200, LEASE_ENDED, 601002);
+	ok(lease_keys_count() == 110, "leases: so many tombstones, and what is held");
+	ok(known("x0", 601002) == LEASE_UNSEEN && known("x199", 601002) == LEASE_ENDED,
+	   "leases: the oldest go first");
+	ok(lease_keys_are_complete(), "leases: nothing is forgotten that matters");
+	learn("y", 91, LEASE_UNKNOWN, 601003);
+	ok(lease_keys_count() == 200 && !lease_keys_are_complete(),
+	   "leases: what matters is forgotten at last, and known to be");
+	lease_keys_clear();
+	ok(lease_keys_count() == 0, "leases: all gone");
+}
+
 int
 main(void)
 {
@@ -404,6 +576,9 @@ main(void)
 	test_script();
 	test_answers();
 	test_text();
+	test_manifests();
+	test_backoff();
+	test_lease_keys();
 	for (int i = 0; i < 3; i++)
 	{
 		ssh_key_free(keys[i]);

@@ -1,0 +1,662 @@
+/*
+ * plugin.c
+ *		A plugin, its worker, and what the worker is asked.
+ *
+ * A plugin has at most one worker process.  Its states:
+ *
+ *   idle      no process and nobody who needs one
+ *   starting  a process, and `initialize` on its way
+ *   running   initialized: requests are sent
+ *   waiting   requests, but it is too early after a crash for another start
+ *
+ * A request is first in the list `waiting`, in the order in which it came, and
+ * in `sent` from the moment that a byte of it may have reached the worker.
+ * That line is kept sharp, because it decides what can be said when the worker
+ * ends: who waits goes on waiting, for the next worker; who was sent gets
+ * REPLY_LOST, since nobody knows how far the worker came.  To keep it sharp,
+ * one request at a time is handed to the process, the next when all bytes of
+ * that one have left us.
+ *
+ * Requests have no time limit of their own: the asker has.  When it loses its
+ * patience, it says so (plugin_request_is_late) or drops the request
+ * (plugin_request_forget); the worker is not told, since its protocol has no
+ * word for it, and its late answer is known for what it is.  A worker that
+ * owes too many late answers is hung, and killed.
+ *
+ * What breaks the protocol kills the worker: its stream can't be trusted any
+ * more.  The end of a process that nobody asked for is a crash, whatever its
+ * status.  After the first the worker may be started again at once, then ever
+ * later, as long as it does not last.
+ *
+ * Answers are delivered from the event loop only, so an asker is never called
+ * back from within plugin_ask().  The memory of a plugin goes, by way of the
+ * event loop too, when nobody refers to it: the registry does, and everybody
+ * who waits for an answer.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include <sodium.h>
+
+#include "host_instance.h"
+#include "jsonrpc.h"
+#include "log.h"
+#include "memory.h"
+#include "plugin.h"
+#include "plugin_error.h"
+#include "protocol.h"
+#include "timer.h"
+#include "worker_backoff.h"
+#include "worker_process.h"
+
+#define INITIALIZE_MS 15000
+#define MAX_LATE 1000
+
+typedef enum
+{
+	STATE_IDLE,
+	STATE_STARTING,
+	STATE_RUNNING,
+	STATE_WAITING
+} State;
+
+struct PluginRequest
+{
+	PluginRequest *next;
+	PluginRequest *previous;
+	Plugin *plugin;
+	const char *method;
+	const char *other;
+	char *names; /* holds the two */
+	json_t *params;
+	json_int_t id; /* once sent */
+	bool sent;
+	bool late;
+	PluginAnswered answered; /* NULL: forgotten */
+	void *data;
+};
+
+typedef struct RequestList
+{
+	PluginRequest *first;
+	PluginRequest *last;
+} RequestList;
+
+struct Plugin
+{
+	int references;
+	PluginManifest *manifest;
+	State state;
+	WorkerProcess *process;
+	json_t *supported; /* method names, of the last worker that said them */
+	RequestList waiting;
+	RequestList sent;
+	json_int_t last_id;
+	json_int_t initialize_id;
+	Timer *timer; /* initialize's limit, or the delay before a start */
+	Timer *soon;  /* work for the event loop: requests to look at, or memory to free */
+	WorkerBackoff backoff;
+	unsigned late;
+	json_int_t starts;
+	json_int_t calls;
+	json_int_t active;
+	char *last_error;
+	char *last_stderr; /* of the process before this one */
+};
+
+static size_t plugin_count;
+
+static void look(void *data);
+static void start_worker(Plugin *plugin);
+
+/*
+ * Lists of requests
+ */
+
+static void
+list_append(RequestList *list, PluginRequest *request)
+{
+	request->next = NULL;
+	request->previous = list->last;
+	if (list->last != NULL)
+		list->last->next = request;
+	else
+		list->first = request;
+	list->last = request;
+}
+
+static void
+list_remove(RequestList *list, PluginRequest *request)
+{
+	if (request->previous != NULL)
+		request->previous->next = request->next;
+	else
+		list->first = request->next;
+	if (request->next != NULL)
+		request->next->previous = request->previous;
+	else
+		list->last = request->previous;
+}
+
+static void
+request_free(PluginRequest *request)
+{
+	Plugin *plugin = request->plugin;
+
+	list_remove(request->sent ? &plugin->sent : &plugin->waiting, request);
+	if (request->late)
+		plugin->late--;
+	plugin->active--;
+	json_decref(request->params);
+	free(request->names);
+	free(request);
+}
+
+/* Tells the asker and frees the request; takes the error. */
+static void
+request_end(PluginRequest *request, PluginReply reply, json_t *result, HostError *error)
+{
+	Plugin *plugin = request->plugin;
+	PluginAnswered answered = request->answered;
+	void *data = request->data;
+
+	request_free(request);
+	if (answered == NULL)
+	{
+		error_free(error);
+		return;
+	}
+	answered(data, reply, result, error);
+	plugin_release(plugin);
+}
+
+static const char *
+plugin_id(const Plugin *plugin)
+{
+	return plugin->manifest->id;
+}
+
+/* The end of what the worker wrote to stderr; to be freed. */
+static char *
+last_words(const Plugin *plugin)
+{
+	if (plugin->process != NULL)
+	{
+		char *text = worker_process_stderr(plugin->process);
+
+		/* Of one that is only starting, the one before may tell more. */
+		if (text[0] != '\0' || plugin->last_stderr == NULL || plugin->state == STATE_RUNNING)
+			return text;
+		free(text);
+	}
+	return xstrdup(plugin->last_stderr ? plugin->last_stderr : "");
+}
+
+HostError *
+plugin_timeout_error(const Plugin *plugin, const char *method, uint64_t limit_ms)
+{
+	const char *trouble = plugin->state == STATE_RUNNING ? NULL : plugin->last_error;
+	char *words = last_words(plugin);
+	HostError *error = plugin_error_timeout(plugin_id(plugin), words, trouble, method, limit_ms);
+
+	free(words);
+	return error;
+}
+
+/*
+ * What the worker says
+ */
+
+static void
+broke_protocol(Plugin *plugin, const char *how)
+{
+	/* The log hears of it when the process has ended. */
+	worker_process_kill(plugin->process, how);
+}
+
+static void
+send_message(Plugin *plugin, json_t *message)
+{
+	worker_process_send(plugin->process, message);
+}
+
+/* The one notification that means something here. */
+static void
+worker_logs(Plugin *plugin, const json_t *params)
+{
+	const char *level = json_string_value(json_object_get(params, "level"));
+	const char *message = json_string_value(json_object_get(params, "message"));
+	LogLevel known = LOG_LOG;
+
+	if (message == NULL)
+		return;
+	if (level != NULL && strcmp(level, "debug") == 0)
+		known = LOG_DEBUG;
+	else if (level != NULL && (strcmp(level, "warn") == 0 || strcmp(level, "error") == 0))
+		known = LOG_WARNING;
+	log_message(known, "plugin \"%s\": %s", plugin_id(plugin), message);
+}
+
+static void
+worker_asks(Plugin *plugin, const RpcMessage *message)
+{
+	char *text = xformat("Host does not handle method \"%s\"", message->method);
+
+	send_message(plugin, rpc_error(json_incref(message->id), RPC_METHOD_NOT_FOUND, text, NULL));
+	free(text);
+}
+
+static void
+initialized(Plugin *plugin, const RpcMessage *message)
+{
+	json_t *methods = json_object_get(message->result, "supportedMethods");
+
+	plugin->initialize_id = 0;
+	timer_stop(&plugin->timer);
+	if (message->error != NULL)
+	{
+		char *how = xformat("could not be initialized: %s",
+		                    json_string_value(json_object_get(message->error, "message")));
+
+		broke_protocol(plugin, how);
+		free(how);
+	}
+	else if (!json_is_array(methods) || json_is_false(json_object_get(message->result, "ok")))
+		broke_protocol(plugin, "did not say which methods it has");
+	else
+	{
+		json_decref(plugin->supported);
+		plugin->supported = json_incref(methods);
+		plugin->state = STATE_RUNNING;
+		look(plugin);
+	}
+}
+
+static void
+worker_answers(Plugin *plugin, const RpcMessage *message)
+{
+	json_int_t id = json_integer_value(message->id);
+	PluginRequest *request = plugin->sent.first;
+
+	if (json_is_integer(message->id) && id != 0 && id == plugin->initialize_id)
+	{
+		initialized(plugin, message);
+		return;
+	}
+	while (request != NULL && !(json_is_integer(message->id) && request->id == id))
+		request = request->next;
+	if (request == NULL)
+		broke_protocol(plugin, "answered what it was not asked");
+	else if (message->error != NULL)
+	{
+		char *words = last_words(plugin);
+		HostError *error = plugin_error_answered(plugin_id(plugin), words, message->error);
+
+		free(words);
+		request_end(request, REPLY_ERROR, NULL, error);
+	}
+	else
+		request_end(request, REPLY_RESULT, message->result, NULL);
+}
+
+static void
+line_came(void *owner, const char *line, size_t length)
+{
+	Plugin *plugin = owner;
+	RpcMessage message;
+
+	rpc_parse(line, length, &message);
+	switch (message.kind)
+	{
+		case RPC_REQUEST:
+			worker_asks(plugin, &message);
+			break;
+		case RPC_NOTIFICATION:
+			if (strcmp(message.method, "log") == 0)
+				worker_logs(plugin, message.params);
+			break;
+		case RPC_RESPONSE:
+			worker_answers(plugin, &message);
+			break;
+		case RPC_INVALID:
+		{
+			char *how = xformat("broke the protocol: %s", message.error_text);
+
+			broke_protocol(plugin, how);
+			free(how);
+			break;
+		}
+	}
+	rpc_message_clear(&message);
+}
+
+/*
+ * The process
+ */
+
+static void
+initialize_overdue(void *data)
+{
+	broke_protocol(data, "was not initialized in time");
+}
+
+static void
+start_when_due(void *data)
+{
+	Plugin *plugin = data;
+
+	plugin->state = STATE_IDLE;
+	if (plugin->waiting.first != NULL)
+		start_worker(plugin);
+}
+
+/* There is no process (any more); how: why. */
+static void
+crashed(Plugin *plugin, const char *how)
+{
+	log_message(LOG_WARNING, "plugin \"%s\": its worker %s", plugin_id(plugin), how);
+	free(plugin->last_error);
+	plugin->last_error = xstrdup(how);
+	plugin->state = STATE_IDLE;
+	plugin->initialize_id = 0;
+	timer_stop(&plugin->timer);
+	worker_backoff_crashed(&plugin->backoff, now_ms(), randombytes_uniform(1001));
+}
+
+static void
+process_ended(void *owner, const char *how)
+{
+	Plugin *plugin = owner;
+
+	free(plugin->last_stderr);
+	plugin->last_stderr = worker_process_stderr(plugin->process);
+	plugin->process = NULL;
+	crashed(plugin, how);
+
+	plugin_keep(plugin);
+	while (plugin->sent.first != NULL)
+		request_end(plugin->sent.first, REPLY_LOST, NULL,
+		            plugin_error_lost(plugin_id(plugin), plugin->last_stderr));
+	if (plugin->waiting.first != NULL)
+		start_worker(plugin);
+	plugin_release(plugin);
+}
+
+static json_t *
+initialize_params(const Plugin *plugin)
+{
+	json_t *params = json_object();
+	json_t *instance = json_object();
+
+	json_object_set_new(instance, "instanceId", json_string(host_instance()));
+	json_object_set_new(instance, "hostVersion", json_string(ENVRT_HOST_VERSION));
+	json_object_set(params, "manifest", plugin->manifest->json);
+	json_object_set_new(params, "config", json_object());
+	json_object_set_new(params, "instanceInfo", instance);
+	json_object_set_new(params, "apiVersion", json_integer(1));
+	json_object_set_new(params, "databaseNamespace", json_null());
+	return params;
+}
+
+static void
+process_drained(void *owner)
+{
+	look(owner);
+}
+
+static void
+start_worker(Plugin *plugin)
+{
+	static const WorkerProcessEvents events = {
+	    .line = line_came,
+	    .drained = process_drained,
+	    .ended = process_ended,
+	};
+	uint64_t delay = worker_backoff_delay(&plugin->backoff, now_ms());
+	char *problem = NULL;
+
+	if (plugin->state != STATE_IDLE)
+		return;
+	if (delay > 0)
+	{
+		plugin->state = STATE_WAITING;
+		timer_start(&plugin->timer, delay, start_when_due, plugin);
+		return;
+	}
+	plugin->starts++;
+	worker_backoff_started(&plugin->backoff, now_ms());
+	plugin->process = worker_process_start(plugin->manifest, &events, plugin, &problem);
+	if (plugin->process == NULL)
+	{
+		crashed(plugin, problem);
+		free(problem);
+		start_worker(plugin);
+		return;
+	}
+	plugin->state = STATE_STARTING;
+	plugin->initialize_id = ++plugin->last_id;
+	timer_start(&plugin->timer, INITIALIZE_MS, initialize_overdue, plugin);
+	send_message(plugin,
+	             rpc_request(plugin->initialize_id, "initialize", initialize_params(plugin)));
+}
+
+/*
+ * Requests
+ */
+
+bool
+plugin_supports(const Plugin *plugin, const char *method)
+{
+	size_t index;
+	json_t *value;
+
+	json_array_foreach(plugin->supported, index, value)
+	{
+		const char *name = json_string_value(value);
+
+		if (name != NULL && strcmp(name, method) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* False when the worker has neither of its methods. */
+static bool
+choose_method(PluginRequest *request)
+{
+	if (plugin_supports(request->plugin, request->method))
+		return true;
+	if (request->other == NULL || !plugin_supports(request->plugin, request->other))
+		return false;
+	request->method = request->other;
+	return true;
+}
+
+/* Sends what can be sent; with tell, also ends what the worker has no method for. */
+static void
+send_waiting(Plugin *plugin, bool tell)
+{
+	PluginRequest *request;
+
+	while (plugin->state == STATE_RUNNING && worker_process_is_drained(plugin->process) &&
+	       (request = plugin->waiting.first) != NULL)
+	{
+		json_int_t id = plugin->last_id + 1;
+
+		if (!choose_method(request))
+		{
+			if (!tell)
+			{
+				timer_start(&plugin->soon, 0, look, plugin);
+				return;
+			}
+			request_end(request, REPLY_UNSUPPORTED, NULL,
+			            plugin_error_unsupported(request->method));
+			continue;
+		}
+		/* One that can't be sent stays for the next process: this one is about to end. */
+		if (!worker_process_send(plugin->process,
+		                         rpc_request(id, request->method, json_incref(request->params))))
+			return;
+		list_remove(&plugin->waiting, request);
+		request->sent = true;
+		request->id = plugin->last_id = id;
+		list_append(&plugin->sent, request);
+		/* Kept no longer than needed: it may hold secrets. */
+		json_decref(request->params);
+		request->params = NULL;
+	}
+}
+
+static void
+plugin_free(Plugin *plugin)
+{
+	timer_stop(&plugin->timer);
+	timer_stop(&plugin->soon);
+	if (plugin->process != NULL)
+		worker_process_dismiss(plugin->process);
+	while (plugin->waiting.first != NULL)
+		request_free(plugin->waiting.first);
+	while (plugin->sent.first != NULL)
+		request_free(plugin->sent.first);
+	plugin_manifest_free(plugin->manifest);
+	json_decref(plugin->supported);
+	free(plugin->last_error);
+	free(plugin->last_stderr);
+	free(plugin);
+	plugin_count--;
+}
+
+/* From the event loop. */
+static void
+look(void *data)
+{
+	Plugin *plugin = data;
+
+	if (plugin->references == 0)
+	{
+		plugin_free(plugin);
+		return;
+	}
+	plugin_keep(plugin);
+	send_waiting(plugin, true);
+	plugin_release(plugin);
+}
+
+PluginRequest *
+plugin_ask(Plugin *plugin, const char *method, const char *other, json_t *params,
+           PluginAnswered answered, void *data)
+{
+	PluginRequest *request = xcalloc(1, sizeof *request);
+	size_t length = strlen(method) + 1;
+
+	request->plugin = plugin_keep(plugin);
+	request->names = xformat("%s%c%s", method, '\0', other ? other : "");
+	request->method = request->names;
+	request->other = other ? request->names + length : NULL;
+	request->params = params;
+	request->answered = answered;
+	request->data = data;
+	list_append(&plugin->waiting, request);
+	plugin->calls++;
+	plugin->active++;
+	if (plugin->state == STATE_RUNNING)
+		send_waiting(plugin, false);
+	else if (plugin->state == STATE_IDLE)
+		start_worker(plugin);
+	return request;
+}
+
+bool
+plugin_request_is_sent(const PluginRequest *request)
+{
+	return request->sent;
+}
+
+void
+plugin_request_is_late(PluginRequest *request)
+{
+	Plugin *plugin = request->plugin;
+
+	if (request->late)
+		return;
+	request->late = true;
+	plugin->late++;
+	if (plugin->late > MAX_LATE && plugin->process != NULL)
+		broke_protocol(plugin, "owes too many answers");
+}
+
+void
+plugin_request_forget(PluginRequest *request)
+{
+	Plugin *plugin = request->plugin;
+
+	request->answered = NULL;
+	if (request->sent)
+		plugin_request_is_late(request);
+	else
+		request_free(request);
+	plugin_release(plugin);
+}
+
+/*
+ * The plugin itself
+ */
+
+Plugin *
+plugin_new(PluginManifest *manifest)
+{
+	Plugin *plugin = xcalloc(1, sizeof *plugin);
+
+	plugin->manifest = manifest;
+	plugin->references = 1;
+	plugin_count++;
+	return plugin;
+}
+
+bool
+plugins_exist(void)
+{
+	return plugin_count > 0;
+}
+
+Plugin *
+plugin_keep(Plugin *plugin)
+{
+	plugin->references++;
+	return plugin;
+}
+
+void
+plugin_release(Plugin *plugin)
+{
+	if (--plugin->references == 0)
+		timer_start(&plugin->soon, 0, look, plugin);
+}
+
+const PluginManifest *
+plugin_manifest(const Plugin *plugin)
+{
+	return plugin->manifest;
+}
+
+json_t *
+plugin_describe(const Plugin *plugin)
+{
+	static const char *const states[] = {"idle", "starting", "running", "waiting"};
+	json_t *row = json_object();
+
+	json_object_set_new(row, "key", json_string(plugin_id(plugin)));
+	json_object_set_new(row, "version", json_string(plugin->manifest->version));
+	json_object_set_new(row, "path", json_string(plugin->manifest->folder));
+	json_object_set_new(row, "state", json_string(states[plugin->state]));
+	json_object_set_new(row, "pid",
+	                    plugin->process ? json_integer(worker_process_pid(plugin->process))
+	                                    : json_null());
+	json_object_set_new(row, "restarts", json_integer(plugin->starts > 0 ? plugin->starts - 1 : 0));
+	json_object_set_new(row, "lastError",
+	                    plugin->last_error ? json_string(plugin->last_error) : json_null());
+	json_object_set_new(row, "calls", json_integer(plugin->calls));
+	json_object_set_new(row, "activeCalls", json_integer(plugin->active));
+	return row;
+}

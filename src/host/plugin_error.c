@@ -1,0 +1,64 @@
+/*
+ * plugin_error.c
+ *		What clients are told when a plugin does not do what it was asked.
+ *
+ * The worker's own words are passed on, as far as they can be shown; its
+ * SQLSTATE is always that of an external routine, so that no plugin can make a
+ * caller believe that PostgreSQL, or the host, refused something.
+ */
+#include <limits.h>
+
+#include "plugin_error.h"
+#include "protocol.h"
+
+static HostError *
+complete(HostError *error, int code, const char *last_words)
+{
+	error->code = code;
+	error->outcome = OUTCOME_UNKNOWN;
+	if (last_words[0] != '\0' && error->detail == NULL)
+		error_detail(error, "%s", last_words);
+	return error;
+}
+
+HostError *
+plugin_error_timeout(const char *plugin, const char *last_words, const char *trouble,
+                     const char *method, uint64_t limit_ms)
+{
+	HostError *error = error_new("38000", "Plugin \"%s\" did not answer %s within %llu ms", plugin,
+	                             method, (unsigned long long) limit_ms);
+
+	if (trouble != NULL)
+		error_detail(error, "Its worker %s.\n%s", trouble, last_words);
+	return complete(error, RPC_TIMEOUT, last_words);
+}
+
+HostError *
+plugin_error_lost(const char *plugin, const char *last_words)
+{
+	return complete(error_new("38000", "Plugin \"%s\" worker ended during the call", plugin),
+	                RPC_WORKER_UNAVAILABLE, last_words);
+}
+
+HostError *
+plugin_error_answered(const char *plugin, const char *last_words, const json_t *answer)
+{
+	json_int_t code = json_integer_value(json_object_get(answer, "code"));
+	const char *message = json_string_value(json_object_get(answer, "message"));
+	HostError *error = error_new("38000", "%s", message);
+
+	if (error->message[0] == '\0')
+	{
+		error_free(error);
+		error = error_new("38000", "Plugin \"%s\" failed without a message", plugin);
+	}
+	return complete(error, code >= INT_MIN && code <= INT_MAX ? (int) code : RPC_WORKER_ERROR,
+	                last_words);
+}
+
+HostError *
+plugin_error_unsupported(const char *method)
+{
+	return complete(error_new("38000", "%s is not implemented by this plugin", method),
+	                RPC_METHOD_NOT_IMPLEMENTED, "");
+}

@@ -1,0 +1,475 @@
+/*
+ * worker_process.c
+ *		The process of a plugin's worker: lines in, lines out, and its end.
+ *
+ * The process is started by way of worker_exec.c, in a session of its own and
+ * with an environment that holds nothing of ours.  Its life here:
+ *
+ *   runs      lines of stdout go to the owner; stderr is drained always and
+ *             its end kept for messages; what is sent is queued by libuv
+ *   exited    whatever it has left in its process group is killed; its pipes
+ *             are read to their end, since the last answers may still be in
+ *             them, but only for a moment: a grandchild with a session of its
+ *             own may hold them open for ever
+ *   ended     the owner has been told, and the memory goes when libuv has let
+ *             go of the four handles
+ *
+ * A process that the owner dismissed runs through the same, with nobody told.
+ * The process handle must stay open until the exit, or nobody would reap.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include "jsonrpc.h"
+#include "log.h"
+#include "memory.h"
+#include "protocol.h"
+#include "timer.h"
+#include "worker_exec.h"
+#include "worker_process.h"
+
+/* How much of stderr is kept. */
+#define STDERR_KEEP 8000
+
+/* How long pipes are read after the exit, and an exit awaited after the end of stdout. */
+#define LINGER_MS 200
+#define OUTPUT_END_MS 1000
+
+/* How long a dismissed one may take to end. */
+#define DISMISSED_MS 5000
+
+/* A worker that lets more requests than this pile up does not read them. */
+#define MAX_UNREAD ((size_t) 4 * ENVRT_MAX_LINE)
+
+#define ENVIRONMENT_SIZE 6
+
+struct WorkerProcess
+{
+	WorkerProcess *next;
+	WorkerProcess *previous;
+	WorkerProcessEvents events;
+	void *owner; /* NULL: dismissed */
+	uv_process_t process;
+	uv_pipe_t input;
+	uv_pipe_t output;
+	uv_pipe_t errors;
+	int open_handles;
+	RpcReader *reader;
+	Bytes stderr_bytes;
+	Timer *timer;
+	char *how; /* how it ended, or is made to end */
+	bool killed;
+	bool exited;
+	bool ending; /* the handles are being closed */
+	bool output_open;
+	bool errors_open;
+};
+
+typedef struct Write
+{
+	uv_write_t request;
+	char *line;
+	size_t length;
+} Write;
+
+static WorkerProcess *first_process;
+static rlim_t file_limit;
+static char receive_buffer[65536];
+
+void
+worker_process_note_file_limit(void)
+{
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
+		file_limit = files.rlim_cur;
+}
+
+static void
+kill_group(WorkerProcess *process)
+{
+	if (process->process.pid > 0)
+		kill(-process->process.pid, SIGKILL);
+}
+
+/*
+ * The end
+ */
+
+static void
+handle_closed(uv_handle_t *handle)
+{
+	WorkerProcess *process = handle->data;
+
+	if (--process->open_handles > 0)
+		return;
+	if (process->previous != NULL)
+		process->previous->next = process->next;
+	else
+		first_process = process->next;
+	if (process->next != NULL)
+		process->next->previous = process->previous;
+	rpc_reader_free(process->reader);
+	bytes_free(&process->stderr_bytes);
+	free(process->how);
+	free(process);
+}
+
+static void
+close_handle(uv_handle_t *handle)
+{
+	if (!uv_is_closing(handle))
+		uv_close(handle, handle_closed);
+}
+
+static void
+close_all(WorkerProcess *process)
+{
+	process->ending = true;
+	timer_stop(&process->timer);
+	close_handle((uv_handle_t *) &process->process);
+	close_handle((uv_handle_t *) &process->input);
+	close_handle((uv_handle_t *) &process->output);
+	close_handle((uv_handle_t *) &process->errors);
+}
+
+static void
+finish(void *data)
+{
+	WorkerProcess *process = data;
+	void *owner = process->owner;
+
+	if (process->ending)
+		return;
+	process->owner = NULL;
+	if (owner != NULL)
+		process->events.ended(owner, process->how);
+	close_all(process);
+}
+
+static void
+finish_if_drained(WorkerProcess *process)
+{
+	if (process->exited && !process->output_open && !process->errors_open)
+		finish(process);
+}
+
+static void
+exited(uv_process_t *handle, int64_t status, int signal)
+{
+	WorkerProcess *process = handle->data;
+
+	process->exited = true;
+	kill_group(process);
+	if (process->how == NULL)
+		process->how = signal != 0 ? xformat("was ended by signal %d", signal)
+		                           : xformat("exited with status %d", (int) status);
+	timer_start(&process->timer, LINGER_MS, finish, process);
+	finish_if_drained(process);
+}
+
+void
+worker_process_kill(WorkerProcess *process, const char *why)
+{
+	if (process->killed || process->ending)
+		return;
+	process->killed = true;
+	if (process->how == NULL)
+		process->how = xstrdup(why);
+	if (!process->exited)
+		kill_group(process);
+}
+
+static void
+kill_silent(void *data)
+{
+	worker_process_kill(data, "closed its output");
+}
+
+static void
+kill_deaf(void *data)
+{
+	worker_process_kill(data, "closed its input");
+}
+
+static void
+kill_dismissed(void *data)
+{
+	worker_process_kill(data, "did not end when told to");
+}
+
+void
+worker_process_dismiss(WorkerProcess *process)
+{
+	process->owner = NULL;
+	if (process->exited)
+		return;
+	/* The end of its input tells it. */
+	close_handle((uv_handle_t *) &process->input);
+	timer_start(&process->timer, DISMISSED_MS, kill_dismissed, process);
+}
+
+/*
+ * What it writes
+ */
+
+static void
+lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+{
+	(void) handle;
+	(void) suggested;
+	*buffer = uv_buf_init(receive_buffer, sizeof receive_buffer);
+}
+
+static void
+output_ended(WorkerProcess *process)
+{
+	process->output_open = false;
+	uv_read_stop((uv_stream_t *) &process->output);
+	/* Most often its exit is the next that we hear of. */
+	if (!process->exited && process->owner != NULL)
+		timer_start(&process->timer, OUTPUT_END_MS, kill_silent, process);
+	finish_if_drained(process);
+}
+
+static void
+output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+{
+	WorkerProcess *process = stream->data;
+	RpcReadStatus status;
+	const char *line;
+	size_t length;
+
+	if (count == 0)
+		return;
+	if (count < 0)
+	{
+		output_ended(process);
+		return;
+	}
+	status = rpc_reader_feed(process->reader, buffer->base, (size_t) count);
+	explicit_bzero(buffer->base, (size_t) count);
+	while (!process->killed && process->owner != NULL &&
+	       (status == RPC_READ_MORE || status == RPC_READ_LINE) &&
+	       (status = rpc_reader_next(process->reader, &line, &length)) == RPC_READ_LINE)
+		process->events.line(process->owner, line, length);
+	if (!process->killed && status != RPC_READ_MORE && status != RPC_READ_LINE)
+		worker_process_kill(process, "wrote a line that is too long");
+}
+
+static void
+errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+{
+	WorkerProcess *process = stream->data;
+	Bytes *kept = &process->stderr_bytes;
+
+	if (count == 0)
+		return;
+	if (count < 0)
+	{
+		process->errors_open = false;
+		uv_read_stop(stream);
+		finish_if_drained(process);
+		return;
+	}
+	bytes_append(kept, buffer->base, (size_t) count);
+	if (kept->length > STDERR_KEEP)
+	{
+		memmove(kept->data, kept->data + kept->length - STDERR_KEEP, STDERR_KEEP + 1);
+		kept->length = STDERR_KEEP;
+	}
+}
+
+char *
+worker_process_stderr(const WorkerProcess *process)
+{
+	const char *text = process->stderr_bytes.data ? process->stderr_bytes.data : "";
+	size_t length = process->stderr_bytes.length;
+
+	/* It may begin in the middle of a character. */
+	if (length == STDERR_KEEP)
+		while (length > 0 && ((unsigned char) *text & 0xc0) == 0x80)
+			text++, length--;
+	return clean_text(text, length, STDERR_KEEP, true);
+}
+
+/*
+ * What is sent to it
+ */
+
+static void
+write_done(uv_write_t *request, int status)
+{
+	Write *write = request->data;
+	WorkerProcess *process = request->handle->data;
+
+	rpc_line_free(write->line, write->length);
+	free(write);
+	if (process->owner == NULL || process->ending || process->killed)
+		return;
+	/* What it has answered may still be on its way. */
+	if (status < 0 && !process->exited)
+		timer_start(&process->timer, OUTPUT_END_MS, kill_deaf, process);
+	else if (status < 0)
+		return;
+	else if (worker_process_is_drained(process))
+		process->events.drained(process->owner);
+}
+
+bool
+worker_process_is_drained(const WorkerProcess *process)
+{
+	return uv_stream_get_write_queue_size((const uv_stream_t *) &process->input) == 0;
+}
+
+bool
+worker_process_send(WorkerProcess *process, json_t *message)
+{
+	Write *write;
+	uv_buf_t buffer;
+
+	if (process->killed || process->exited)
+	{
+		json_decref(message);
+		return false;
+	}
+	write = xcalloc(1, sizeof *write);
+	write->line = rpc_dump_line(message, &write->length);
+	json_decref(message);
+	write->request.data = write;
+	buffer = uv_buf_init(write->line, (unsigned) write->length);
+	if (write->line == NULL ||
+	    uv_write(&write->request, (uv_stream_t *) &process->input, &buffer, 1, write_done) < 0)
+	{
+		rpc_line_free(write->line, write->length);
+		free(write);
+		worker_process_kill(process, "could not be written to");
+		return false;
+	}
+	if (uv_stream_get_write_queue_size((uv_stream_t *) &process->input) > MAX_UNREAD)
+		worker_process_kill(process, "does not read its requests");
+	return true;
+}
+
+/*
+ * The start
+ */
+
+static void
+make_environment(const PluginManifest *manifest, char **environment)
+{
+	const char *path = getenv("PATH");
+	const char *node_path = getenv("NODE_PATH");
+
+	environment[0] = xformat("PATH=%s", path ? path : "/usr/local/bin:/usr/bin:/bin");
+	environment[1] = xformat("NODE_PATH=%s", node_path ? node_path : "");
+	environment[2] = xformat("PAPERCLIP_PLUGIN_ID=%s", manifest->id);
+	environment[3] = xstrdup("NODE_ENV=production");
+	environment[4] = xstrdup("TZ=UTC");
+	environment[5] = NULL;
+}
+
+static int
+spawn(WorkerProcess *process, const PluginManifest *manifest)
+{
+	char parent[24];
+	char files[24];
+	char *arguments[] = {ENVRT_HOST_PROGRAM, WORKER_EXEC_OPTION, parent, files, NULL, NULL, NULL};
+	char *environment[ENVIRONMENT_SIZE];
+	uv_stdio_container_t stdio[3] = {
+	    {.flags = UV_CREATE_PIPE | UV_READABLE_PIPE,
+	     .data.stream = (uv_stream_t *) &process->input},
+	    {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
+	     .data.stream = (uv_stream_t *) &process->output},
+	    {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
+	     .data.stream = (uv_stream_t *) &process->errors},
+	};
+	uv_process_options_t options = {
+	    .exit_cb = exited,
+	    .file = "/proc/self/exe",
+	    .args = arguments,
+	    .env = environment,
+	    .cwd = manifest->folder,
+	    .flags = UV_PROCESS_DETACHED,
+	    .stdio_count = 3,
+	    .stdio = stdio,
+	};
+	int result;
+
+	snprintf(parent, sizeof parent, "%d", (int) getpid());
+	snprintf(files, sizeof files, "%llu", (unsigned long long) file_limit);
+	arguments[4] = manifest->node ? "node" : manifest->worker;
+	arguments[5] = manifest->node ? manifest->worker : NULL;
+	make_environment(manifest, environment);
+	result = uv_spawn(uv_default_loop(), &process->process, &options);
+	for (int i = 0; environment[i] != NULL; i++)
+		free(environment[i]);
+	return result;
+}
+
+WorkerProcess *
+worker_process_start(const PluginManifest *manifest, const WorkerProcessEvents *events, void *owner,
+                     char **problem)
+{
+	WorkerProcess *process = xcalloc(1, sizeof *process);
+	int result;
+
+	process->events = *events;
+	process->owner = owner;
+	process->reader = rpc_reader_new(ENVRT_MAX_LINE);
+	if (process->reader == NULL)
+	{
+		*problem = xformat("could not be started: out of memory");
+		free(process);
+		return NULL;
+	}
+	uv_pipe_init(uv_default_loop(), &process->input, 0);
+	uv_pipe_init(uv_default_loop(), &process->output, 0);
+	uv_pipe_init(uv_default_loop(), &process->errors, 0);
+	process->process.data = process->input.data = process->output.data = process->errors.data =
+	    process;
+	process->open_handles = 4;
+	process->next = first_process;
+	if (first_process != NULL)
+		first_process->previous = process;
+	first_process = process;
+
+	result = spawn(process, manifest);
+	if (result < 0)
+	{
+		*problem = xformat("could not be started: %s", uv_strerror(result));
+		process->owner = NULL;
+		close_all(process);
+		return NULL;
+	}
+	process->output_open =
+	    uv_read_start((uv_stream_t *) &process->output, lend_buffer, output_read) == 0;
+	process->errors_open =
+	    uv_read_start((uv_stream_t *) &process->errors, lend_buffer, errors_read) == 0;
+	return process;
+}
+
+pid_t
+worker_process_pid(const WorkerProcess *process)
+{
+	return process->process.pid;
+}
+
+void
+worker_processes_kill(void)
+{
+	for (WorkerProcess *process = first_process; process != NULL; process = process->next)
+		worker_process_kill(process, "is not needed any more");
+}
+
+bool
+worker_processes_exist(void)
+{
+	return first_process != NULL;
+}

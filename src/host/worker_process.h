@@ -1,0 +1,60 @@
+/*
+ * worker_process.h
+ *		The process of a plugin's worker: lines in, lines out, and its end.
+ */
+#ifndef ENVRT_HOST_WORKER_PROCESS_H
+#define ENVRT_HOST_WORKER_PROCESS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include <jansson.h>
+
+#include "plugin_manifest.h"
+
+typedef struct WorkerProcess WorkerProcess;
+
+/* All run from the event loop, never from within a call. */
+typedef struct WorkerProcessEvents
+{
+	/* A line that it wrote. */
+	void (*line)(void *owner, const char *line, size_t length);
+
+	/* All that was sent has left us. */
+	void (*drained)(void *owner);
+
+	/* It is gone, and nothing of what it wrote is left.  The owner forgets it. */
+	void (*ended)(void *owner, const char *how);
+} WorkerProcessEvents;
+
+/* The soft limit of open files that workers get; before the host raises its own. */
+extern void worker_process_note_file_limit(void);
+
+/* NULL with *problem set, to be freed. */
+extern WorkerProcess *worker_process_start(const PluginManifest *manifest,
+                                           const WorkerProcessEvents *events, void *owner,
+                                           char **problem);
+
+extern pid_t worker_process_pid(const WorkerProcess *process);
+
+/* Whether nothing of what was sent is still here. */
+extern bool worker_process_is_drained(const WorkerProcess *process);
+
+/* Takes the message.  False when it could not be sent at all. */
+extern bool worker_process_send(WorkerProcess *process, json_t *message);
+
+/* Ends it at once; ended() will say why.  No line comes any more. */
+extern void worker_process_kill(WorkerProcess *process, const char *why);
+
+/* Lets it end by itself, and kills it when it does not.  The owner forgets it: no event comes. */
+extern void worker_process_dismiss(WorkerProcess *process);
+
+/* The end of what it wrote to stderr; to be freed. */
+extern char *worker_process_stderr(const WorkerProcess *process);
+
+/* Kills every one; and whether there still are any. */
+extern void worker_processes_kill(void);
+extern bool worker_processes_exist(void);
+
+#endif
