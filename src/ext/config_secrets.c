@@ -108,10 +108,19 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 		return;
 	}
 	if (json_is_array(config))
-		json_array_foreach(config, index, member) config_check_secrets(call, company_id, member);
+	{
+		json_array_foreach(config, index, member)
+		{
+			config_check_secrets(call, company_id, member);
+		}
+	}
 	else if (json_is_object(config))
+	{
 		json_object_foreach(unconstify(json_t *, config), key, member)
-		    config_check_secrets(call, company_id, member);
+		{
+			config_check_secrets(call, company_id, member);
+		}
+	}
 }
 
 /* Shorter ones would turn up in any text, and are none. */
@@ -151,10 +160,24 @@ config_mask_secrets(json_t *answer, const json_t *values)
 	if (json_object_size(values) == 0)
 		return;
 	if (json_is_string(answer))
+	{
 		json_object_foreach(unconstify(json_t *, values), key, member)
-		    mask_string(answer, json_string_value(member));
+		{
+			mask_string(answer, json_string_value(member));
+		}
+	}
 	else if (json_is_array(answer))
-		json_array_foreach(answer, index, member) config_mask_secrets(member, values);
+	{
+		json_array_foreach(answer, index, member)
+		{
+			config_mask_secrets(member, values);
+		}
+	}
 	else if (json_is_object(answer))
-		json_object_foreach(answer, key, member) config_mask_secrets(member, values);
+	{
+		json_object_foreach(answer, key, member)
+		{
+			config_mask_secrets(member, values);
+		}
+	}
 }

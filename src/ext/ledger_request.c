@@ -128,7 +128,7 @@ report_no_scheduler(void)
 }
 
 /* A slot with the request in it, WAITING. */
-static RequestSlot *
+static pg_noinline RequestSlot *
 submit(LedgerVerb verb, dsm_handle content, bool may_wait)
 {
 	RequestSlot *slot = NULL;
