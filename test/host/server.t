@@ -93,7 +93,7 @@ my $second = start_host(directory => $directory, may_fail => 1);
 my $took = elapsed(sub { waitpid $second->{pid}, 0 });
 is($? >> 8, 1, 'a second one for the directory gives up');
 cmp_ok($took, '>', 1.5, '... after a while');
-like(slurp("$directory/stderr"), qr/WARNING: another driver host holds host\.lock/, '... and says why');
+like(slurp("$directory/stderr"), qr/WARNING: another driver host holds envrt_host\.lock/, '... and says why');
 EnvrtFixture::unregister($second);
 is($other->call('envrt/ping', {})->{result}, undef, 'the first one goes on');
 
