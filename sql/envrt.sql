@@ -383,6 +383,10 @@ COMMENT ON COLUMN envrt.provider_leases.secrets IS 'Values of the secrets in con
 
 CREATE TABLE envrt.lease_requests (
     lease_id uuid PRIMARY KEY,
+    system_identifier bigint NOT NULL,
+    database_id oid NOT NULL,
+    timeline bigint NOT NULL,
+    instance uuid NOT NULL,
     company_id uuid NOT NULL,
     environment_id uuid NOT NULL,
     heartbeat_run_id uuid NOT NULL,
@@ -510,6 +514,12 @@ CREATE TRIGGER envrt_lease_deleted AFTER DELETE ON envrt.environment_leases
     EXECUTE FUNCTION envrt.on_lease_change();
 CREATE TRIGGER envrt_leases_truncated AFTER TRUNCATE ON envrt.environment_leases
     FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_lease_change();
+-- They only say that it is time to look, which holds for rows that replication or a restore writes as well.
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_lease_expiry;
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_lease_begun;
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_lease_ended;
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_lease_deleted;
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_leases_truncated;
 COMMENT ON TRIGGER envrt_lease_begun ON envrt.environment_leases IS 'Has the scheduler look at the lease''s provider lease';
 COMMENT ON TRIGGER envrt_lease_ended ON envrt.environment_leases IS 'Has the scheduler clean up, whoever ends the lease';
 COMMENT ON TRIGGER envrt_lease_deleted ON envrt.environment_leases IS 'Has the scheduler clean up, whoever deletes the lease';
@@ -523,6 +533,7 @@ COMMENT ON FUNCTION envrt.on_environment_change() IS
 
 CREATE TRIGGER envrt_environment_changed AFTER UPDATE OF driver, status, config OR DELETE OR TRUNCATE ON envrt.environments
     FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_environment_change();
+ALTER TABLE envrt.environments ENABLE ALWAYS TRIGGER envrt_environment_changed;
 COMMENT ON TRIGGER envrt_environment_changed ON envrt.environments IS 'Has the scheduler look at idle provider leases';
 
 CREATE FUNCTION envrt_resume_lease(lease_id uuid)

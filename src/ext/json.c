@@ -303,6 +303,7 @@ config_stored(const char *driver, Jsonb *given, const json_t *canonical)
 	static const char *const provider_keys[] = {"provider", "timeoutMs", "reuseLease"};
 	JsonbValue value;
 	json_t *known;
+	const char *provider;
 
 	if (!JB_ROOT_IS_OBJECT(given))
 		return jsonb_from_json(canonical);
@@ -312,8 +313,10 @@ config_stored(const char *driver, Jsonb *given, const json_t *canonical)
 	    getKeyJsonValueFromContainer(&given->root, "driverConfig", strlen("driverConfig"),
 	                                 &value) != NULL)
 		return with_member(jsonb_from_json(canonical), "driverConfig", &value);
-	if (strcmp(driver, "sandbox") != 0 ||
-	    strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
+	if (strcmp(driver, "sandbox") != 0)
+		return jsonb_from_json(canonical);
+	provider = json_string_value(json_object_get(canonical, "provider"));
+	if (strcmp(provider, "fake") == 0 || strcmp(provider, "bubblewrap") == 0)
 		return jsonb_from_json(canonical);
 	known = json_guard(json_object_new());
 	for (int i = 0; i < (int) lengthof(provider_keys); i++)

@@ -32,6 +32,7 @@
 #include "funcapi.h"
 #include "json.h"
 #include "leases.h"
+#include "ledger.h"
 #include "ledger_hints.h"
 #include "settings.h"
 #include "shared_state.h"
@@ -283,34 +284,37 @@ Datum
 envrt_request_lease(PG_FUNCTION_ARGS)
 {
 	static Statement insert = {
-	    "INSERT INTO envrt.lease_requests (lease_id, company_id, environment_id, "
-	    "heartbeat_run_id, issue_id, execution_workspace_id, execution_workspace_mode, expires_in)"
-	    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-	    8,
-	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, INTERVALOID},
+	    "INSERT INTO envrt.lease_requests (system_identifier, database_id, timeline, instance, "
+	    "lease_id, company_id, environment_id, heartbeat_run_id, issue_id, "
+	    "execution_workspace_id, execution_workspace_mode, expires_in)"
+	    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+	    12,
+	    {LEDGER_OWN_TYPES, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID,
+	     INTERVALOID},
 	};
 	pg_uuid_t *lease_id = palloc(sizeof(pg_uuid_t));
 	ApiCall call;
 	ApiCall ledger;
 	CheckedAcquire acquire;
 	const AcquireRequest *request = &acquire.request;
-	Datum values[8] = {0};
-	char nulls[9] = "    nnnn";
+	Datum values[12] = {0};
+	char nulls[13] = "        nnnn";
 
 	if (shared_state == NULL)
 		ereport_not_preloaded();
 	check_acquire(fcinfo, "envrt_request_lease()", &call, &acquire);
 	run_check(request->run_id, request->environment->company_id, RUN_LOOK);
-	values[0] = UUIDPGetDatum(request->lease_id);
-	values[1] = UUIDPGetDatum(request->environment->company_id);
-	values[2] = UUIDPGetDatum(request->environment->id);
-	values[3] = UUIDPGetDatum(request->run_id);
-	values[4] = UUIDPGetDatum(acquire.arguments.issue_id);
-	values[5] = UUIDPGetDatum(request->workspace_id);
+	ledger_own_arguments(values);
+	values[4] = UUIDPGetDatum(request->lease_id);
+	values[5] = UUIDPGetDatum(request->environment->company_id);
+	values[6] = UUIDPGetDatum(request->environment->id);
+	values[7] = UUIDPGetDatum(request->run_id);
+	values[8] = UUIDPGetDatum(acquire.arguments.issue_id);
+	values[9] = UUIDPGetDatum(request->workspace_id);
 	if (request->workspace_mode != NULL)
-		values[6] = CStringGetTextDatum(request->workspace_mode);
-	values[7] = IntervalPGetDatum(acquire.arguments.expires_in);
-	for (int i = 4; i < 8; i++)
+		values[10] = CStringGetTextDatum(request->workspace_mode);
+	values[11] = IntervalPGetDatum(acquire.arguments.expires_in);
+	for (int i = 8; i < 12; i++)
 		nulls[i] = values[i] == (Datum) 0 ? 'n' : ' ';
 	ledger_enter(&ledger);
 	statement_execute(&insert, values, nulls);

@@ -345,10 +345,17 @@ take_over(LedgerRequest *request)
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};
+	static Statement adopt_requests = {
+	    "UPDATE envrt.lease_requests SET system_identifier = $1, database_id = $2, timeline = $3,"
+	    " instance = $4 WHERE NOT (" LEDGER_OWN ")",
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
 	Datum values[4];
 
 	ledger_own_arguments(values);
 	request->reply.count = statement_execute(&adopt, values, NULL);
+	statement_execute(&adopt_requests, values, NULL);
 	request->reply.outcome = LEDGER_DONE;
 	hint_look_at_all();
 	cleanup_look_again();
@@ -359,10 +366,13 @@ forget_foreign(LedgerRequest *request)
 {
 	static Statement forget = {
 	    "DELETE FROM envrt.provider_leases WHERE NOT (" LEDGER_OWN ")", 4, {LEDGER_OWN_TYPES}};
+	static Statement forget_requests = {
+	    "DELETE FROM envrt.lease_requests WHERE NOT (" LEDGER_OWN ")", 4, {LEDGER_OWN_TYPES}};
 	Datum values[4];
 
 	ledger_own_arguments(values);
 	request->reply.count = statement_execute(&forget, values, NULL);
+	statement_execute(&forget_requests, values, NULL);
 	request->reply.outcome = LEDGER_DONE;
 }
 
@@ -554,11 +564,19 @@ adopt_after_promotion(void)
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};
+	static Statement adopt_requests = {
+	    "UPDATE envrt.lease_requests SET timeline = $3, instance = $4"
+	    " WHERE system_identifier OPERATOR(pg_catalog.=) $1"
+	    " AND database_id OPERATOR(pg_catalog.=) $2 AND timeline OPERATOR(pg_catalog.<) $3",
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
 	Datum values[4];
 
 	if (!envrt_act_after_promotion)
 		return 0;
 	ledger_own_arguments(values);
+	statement_execute(&adopt_requests, values, NULL);
 	return statement_execute(&adopt, values, NULL);
 }
 

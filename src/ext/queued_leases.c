@@ -206,10 +206,10 @@ list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
 	static Statement find = {
 	    "SELECT lease_id, created_at, environment_id FROM envrt.lease_requests"
 	    " WHERE state OPERATOR(pg_catalog.=) 'queued'"
-	    " AND ROW(created_at, lease_id) OPERATOR(pg_catalog.>) ROW($1, $2)"
+	    " AND ROW(created_at, lease_id) OPERATOR(pg_catalog.>) ROW($5, $6) AND" LEDGER_OWN
 	    " ORDER BY created_at, lease_id LIMIT 64",
-	    2,
-	    {TIMESTAMPTZOID, UUIDOID},
+	    6,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID},
 	};
 	static Statement purge = {
 	    "DELETE FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'failed'"
@@ -219,7 +219,7 @@ list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
 	    {0},
 	};
 	ApiCall call;
-	Datum values[2] = {TimestampTzGetDatum(pass_at), UUIDPGetDatum(&pass_at_id)};
+	Datum values[6];
 	int found;
 	int count = 0;
 	bool isnull;
@@ -227,6 +227,9 @@ list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
 	ledger_begin(&call);
 	if (pass_at == DT_NOBEGIN)
 		statement_execute(&purge, NULL, NULL);
+	ledger_own_arguments(values);
+	values[4] = TimestampTzGetDatum(pass_at);
+	values[5] = UUIDPGetDatum(&pass_at_id);
 	found = statement_execute(&find, values, NULL);
 	*last = found < BATCH;
 	for (int row = 0; row < found; row++)

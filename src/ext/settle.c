@@ -439,20 +439,25 @@ settle_idle(void)
 	" WHERE (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                      \
 	"   AND provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake'])"
 
-/* Those of the ids that are not in the ledger; how many. */
+/* Those of the ids that are not in the ledger, or (`own`) not as this server's; how many. */
 static int
-filter_unknown(Datum *ids, int count)
+filter_unknown(Datum *ids, int count, bool own)
 {
-	static Statement unknown = {
-	    "SELECT u.id FROM pg_catalog.unnest($1) AS u(id)"
-	    " WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id "
-	    "OPERATOR(pg_catalog.=) u.id)",
-	    1,
-	    {UUIDARRAYOID},
-	};
-	Datum values[1] = {PointerGetDatum(uuid_array(ids, count))};
-	int found = count > 0 ? statement_execute(&unknown, values, NULL) : 0;
+#define NOT_IN_LEDGER                                                                              \
+	"SELECT u.id FROM pg_catalog.unnest($5) AS u(id)"                                              \
+	" WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id "                  \
+	"OPERATOR(pg_catalog.=) u.id"
+	static Statement unknown = {NOT_IN_LEDGER ")", 5, {LEDGER_OWN_TYPES, UUIDARRAYOID}};
+	static Statement not_own = {
+	    NOT_IN_LEDGER " AND" LEDGER_OWN_OF("p.") ")", 5, {LEDGER_OWN_TYPES, UUIDARRAYOID}};
+	Datum values[5];
+	int found;
 
+	if (count == 0)
+		return 0;
+	ledger_own_arguments(values);
+	values[4] = PointerGetDatum(uuid_array(ids, count));
+	found = statement_execute(own ? &not_own : &unknown, values, NULL);
 	for (int i = 0; i < found; i++)
 		ids[i] = UUIDPGetDatum(result_uuid(i, 1));
 	return found;
@@ -545,8 +550,8 @@ report_hinted(const Hints *hints)
 		{
 			int nended = collect_ids(found, false, ended);
 
-			active = filter_unknown(ids, collect_ids(found, true, ids));
-			update_leases(&nothing_to_clean, ended, filter_unknown(ended, nended));
+			active = filter_unknown(ids, collect_ids(found, true, ids), true);
+			update_leases(&nothing_to_clean, ended, filter_unknown(ended, nended, false));
 		}
 		ledger_commit(&call, false);
 		report_number(active);
@@ -580,7 +585,7 @@ list_unknown(Datum **ids)
 	found = collect_ids(found, true, *ids);
 	for (int i = 0; i < found; i += BATCH)
 	{
-		int count = filter_unknown(*ids + i, Min(BATCH, found - i));
+		int count = filter_unknown(*ids + i, Min(BATCH, found - i), false);
 
 		memmove(*ids + unknown, *ids + i, sizeof(Datum) * count);
 		unknown += count;
@@ -657,7 +662,7 @@ settle_forget_foreign_leases(void)
 			Datum *ids = palloc(sizeof(Datum) * Max(found, 1));
 
 			found = collect_ids(found, false, ids);
-			update_leases(&nothing_to_clean, ids, filter_unknown(ids, found));
+			update_leases(&nothing_to_clean, ids, filter_unknown(ids, found, false));
 		}
 		ledger_commit(&call, false);
 	}
