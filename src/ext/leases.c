@@ -395,12 +395,14 @@ end_by_environment(int count)
  * empty when the plan was made, all indexes look alike, and one of those that
  * have the status would read every active lease there is.
  *
+ * With `enforce`, as the runs' trigger has it, no lease of the run may escape.
+ *
  * $1: the run or the lease; $2: status; $3: failure reason or null; $4: now;
  * $5: null, or the leases that may be ended.
  */
 static int
-end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *failure_reason,
-           ArrayType *only)
+end_leases(bool by_run, bool enforce, const pg_uuid_t *id, const char *status,
+           const char *failure_reason, ArrayType *only)
 {
 #define RELEASE_RETAINS                                                                            \
 	"($2 OPERATOR(pg_catalog.=) 'failed' AND l.lease_policy OPERATOR(pg_catalog.=) "               \
@@ -428,6 +430,9 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	static Statement release_run = {RELEASE("heartbeat_run_id", ""),
 	                                5,
 	                                {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	static Statement end_run = {RELEASE("heartbeat_run_id", ""),
+	                            5,
+	                            {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	/* A retained one ends when it has served: released or expired, not failed again. */
 	static Statement release_one = {
 	    RELEASE("id", " OR (coalesce(l.status, '') OPERATOR(pg_catalog.=) 'retained'"
@@ -448,8 +453,11 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 	values[4] = PointerGetDatum(only);
 	nulls[4] = only == NULL ? 'n' : ' ';
 	FAULT_POINT("release-before-update");
-	count = statement_write(TABLE_ENVIRONMENT_LEASES, by_run ? &release_run : &release_one, values,
-	                        nulls);
+	if (enforce)
+		count = statement_enforce(TABLE_ENVIRONMENT_LEASES, &end_run, values, nulls);
+	else
+		count = statement_write(TABLE_ENVIRONMENT_LEASES, by_run ? &release_run : &release_one,
+		                        values, nulls);
 	FAULT_POINT("release-after-update");
 	for (int row = 0; row < count; row++)
 		if (!lease_names_driver(row))
@@ -461,13 +469,13 @@ end_leases(bool by_run, const pg_uuid_t *id, const char *status, const char *fai
 int
 leases_end_of_run(const pg_uuid_t *run_id, const char *status, const char *failure_reason)
 {
-	return end_leases(true, run_id, status, failure_reason, NULL);
+	return end_leases(true, true, run_id, status, failure_reason, NULL);
 }
 
 int
 lease_end(const pg_uuid_t *lease_id, const char *status)
 {
-	return end_leases(false, lease_id, status, NULL, NULL);
+	return end_leases(false, false, lease_id, status, NULL, NULL);
 }
 
 /* Those of the run's active leases that the caller can see; NULL: all of them. */
@@ -527,8 +535,8 @@ envrt_release_leases(PG_FUNCTION_ARGS)
 
 	compat_begin_result_set(fcinfo);
 	api_enter(&call, "envrt_release_leases()");
-	return_leases(fcinfo,
-	              end_leases(true, run_id, status, failure_reason, visible_leases(&call, run_id)));
+	return_leases(fcinfo, end_leases(true, false, run_id, status, failure_reason,
+	                                 visible_leases(&call, run_id)));
 	api_leave(&call);
 	return (Datum) 0;
 }
@@ -557,7 +565,7 @@ envrt_release_lease(PG_FUNCTION_ARGS)
 	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
-	return_leases(fcinfo, end_leases(false, lease_id, status, failure_reason, NULL));
+	return_leases(fcinfo, end_leases(false, false, lease_id, status, failure_reason, NULL));
 	api_leave(&call);
 	return (Datum) 0;
 }

@@ -518,8 +518,9 @@ statement_execute(Statement *statement, Datum *values, const char *nulls)
 	return execute_plan(statement, values, nulls);
 }
 
-int
-statement_write(SharedTable table, Statement *statement, Datum *values, const char *nulls)
+/* See statement_write in tables.h. */
+static void
+lock_and_check(SharedTable table)
 {
 	Oid owner;
 
@@ -532,7 +533,31 @@ statement_write(SharedTable table, Statement *statement, Datum *values, const ch
 		                       shared_table(TABLE_ENVIRONMENT_LEASES)),
 		                errhint("Try again.")));
 	check_tables(owner);
+}
+
+int
+statement_write(SharedTable table, Statement *statement, Datum *values, const char *nulls)
+{
+	lock_and_check(table);
 	return statement_execute(statement, values, nulls);
+}
+
+int
+statement_enforce(SharedTable table, Statement *statement, Datum *values, const char *nulls)
+{
+	int status;
+
+	if (!IsolationUsesXactSnapshot())
+		return statement_write(table, statement, values, nulls);
+	lock_and_check(table);
+	prepare(statement);
+	plan_on_index(statement->plan);
+	status = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(),
+	                              GetTransactionSnapshot(), false, true, 0);
+	if (status < 0)
+		elog(ERROR, "could not execute \"%s\": %s", statement->text,
+		     SPI_result_code_string(status));
+	return (int) SPI_processed;
 }
 
 static int

@@ -87,6 +87,14 @@ extern int statement_execute_latest(Statement *statement, Datum *values, const c
 extern int statement_write(SharedTable table, Statement *statement, Datum *values,
                            const char *nulls);
 
+/*
+ * The same for a rule that must hold whatever the isolation level, as a
+ * foreign key does: rows that the transaction's snapshot does not have are
+ * found, and raise a serialization failure.
+ */
+extern int statement_enforce(SharedTable table, Statement *statement, Datum *values,
+                             const char *nulls);
+
 extern int statement_execute(Statement *statement, Datum *values, const char *nulls);
 
 /* Column number `column` of row `row` of the last statement's result. */
