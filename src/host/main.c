@@ -39,6 +39,7 @@
 #include "protocol.h"
 #include "server.h"
 #include "settings.h"
+#include "ssh_execute.h"
 #include "ssh_pool.h"
 #include "timer.h"
 #include "worker_exec.h"
@@ -248,6 +249,11 @@ shut_down(void)
 	uint64_t end = now_ms() + SHUTDOWN_MS;
 
 	server_close();
+	ssh_executions_kill();
+	while (ssh_executions_exist() && uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 &&
+	       now_ms() + SHUTDOWN_MS / 2 < end)
+		pause_briefly();
+	ssh_executions_close();
 	ssh_pool_close();
 	lease_operations_close();
 	plugins_close();

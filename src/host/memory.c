@@ -113,11 +113,7 @@ bytes_free(Bytes *bytes)
 	memset(bytes, 0, sizeof *bytes);
 }
 
-/*
- * The length of the valid UTF-8 sequence at the start of data, and its code
- * point; 0 when there is none.
- */
-static size_t
+size_t
 utf8_sequence(const unsigned char *data, size_t length, unsigned *code_point)
 {
 	static const unsigned smallest[] = {0, 0, 0x80, 0x800, 0x10000};

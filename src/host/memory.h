@@ -30,6 +30,12 @@ extern void bytes_append_text(Bytes *bytes, const char *text);
 extern void bytes_free(Bytes *bytes);
 
 /*
+ * The length of the valid UTF-8 sequence at the start of data, and its code
+ * point; 0 when there is none.
+ */
+extern size_t utf8_sequence(const unsigned char *data, size_t length, unsigned *code_point);
+
+/*
  * What a remote side wrote, made safe for a message: valid UTF-8 (anything
  * else becomes U+FFFD), no control characters, no white space at its ends, at
  * most max bytes.  Line breaks are kept when lines is true, else become spaces.

@@ -2,8 +2,8 @@
  * ssh_channel.c
  *		One command's channel on an SSH session.
  *
- * A channel is opened, asks for the command to be run, has its input closed,
- * delivers output, and is gone when the server has closed it:
+ * A channel is opened, asks for the command to be run, sends and then closes its
+ * input, delivers output, and is gone when the server has closed it:
  *
  *		OPENING -> ASKING -> RUNNING -> (gone)
  *		   any of these -> CLOSING -> (gone)
@@ -18,6 +18,9 @@
  * follows from them happens in ssh_channels_advance(), which the session calls
  * whenever something may have changed.  Within that, owners' callbacks may
  * begin and abandon channels, so the list only shrinks at its end.
+ *
+ * Output that the owner does not want yet stays with libssh, which lets the
+ * server send no more than a window of it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -48,8 +51,12 @@ struct SshChannel
 	const SshChannelEvents *events;
 	void *owner; /* NULL: abandoned */
 	char *command_line;
-	bool keep_input;
-	bool asked;             /* the command was sent */
+	ChannelInput input;
+	bool input_ended;
+	bool asked;  /* the command was sent */
+	bool paused; /* the owner wants no output at present */
+	bool told_exit;
+	const char *to_signal;  /* a signal to be sent; NULL: none */
 	bool kill;              /* abandoned, and the command is to be ended */
 	uint64_t closing_since; /* since when it is abandoned */
 	size_t closing_bytes;
@@ -59,6 +66,7 @@ struct SshChannel
 
 	/* Notes of the callbacks. */
 	bool has_data;
+	bool held; /* libssh has output that was not wanted */
 	bool closed;
 	bool has_status;
 	int status;
@@ -73,13 +81,18 @@ on_data(ssh_session session, ssh_channel ssh, void *data, uint32_t length, int i
 
 	(void) session;
 	(void) ssh;
-	if (channel->owner != NULL)
+	if (channel->owner == NULL)
+		channel->closing_bytes += length;
+	else if (channel->paused)
 	{
-		channel->events->data(channel->owner, data, length, is_stderr != 0);
-		channel->has_data = true;
+		channel->held = true;
+		return 0;
 	}
 	else
-		channel->closing_bytes += length;
+	{
+		channel->paused = !channel->events->data(channel->owner, data, length, is_stderr != 0);
+		channel->has_data = true;
+	}
 	return (int) length;
 }
 
@@ -120,7 +133,7 @@ on_exit_signal(ssh_session session, ssh_channel ssh, const char *signal, int cor
 }
 
 SshChannel *
-ssh_channel_run(struct SshSession *session, const char *command_line, bool keep_input,
+ssh_channel_run(struct SshSession *session, const char *command_line, ChannelInput input,
                 const SshChannelEvents *events, void *owner)
 {
 	ChannelList *list = ssh_session_channel_list(session);
@@ -129,7 +142,7 @@ ssh_channel_run(struct SshSession *session, const char *command_line, bool keep_
 	channel->list = list;
 	channel->events = events;
 	channel->owner = owner;
-	channel->keep_input = keep_input;
+	channel->input = input;
 	channel->command_line = xstrdup(command_line);
 	channel->channel = ssh_channel_new(list->ssh);
 	channel->callbacks.userdata = channel;
@@ -153,6 +166,23 @@ ssh_channel_abandon(SshChannel *channel, bool kill)
 	channel->owner = NULL;
 	channel->kill = kill;
 	channel->closing_since = now_ms();
+	channel->input.data = NULL;
+	ssh_session_advance_soon(channel->list->session);
+}
+
+void
+ssh_channel_resume(SshChannel *channel)
+{
+	if (!channel->paused)
+		return;
+	channel->paused = false;
+	ssh_session_advance_soon(channel->list->session);
+}
+
+void
+ssh_channel_signal(SshChannel *channel, const char *signal)
+{
+	channel->to_signal = signal;
 	ssh_session_advance_soon(channel->list->session);
 }
 
@@ -166,6 +196,12 @@ end_channel(SshChannel *channel, ChannelEndKind kind, int status, const char *te
 	channel->owner = NULL;
 	if (owner != NULL)
 		channel->events->ended(owner, &end);
+}
+
+static bool
+has_exited(const SshChannel *channel)
+{
+	return channel->signal != NULL || channel->has_status;
 }
 
 static void
@@ -184,7 +220,7 @@ end_closed_channel(SshChannel *channel)
 static void
 close_channel(SshChannel *channel)
 {
-	if (channel->kill && channel->state == RUNNING && !channel->has_status)
+	if (channel->kill && channel->state == RUNNING && !has_exited(channel))
 		ssh_channel_request_send_signal(channel->channel, "KILL");
 	/* The first try may get no further than the end of file, which goes before. */
 	if (ssh_channel_close(channel->channel) == SSH_AGAIN)
@@ -228,9 +264,6 @@ advance_asking(SshChannel *channel)
 			break;
 		case SSH_OK:
 			channel->state = RUNNING;
-			/* All may be over already. */
-			if (!channel->keep_input && !channel->closed)
-				ssh_channel_send_eof(channel->channel);
 			if (channel->owner != NULL)
 				channel->events->accepted(channel->owner);
 			break;
@@ -243,14 +276,95 @@ advance_asking(SshChannel *channel)
 	}
 }
 
+/* Sends as much as the server's window has room for. */
+static void
+send_input(SshChannel *channel)
+{
+	ChannelInput *input = &channel->input;
+
+	/* All may be over already. */
+	if (channel->input_ended || channel->closed)
+		return;
+	while (input->data != NULL && input->length > 0)
+	{
+		uint32_t room = ssh_channel_window_size(channel->channel);
+		int sent = 0;
+
+		if (room > 0)
+			sent = ssh_channel_write(channel->channel, input->data,
+			                         input->length < room ? (uint32_t) input->length : room);
+		if (sent == 0)
+			return;
+		/* Nobody can be told any more. */
+		if (sent < 0)
+			sent = (int) input->length;
+		input->data += sent;
+		input->length -= (size_t) sent;
+	}
+	channel->input_ended = true;
+	if (!input->keep)
+		ssh_channel_send_eof(channel->channel);
+}
+
+/* Hands over what libssh has kept; it has room for more then, and tells the server. */
+static void
+deliver_held(SshChannel *channel)
+{
+	char bytes[16384];
+
+	for (int is_stderr = 0; is_stderr < 2; is_stderr++)
+	{
+		int count;
+
+		while (channel->owner != NULL && !channel->paused &&
+		       (count = ssh_channel_read_nonblocking(channel->channel, bytes, sizeof bytes,
+		                                             is_stderr)) > 0)
+		{
+			channel->paused =
+			    !channel->events->data(channel->owner, bytes, (size_t) count, is_stderr != 0);
+			channel->has_data = true;
+		}
+	}
+	explicit_bzero(bytes, sizeof bytes);
+	if (!channel->paused)
+		channel->held = false;
+}
+
+static void
+tell_exit(SshChannel *channel)
+{
+	ChannelEnd end = {.kind = CHANNEL_EXITED, .status = channel->status};
+
+	channel->told_exit = true;
+	if (channel->signal != NULL)
+	{
+		end.kind = CHANNEL_SIGNALED;
+		end.text = channel->signal;
+	}
+	channel->events->exited(channel->owner, &end);
+}
+
 static void
 advance_running(SshChannel *channel)
 {
+	if (channel->owner != NULL)
+		send_input(channel);
+	if (channel->owner != NULL && channel->held && !channel->paused)
+		deliver_held(channel);
+	if (channel->to_signal != NULL && !channel->closed && !has_exited(channel))
+		ssh_channel_request_send_signal(channel->channel, channel->to_signal);
+	channel->to_signal = NULL;
 	if (channel->owner != NULL && channel->has_data)
 	{
 		channel->has_data = false;
 		channel->events->progress(channel->owner);
 	}
+	if (channel->owner != NULL && channel->events->exited != NULL && !channel->told_exit &&
+	    has_exited(channel))
+		tell_exit(channel);
+	/* Before its end the owner gets all. */
+	if (channel->owner != NULL && channel->held)
+		return;
 	if (channel->closed)
 		end_closed_channel(channel);
 	else if (channel->owner == NULL)
@@ -319,7 +433,7 @@ ssh_channels_lost(ChannelList *list, const char *text)
 	{
 		if (channel->state == GONE)
 			continue;
-		if (channel->state == RUNNING && (channel->has_status || channel->signal != NULL))
+		if (channel->state == RUNNING && has_exited(channel))
 			end_closed_channel(channel);
 		else
 			end_channel(channel, CHANNEL_LOST, 0, text);

@@ -42,23 +42,41 @@ typedef struct SshChannelEvents
 
 	/*
 	 * Output.  Runs from within libssh: it may only store, and must not call
-	 * anything of a session or a channel.
+	 * anything of a session or a channel.  False: no more, until ssh_channel_resume().
 	 */
-	void (*data)(void *owner, const char *data, size_t length, bool is_stderr);
+	bool (*data)(void *owner, const char *data, size_t length, bool is_stderr);
 
 	/* After data(): here anything may be done. */
 	void (*progress)(void *owner);
+
+	/*
+	 * The command has ended, in one of the first two ways.  Output of it may still come,
+	 * and so may that of what it left behind, without which the channel would be
+	 * closed.  May be NULL.
+	 */
+	void (*exited)(void *owner, const ChannelEnd *end);
 
 	/* The channel is gone; the owner forgets it. */
 	void (*ended)(void *owner, const ChannelEnd *end);
 } SshChannelEvents;
 
-/*
- * Opens a channel on a session that is ready, and runs a command line in it.
- * Its input ends at once, or, with keep_input, when the channel does.
- */
+/* What a command reads. */
+typedef struct ChannelInput
+{
+	const char *data; /* the owner's, as long as it owns the channel */
+	size_t length;
+	bool keep; /* its end is that of the channel, else that of data */
+} ChannelInput;
+
+/* Opens a channel on a session that is ready, and runs a command line in it. */
 extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
-                                   bool keep_input, const SshChannelEvents *events, void *owner);
+                                   ChannelInput input, const SshChannelEvents *events, void *owner);
+
+/* Output is wanted again. */
+extern void ssh_channel_resume(SshChannel *channel);
+
+/* Asks the server to signal the command, which not every server does; without "SIG". */
+extern void ssh_channel_signal(SshChannel *channel, const char *signal);
 
 /* The owner wants nothing more of it.  kill: the command is to be ended too. */
 extern void ssh_channel_abandon(SshChannel *channel, bool kill);

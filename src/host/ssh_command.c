@@ -70,6 +70,13 @@ finish(SshCommand *command, HostError *error)
 }
 
 static void
+set_state(const SshCommand *command, const char *state)
+{
+	if (command->spec.call != NULL)
+		call_set_state(command->spec.call, state);
+}
+
+static void
 leave_channel(SshCommand *command, bool kill, PlaceState state)
 {
 	SshPooled *pooled = command->pooled;
@@ -88,6 +95,41 @@ ssh_command_cancel(SshCommand *command)
 	else
 		ssh_pool_withdraw(&command->waiter);
 	free_command(command);
+}
+
+void
+ssh_command_leave(SshCommand *command)
+{
+	leave_channel(command, false, PLACE_ABANDONED);
+	finish(command, NULL);
+}
+
+void
+ssh_command_distrust(SshCommand *command)
+{
+	leave_channel(command, true, PLACE_DOUBTFUL);
+	free_command(command);
+}
+
+void
+ssh_command_resume(SshCommand *command)
+{
+	ssh_channel_resume(command->channel);
+}
+
+void
+ssh_command_signal(SshCommand *command, const char *signal)
+{
+	ssh_channel_signal(command->channel, signal);
+}
+
+SshChannel *
+ssh_command_beside(SshCommand *command, const char *command_line, const SshChannelEvents *events,
+                   void *owner)
+{
+	ChannelInput none = {0};
+
+	return ssh_channel_run(ssh_pooled_session(command->pooled), command_line, none, events, owner);
 }
 
 /*
@@ -129,8 +171,9 @@ command_timed_out(void *data)
 	const char *phase = command->accepted ? "running the remote command"
 	                    : command->opened ? "starting the remote command"
 	                                      : "opening a channel";
-	HostError *error =
-	    timeout_error(command, command->spec.command_ms, phase, "envrt.ssh_command_timeout");
+	HostError *error = timeout_error(command, command->spec.command_ms, phase,
+	                                 command->spec.accepted ? "envrt.ssh_connect_timeout"
+	                                                        : "envrt.ssh_command_timeout");
 
 	if (command->result.errors.length > 0)
 		error_detail(error, "%s", command->result.errors.data);
@@ -154,7 +197,7 @@ wait_for_place(SshCommand *command, bool first)
 		time = end > now ? end - now : 1;
 	command->waiter.deadline = now + time;
 	command->opened = command->accepted = false;
-	call_set_state(command->spec.call, "connecting");
+	set_state(command, "connecting");
 	timer_start(&command->deadline, time, connect_timed_out, command);
 	ssh_pool_ask(&command->waiter, first);
 }
@@ -175,22 +218,30 @@ channel_accepted(void *owner)
 	SshCommand *command = owner;
 
 	command->accepted = true;
-	call_set_state(command->spec.call, "running");
+	set_state(command, "running");
+	if (command->spec.accepted != NULL)
+	{
+		timer_stop(&command->deadline);
+		command->spec.accepted(command->spec.data);
+	}
 }
 
-static void
+static bool
 channel_data(void *owner, const char *data, size_t length, bool is_stderr)
 {
 	SshCommand *command = owner;
-	size_t room =
-	    command->spec.max_output - command->result.output.length - command->result.errors.length;
+	size_t room;
 
+	if (command->spec.output != NULL)
+		return command->spec.output(command->spec.data, is_stderr, data, length);
+	room = command->spec.max_output - command->result.output.length - command->result.errors.length;
 	if (length > room)
 	{
 		command->overflow = true;
 		length = room;
 	}
 	bytes_append(is_stderr ? &command->result.errors : &command->result.output, data, length);
+	return true;
 }
 
 static void
@@ -199,6 +250,11 @@ channel_progress(void *owner)
 	SshCommand *command = owner;
 	HostError *error = NULL;
 
+	if (command->spec.progress != NULL)
+	{
+		command->spec.progress(command->spec.data);
+		return;
+	}
 	if (command->spec.complete != NULL &&
 	    command->spec.complete(command->spec.data, &command->result.output))
 		leave_channel(command, false, PLACE_ABANDONED);
@@ -212,6 +268,24 @@ channel_progress(void *owner)
 	else
 		return;
 	finish(command, error);
+}
+
+static void
+note_exit(SshCommand *command, const ChannelEnd *end)
+{
+	command->result.exited = end->kind == CHANNEL_EXITED;
+	command->result.status = end->status;
+	command->result.signal = end->text;
+}
+
+static void
+channel_exited(void *owner, const ChannelEnd *end)
+{
+	SshCommand *command = owner;
+
+	note_exit(command, end);
+	if (command->spec.exited != NULL)
+		command->spec.exited(command->spec.data);
 }
 
 /* Whether a break means no more than that the session was dead. */
@@ -250,11 +324,8 @@ channel_ended(void *owner, const ChannelEnd *end)
 	switch (end->kind)
 	{
 		case CHANNEL_EXITED:
-			command->result.exited = true;
-			command->result.status = end->status;
-			break;
 		case CHANNEL_SIGNALED:
-			command->result.signal = end->text;
+			note_exit(command, end);
 			break;
 		case CHANNEL_DENIED:
 			error = error_new("38000", "%s: no command can be run: %s", target, end->text);
@@ -279,6 +350,7 @@ static const SshChannelEvents channel_events = {.opened = channel_opened,
                                                 .accepted = channel_accepted,
                                                 .data = channel_data,
                                                 .progress = channel_progress,
+                                                .exited = channel_exited,
                                                 .ended = channel_ended};
 
 static void
@@ -308,14 +380,14 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 	patience = command->end > now ? command->end - now : 1;
 	command->pooled = pooled;
 	command->used_session = ssh_pooled_is_used(pooled);
-	call_set_state(command->spec.call, "opening a channel");
+	set_state(command, "opening a channel");
 	timer_start(&command->deadline, patience, command_timed_out, command);
 	if (patience > STALE_ANSWER_MS)
 		patience = STALE_ANSWER_MS;
 	if (ssh_pooled_idle_ms(pooled) > STALE_AFTER_MS && !command->replaced)
 		timer_start(&command->stale, patience, session_stale, command);
 	command->channel = ssh_channel_run(ssh_pooled_session(pooled), command->command_line,
-	                                   command->spec.keep_input, &channel_events, command);
+	                                   command->spec.input, &channel_events, command);
 }
 
 static void

@@ -10,6 +10,7 @@
 
 #include "call.h"
 #include "memory.h"
+#include "ssh_channel.h"
 #include "ssh_destination.h"
 
 typedef struct SshCommand SshCommand;
@@ -25,13 +26,24 @@ typedef struct SshCommandResult
 
 typedef struct SshCommandSpec
 {
-	Call *call; /* for its state */
+	Call *call; /* for its state; NULL: none */
 	const char *command_line;
 	uint64_t connect_ms;
 	uint64_t command_ms;
 	size_t max_output;
 	bool repeatable; /* to run it twice does no harm */
-	bool keep_input; /* its input ends with its channel, else at once */
+	ChannelInput input;
+
+	/*
+	 * For a command whose owner keeps its time, and its output, by itself: all
+	 * of these or none.  command_ms is then the time for the start.
+	 */
+	void (*accepted)(void *data); /* the server runs it */
+	/* As the data() and progress() of a channel; done() gets no output then. */
+	bool (*output)(void *data, bool is_stderr, const char *bytes, size_t length);
+	void (*progress)(void *data);
+	void (*exited)(
+	    void *data); /* done() comes when its output is closed, or by ssh_command_leave() */
 
 	/* Whether the output so far is all that is wanted; may be NULL. */
 	bool (*complete)(void *data, const Bytes *output);
@@ -45,5 +57,25 @@ extern SshCommand *ssh_command_start(SshDestination *destination, const SshComma
 
 /* Ends it here and there; done() will not run. */
 extern void ssh_command_cancel(SshCommand *command);
+
+/*
+ * For those who keep the time: only between accepted() and done().
+ */
+
+/* What it has left behind may live on; done() runs, with how it exited, if it has. */
+extern void ssh_command_leave(SshCommand *command);
+
+/* As ssh_command_cancel(), and nobody else gets that session any more. */
+extern void ssh_command_distrust(SshCommand *command);
+
+/* Output is wanted again. */
+extern void ssh_command_resume(SshCommand *command);
+
+/* Asks the server to signal it; without "SIG". */
+extern void ssh_command_signal(SshCommand *command, const char *signal);
+
+/* Runs another command on its session, whatever the limit of channels there. */
+extern SshChannel *ssh_command_beside(SshCommand *command, const char *command_line,
+                                      const SshChannelEvents *events, void *owner);
 
 #endif

@@ -1,6 +1,7 @@
 /*
  * ssh_driver.c
- *		The ssh driver: environmentAcquireLease and environmentProbe.
+ *		The ssh driver: environmentAcquireLease and environmentProbe; for
+ *		environmentExecute see ssh_execute.c.
  *
  * Both run the one remote command of ssh_script.c, which makes and enters the
  * workspace path and, for an acquire, looks for an API that answers there.  An ssh
@@ -20,6 +21,7 @@
 #include "memory.h"
 #include "ssh_command.h"
 #include "ssh_destination.h"
+#include "ssh_execute.h"
 #include "ssh_script.h"
 
 #define MAX_OUTPUT (256 * 1024)
@@ -375,7 +377,7 @@ start(Call *call, const json_t *params, bool probe)
 	spec.command_ms = limits.command_ms + limits.api_probe_ms * request->candidate_count;
 	spec.max_output = MAX_OUTPUT;
 	spec.repeatable = true;
-	spec.keep_input = request->candidate_count > 0;
+	spec.input.keep = request->candidate_count > 0;
 	spec.complete = is_complete;
 	spec.done = command_done;
 	spec.data = request;
@@ -395,7 +397,9 @@ probe(Call *call, const json_t *params)
 	start(call, params, true);
 }
 
-static const DriverMethod methods[] = {
-    {"environmentAcquireLease", acquire_lease}, {"environmentProbe", probe}, {NULL, NULL}};
+static const DriverMethod methods[] = {{"environmentAcquireLease", acquire_lease},
+                                       {"environmentProbe", probe},
+                                       {"environmentExecute", ssh_execute},
+                                       {NULL, NULL}};
 
 const Driver ssh_driver = {"ssh", methods};

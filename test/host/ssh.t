@@ -248,8 +248,8 @@ is_error($host->acquire(ssh_config($sshd), candidates => ['ftp://x']),
 	'22023', qr/apiCandidates/, 'a candidate that is no URL');
 is_error($host->call('environmentAcquireLease', { driverKey => 'none' }),
 	'42704', qr/^Sandbox provider "none" is not registered/, 'an unknown driver');
-is_error($host->call('environmentExecute', { driverKey => 'ssh' }),
-	'42704', qr/no method environmentExecute/, 'a method that the driver lacks');
+is_error($host->call('environmentResumeLease', { driverKey => 'ssh' }),
+	'42704', qr/no method environmentResumeLease/, 'a method that the driver lacks');
 is_error($host->call('bogus', {}), '42704', qr/no method bogus/, 'an unknown method');
 is_error($host->call('configure', {}), '42704', qr/no method configure/, 'clients cannot configure');
 is($host->call('envrt/ping', {})->{result}, undef, 'ping');
