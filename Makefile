@@ -1,4 +1,4 @@
-# envrt: see README.md.  Needs libsodium, jansson, libuv and libssh (their -dev packages).
+# envrt: see README.md.  Needs libsodium, jansson, libuv, libssh and libseccomp (their -dev packages).
 
 EXTENSION = envrt
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" envrt.control)
@@ -13,7 +13,7 @@ DATA_built = sql/envrt--$(EXTVERSION).sql
 DATA = $(wildcard sql/envrt--*--*.sql)
 
 HOST = envrt_driver_host
-HOST_LIBS = -luv -lssh -lsodium -ljansson -lm
+HOST_LIBS = -luv -lssh -lsodium -ljansson -lseccomp -lm
 # For example SANITIZE=address,undefined: builds the driver host (only) with these sanitizers.
 SANITIZE =
 HOST_FLAGS = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -g -O1)
@@ -50,7 +50,15 @@ $(HOST): $(HOST_BUILD)/$(HOST) FORCE
 .PHONY: FORCE
 FORCE:
 
-$(HOST_BUILD)/$(HOST): $(HOST_OBJS)
+# The first process of each sandbox runs in any image, so it is static, and comes as a part of the host.
+build/sandbox_init: src/sandbox/sandbox_init.c src/host/sandbox_spec.h
+	@$(MKDIR_P) $(@D)
+	$(CC) -std=gnu11 -O2 $(WARNINGS) -static -s -D_GNU_SOURCE -Isrc/host -o $@ $<
+
+build/sandbox_init.o: build/sandbox_init
+	cd build && ld -r -b binary -z noexecstack -o sandbox_init.o sandbox_init
+
+$(HOST_BUILD)/$(HOST): $(HOST_OBJS) build/sandbox_init.o
 	$(CC) $(CFLAGS) $(HOST_FLAGS) -o $@ $^ $(LDFLAGS) $(HOST_LIBS)
 
 $(HOST_OBJS): $(HOST_BUILD)/%.o: src/%.c $(wildcard src/host/*.h src/common/*.h)

@@ -5,7 +5,7 @@
  *
  * A call is begun by the server, given to a driver, and ends exactly once:
  * answered, failed (both by the driver), or cancelled (by the server, when the
- * connection is gone).  Whoever ends it frees it.  Between, the driver owns
+ * connection is gone or its client says so).  Whoever ends it frees it.  Between, the driver owns
  * what it keeps for the call and registers how to undo it; the call itself
  * knows nothing about drivers.  A call never outlives its connection.
  */
@@ -18,6 +18,10 @@
 #include "memory.h"
 #include "server.h"
 #include "timer.h"
+
+/* A client with more unread than this is behind, until it has no more than that. */
+#define BEHIND ((size_t) 1024 * 1024)
+#define CAUGHT_UP ((size_t) 256 * 1024)
 
 struct Call
 {
@@ -33,6 +37,8 @@ struct Call
 	int64_t started_at;
 	CallCancelled cancelled;
 	void *data;
+	void (*room)(void *data);
+	void *room_data;
 };
 
 static Call *first_call;
@@ -101,6 +107,36 @@ call_on_cancel(Call *call, CallCancelled cancelled, void *data)
 	call->data = data;
 }
 
+void
+call_on_room(Call *call, void (*room)(void *data), void *data)
+{
+	call->room = room;
+	call->room_data = data;
+}
+
+bool
+call_notify(Call *call, const char *method, json_t *params)
+{
+	json_t *message = json_object();
+
+	json_object_set(params, "id", call->id);
+	json_object_set_new(message, "jsonrpc", json_string("2.0"));
+	json_object_set_new(message, "method", json_string(method));
+	json_object_set_new(message, "params", params);
+	connection_send(call->connection, message);
+	return connection_unread(call->connection) <= BEHIND;
+}
+
+void
+calls_tell_room(const struct Connection *connection)
+{
+	if (connection_unread(connection) > CAUGHT_UP)
+		return;
+	for (Call *call = first_call; call != NULL; call = call->next)
+		if (call->connection == connection && call->room != NULL)
+			call->room(call->room_data);
+}
+
 static void
 call_free(Call *call)
 {
@@ -140,6 +176,35 @@ call_fail(Call *call, HostError *error)
 	error_free(error);
 }
 
+static void
+call_cancel(Call *call)
+{
+	CallCancelled cancelled = call->cancelled;
+	void *data = call->data;
+
+	call_free(call);
+	if (cancelled != NULL)
+		cancelled(data);
+}
+
+bool
+calls_cancel_one(const struct Connection *connection, const json_t *id)
+{
+	HostError *error;
+
+	for (Call *call = first_call; call != NULL; call = call->next)
+	{
+		if (call->connection != connection || !json_equal(call->id, id))
+			continue;
+		error = error_new("57014", "the call was cancelled");
+		connection_send(call->connection, error_response(json_incref(call->id), error));
+		error_free(error);
+		call_cancel(call);
+		return true;
+	}
+	return false;
+}
+
 void
 calls_cancel(const struct Connection *connection)
 {
@@ -150,12 +215,7 @@ calls_cancel(const struct Connection *connection)
 	{
 		if (connection == NULL || call->connection == connection)
 		{
-			CallCancelled cancelled = call->cancelled;
-			void *data = call->data;
-
-			call_free(call);
-			if (cancelled != NULL)
-				cancelled(data);
+			call_cancel(call);
 			call = first_call;
 		}
 		else

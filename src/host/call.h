@@ -32,9 +32,24 @@ extern void call_set_state(Call *call, const char *state);
 
 extern void call_on_cancel(Call *call, CallCancelled cancelled, void *data);
 
+/*
+ * Sends a notification about the call; takes the params, an object, and puts the
+ * call's id into it.  False: the client is behind with reading, so send no more for
+ * the time being; what was registered is told when it has caught up, from the event
+ * loop, and must not end a call.
+ */
+extern bool call_notify(Call *call, const char *method, json_t *params);
+extern void call_on_room(Call *call, void (*room)(void *data), void *data);
+
 /* Both end the call and take their second argument. */
 extern void call_answer(Call *call, json_t *result);
 extern void call_fail(Call *call, HostError *error);
+
+/* Cancels one call that came over a connection, and answers it; false: there is none. */
+extern bool calls_cancel_one(const struct Connection *connection, const json_t *id);
+
+/* The client has read what it was sent, or most of it. */
+extern void calls_tell_room(const struct Connection *connection);
 
 /* Cancels the calls that came over a connection; NULL: every call. */
 extern void calls_cancel(const struct Connection *connection);

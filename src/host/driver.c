@@ -8,7 +8,7 @@
 
 #include "driver.h"
 
-static const Driver *const drivers[] = {&ssh_driver};
+static const Driver *const drivers[] = {&ssh_driver, &bubblewrap_driver};
 
 const Driver *
 driver_find(const char *key)

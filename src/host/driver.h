@@ -40,5 +40,6 @@ extern CallLimits call_limits(const json_t *params);
 
 /* The drivers. */
 extern const Driver ssh_driver;
+extern const Driver bubblewrap_driver;
 
 #endif

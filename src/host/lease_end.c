@@ -237,6 +237,9 @@ list_answered(void *data, PluginReply reply, json_t *result, HostError *error)
 			operation->unseen = true;
 			end_one(operation, NULL, NULL);
 		}
+		else if (operation->key->doomed > 0)
+			/* Its maker is alive, and will say. */
+			nothing_seen(operation, OUTCOME_ABSENT);
 		else
 			answer_outcome(operation, OUTCOME_UNKNOWN);
 	}

@@ -37,6 +37,11 @@
 #include "plugin.h"
 #include "plugins.h"
 #include "protocol.h"
+#include "sandbox_files.h"
+#include "sandbox_lease.h"
+#include "sandbox_place.h"
+#include "sandbox_run.h"
+#include "sandbox_usage.h"
 #include "server.h"
 #include "settings.h"
 #include "ssh_execute.h"
@@ -73,7 +78,8 @@ static uv_poll_t postmaster;
 static void __attribute__((noreturn)) usage(void)
 {
 	fprintf(stderr, "usage: envrt_driver_host --directory DIR [--control-fd N]"
-	                " [--postmaster-fd N] [--plugin-path DIR]...\n");
+	                " [--postmaster-fd N] [--plugin-path DIR]...\n"
+	                "       [--sandbox-directory DIR]\n");
 	exit(2);
 }
 
@@ -98,6 +104,7 @@ parse_arguments(int argc, char **argv)
 	                                        {"control-fd", required_argument, NULL, 'c'},
 	                                        {"postmaster-fd", required_argument, NULL, 'p'},
 	                                        {"plugin-path", required_argument, NULL, 'l'},
+	                                        {"sandbox-directory", required_argument, NULL, 's'},
 	                                        {NULL, 0, NULL, 0}};
 	Arguments arguments = {.control_fd = -1, .postmaster_fd = -1};
 	int option;
@@ -117,6 +124,9 @@ parse_arguments(int argc, char **argv)
 				break;
 			case 'l':
 				plugins_add_directory(optarg);
+				break;
+			case 's':
+				sandbox_place_set_directory(optarg);
 				break;
 			default:
 				usage();
@@ -258,12 +268,17 @@ shut_down(void)
 	lease_operations_close();
 	plugins_close();
 	worker_processes_kill();
+	sandbox_runs_kill();
 	/* Before their handles are closed, plugins must be freed and workers reaped. */
-	while ((plugins_exist() || worker_processes_exist()) &&
+	while ((plugins_exist() || worker_processes_exist() || sandbox_runs_exist()) &&
 	       uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
 		pause_briefly();
 	allowed_hosts_free(settings.allowed_hosts);
 	settings.allowed_hosts = NULL;
+	sandbox_leases_close();
+	sandbox_usage_clear();
+	sandbox_place_clear();
+	sandbox_files_close();
 	uv_walk(uv_default_loop(), close_handle, NULL);
 	while (uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
 		pause_briefly();

@@ -35,6 +35,7 @@
 #include "plugin_call.h"
 #include "plugins.h"
 #include "protocol.h"
+#include "sandbox_lease.h"
 #include "server.h"
 #include "settings.h"
 #include "ssh_pool.h"
@@ -122,6 +123,14 @@ write_done(uv_write_t *request, int status)
 	free(write);
 	if (status < 0)
 		connection_close(connection);
+	else
+		calls_tell_room(connection);
+}
+
+size_t
+connection_unread(const Connection *connection)
+{
+	return uv_stream_get_write_queue_size((const uv_stream_t *) &connection->pipe);
 }
 
 void
@@ -153,7 +162,7 @@ connection_send(Connection *connection, json_t *message)
 		close_soon(connection);
 		return;
 	}
-	if (uv_stream_get_write_queue_size((uv_stream_t *) &connection->pipe) > MAX_UNREAD)
+	if (connection_unread(connection) > MAX_UNREAD)
 	{
 		log_message(LOG_WARNING, "client %d does not read its answers: dropped",
 		            (int) connection->peer);
@@ -194,6 +203,7 @@ stats(void)
 	json_object_set_new(result, "calls", calls_describe());
 	json_object_set_new(result, "sshSessions", ssh_pool_describe());
 	json_object_set_new(result, "plugins", plugins_describe());
+	json_object_set_new(result, "sandboxes", sandbox_leases_describe());
 	return result;
 }
 
@@ -240,6 +250,22 @@ dispatch_driver(Connection *connection, const RpcMessage *message)
 		method->start(call, message->params);
 }
 
+/* A call that is over, or never was, is as good as cancelled. */
+static void
+cancel(Connection *connection, const RpcMessage *message)
+{
+	const json_t *id = json_object_get(message->params, "id");
+
+	if (!json_is_integer(id) && !json_is_string(id))
+	{
+		fail(connection, message->id, RPC_INVALID_PARAMS,
+		     error_new("22023", "envrt/cancel: id must be that of a call"));
+		return;
+	}
+	calls_cancel_one(connection, id);
+	connection_send(connection, rpc_response(json_incref(message->id), json_null()));
+}
+
 static void
 dispatch(Connection *connection, const RpcMessage *message)
 {
@@ -263,6 +289,8 @@ dispatch(Connection *connection, const RpcMessage *message)
 		connection_send(connection, rpc_response(json_incref(id), hello()));
 	else if (strcmp(method, "envrt/stats") == 0)
 		connection_send(connection, rpc_response(json_incref(id), stats()));
+	else if (strcmp(method, "envrt/cancel") == 0)
+		cancel(connection, message);
 	else if (strncmp(method, "environment", strlen("environment")) == 0)
 		dispatch_driver(connection, message);
 	else

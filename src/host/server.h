@@ -20,6 +20,9 @@ extern void server_control(int fd);
 /* Sends a message (and frees it), or drops a client that does not read. */
 extern void connection_send(Connection *connection, json_t *message);
 
+/* Bytes that were sent and not read yet. */
+extern size_t connection_unread(const Connection *connection);
+
 /* Stops listening and drops every client, their calls cancelled. */
 extern void server_close(void);
 

@@ -10,6 +10,8 @@
 #include "call.h"
 #include "log.h"
 #include "plugins.h"
+#include "sandbox_config.h"
+#include "sandbox_place.h"
 #include "settings.h"
 #include "ssh_pool.h"
 
@@ -40,5 +42,7 @@ settings_configure(const json_t *params)
 		log_message(LOG_WARNING, "configure: allowedHosts is no list, left as it was");
 	if (json_is_array(plugin_path))
 		plugins_set_path(plugin_path);
+	sandbox_place_configure(params);
+	sandbox_config_configure(params);
 	ssh_pool_settings_changed();
 }

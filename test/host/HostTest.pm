@@ -89,7 +89,7 @@ sub elapsed
 #######################################################################
 
 # Options: control (a hash: settings), unconfigured (don't send them), directory, program, plugins (a list
-# of directories).
+# of directories), sandboxes (a directory).
 sub start_host
 {
 	my (%options) = @_;
@@ -99,6 +99,7 @@ sub start_host
 	my $theirs;
 
 	push @arguments, map { ('--plugin-path', $_) } @{ $options{plugins} // [] };
+	push @arguments, '--sandbox-directory', $options{sandboxes} if $options{sandboxes};
 	if ($options{control})
 	{
 		socketpair $self->{control}, $theirs, Socket::AF_UNIX(), Socket::SOCK_STREAM(), 0
@@ -271,7 +272,15 @@ sub answer
 		while ($self->{buffer} =~ s/^([^\n]*)\n//)
 		{
 			my $message = $json->decode($1);
-			$self->{answers}{ $message->{id} } = $message;
+
+			if (defined $message->{id})
+			{
+				$self->{answers}{ $message->{id} } = $message;
+			}
+			else
+			{
+				push @{ $self->{notifications} }, { %$message, time => time };
+			}
 		}
 	}
 	return delete $self->{answers}{$id};

@@ -1,0 +1,565 @@
+/*
+ * sandbox_run.c
+ *		One command in a sandbox of its own: its process, its pipes, its end.
+ *
+ * The host's child is bwrap, whose child is the first process of the sandbox
+ * (src/sandbox), whose child is the command.  In bwrap's arguments there is nothing:
+ * it reads them from a descriptor, and the first process reads from another what the
+ * command is.  A run's life:
+ *
+ *   started   bwrap makes the sandbox
+ *   ready     its first process has reported; the kernel says by that who it
+ *             is, and a descriptor of it is kept.  It gets the word to go on
+ *   reported  how the command ended
+ *   exited    bwrap has, which is after all processes of the sandbox: it waits for the
+ *             first one, which the kernel ends last
+ *   ended     the pipes have been read to their end
+ *
+ * To kill a run is to kill the sandbox's first process: the kernel kills the others.  Before it
+ * is known there is only bwrap to kill.  Should the host die, the first process is
+ * killed by the kernel, twice over: as bwrap's child, and at the end of its
+ * control socket.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include "log.h"
+#include "sandbox_files.h"
+#include "sandbox_run.h"
+
+/* How much of stderr is kept, for the case that it is bwrap's. */
+#define KEPT_ERRORS 2000
+
+struct SandboxRun
+{
+	SandboxRun *next;
+	SandboxRun *previous;
+	SandboxRunEvents events;
+	void *data; /* NULL: nobody is told */
+	uv_process_t process;
+	uv_pipe_t input;
+	uv_pipe_t output;
+	uv_pipe_t errors;
+	uv_poll_t control;
+	int open_handles;
+	int control_fd;
+	int first; /* a descriptor of the sandbox's first process, or -1 */
+	uv_write_t write;
+	Bytes kept_errors;
+	SandboxReport report; /* kind 0: none */
+	int64_t status;
+	bool ready;
+	bool killed;
+	bool exited;
+	bool output_open;
+	bool errors_open;
+	bool paused;
+	bool ending;
+};
+
+static SandboxRun *first_run;
+static char receive_buffer[65536];
+
+/*
+ * The end
+ */
+
+static void
+handle_closed(uv_handle_t *handle)
+{
+	SandboxRun *run = handle->data;
+
+	if (--run->open_handles > 0)
+		return;
+	if (run->previous != NULL)
+		run->previous->next = run->next;
+	else
+		first_run = run->next;
+	if (run->next != NULL)
+		run->next->previous = run->previous;
+	close(run->control_fd);
+	if (run->first >= 0)
+		close(run->first);
+	bytes_free(&run->kept_errors);
+	free(run);
+}
+
+static void
+close_handle(uv_handle_t *handle)
+{
+	if (!uv_is_closing(handle))
+		uv_close(handle, handle_closed);
+}
+
+static void
+close_all(SandboxRun *run)
+{
+	run->ending = true;
+	close_handle((uv_handle_t *) &run->process);
+	close_handle((uv_handle_t *) &run->input);
+	close_handle((uv_handle_t *) &run->output);
+	close_handle((uv_handle_t *) &run->errors);
+	close_handle((uv_handle_t *) &run->control);
+}
+
+/* bwrap's own words, or what can be said without. */
+static HostError *
+not_made_error(const SandboxRun *run)
+{
+	const char *words = run->kept_errors.data ? run->kept_errors.data : "";
+	const char *end = strchr(words, '\n');
+	HostError *error;
+
+	error = error_new("38000", "the sandbox could not be made: %.*s",
+	                  end ? (int) (end - words) : (int) strlen(words), words);
+	error_detail(error, "bwrap ended with status %d.", (int) run->status);
+	return error;
+}
+
+static void
+end_if_complete(SandboxRun *run)
+{
+	const SandboxReport *report = run->report.kind != 0 ? &run->report : NULL;
+	void *data = run->data;
+
+	if (run->ending || !run->exited || run->output_open || run->errors_open)
+		return;
+	run->data = NULL;
+	if (data != NULL)
+		run->events.ended(data, report, run->ready || run->killed ? NULL : not_made_error(run));
+	close_all(run);
+}
+
+static void read_control(SandboxRun *run);
+
+static void
+exited(uv_process_t *handle, int64_t status, int signal)
+{
+	SandboxRun *run = handle->data;
+
+	run->exited = true;
+	run->status = signal != 0 ? 128 + signal : status;
+	read_control(run);
+	uv_poll_stop(&run->control);
+	end_if_complete(run);
+}
+
+/*
+ * The control socket
+ */
+
+static void
+send_byte(SandboxRun *run, char byte)
+{
+	/* One that can't take it has ended. */
+	ssize_t sent = send(run->control_fd, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+	(void) sent;
+}
+
+/* A message, with who sent it. */
+static ssize_t
+receive(SandboxRun *run, SandboxReport *report, pid_t *sender)
+{
+	union
+	{
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	struct iovec place = {.iov_base = report, .iov_len = sizeof *report};
+	struct msghdr message = {.msg_iov = &place,
+	                         .msg_iovlen = 1,
+	                         .msg_control = &control,
+	                         .msg_controllen = sizeof control};
+	ssize_t length = recvmsg(run->control_fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	const struct cmsghdr *header = length > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+
+	*sender = 0;
+	if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_CREDENTIALS)
+	{
+		struct ucred credentials;
+
+		memcpy(&credentials, CMSG_DATA(header), sizeof credentials);
+		*sender = credentials.pid;
+	}
+	return length;
+}
+
+static void
+became_ready(SandboxRun *run, pid_t pid)
+{
+	if (run->ready || pid <= 1)
+		return;
+	run->first = (int) syscall(SYS_pidfd_open, pid, 0);
+	if (run->first < 0)
+	{
+		log_message(LOG_WARNING, "could not open a sandbox's process: %s", strerror(errno));
+		sandbox_run_kill(run);
+		return;
+	}
+	run->ready = true;
+	if (!run->killed)
+		send_byte(run, SANDBOX_GO);
+	else
+		syscall(SYS_pidfd_send_signal, run->first, SIGKILL, NULL, 0);
+}
+
+static void
+read_control(SandboxRun *run)
+{
+	SandboxReport report;
+	pid_t sender;
+	ssize_t length;
+
+	while ((length = receive(run, &report, &sender)) > 0)
+	{
+		if (length != (ssize_t) sizeof report)
+			continue;
+		if (report.kind == SANDBOX_READY)
+			became_ready(run, sender);
+		else
+			run->report = report;
+	}
+	/* bwrap's exit is what counts. */
+	if (length == 0)
+		uv_poll_stop(&run->control);
+}
+
+static void
+control_readable(uv_poll_t *handle, int status, int events)
+{
+	SandboxRun *run = handle->data;
+
+	(void) events;
+	if (status < 0)
+		uv_poll_stop(handle);
+	else
+		read_control(run);
+}
+
+void
+sandbox_run_terminate(SandboxRun *run)
+{
+	if (run->ready)
+		send_byte(run, SANDBOX_TERMINATE);
+	else
+		sandbox_run_kill(run);
+}
+
+void
+sandbox_run_kill(SandboxRun *run)
+{
+	if (run->ending || run->exited)
+		return;
+	run->killed = true;
+	if (!run->ready)
+		read_control(run);
+	if (run->first >= 0)
+		syscall(SYS_pidfd_send_signal, run->first, SIGKILL, NULL, 0);
+	else
+		uv_process_kill(&run->process, SIGKILL);
+}
+
+/*
+ * The pipes
+ */
+
+static void
+lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+{
+	(void) handle;
+	(void) suggested;
+	*buffer = uv_buf_init(receive_buffer, sizeof receive_buffer);
+}
+
+static void
+pause_reading(SandboxRun *run)
+{
+	run->paused = true;
+	uv_read_stop((uv_stream_t *) &run->output);
+	uv_read_stop((uv_stream_t *) &run->errors);
+}
+
+static void
+data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+{
+	SandboxRun *run = stream->data;
+	bool is_stderr = stream == (uv_stream_t *) &run->errors;
+	bool room = true;
+
+	if (count == 0)
+		return;
+	if (count < 0)
+	{
+		uv_read_stop(stream);
+		if (is_stderr)
+			run->errors_open = false;
+		else
+			run->output_open = false;
+		end_if_complete(run);
+		return;
+	}
+	if (is_stderr && !run->ready && run->kept_errors.length < KEPT_ERRORS)
+		bytes_append(&run->kept_errors, buffer->base,
+		             (size_t) count < KEPT_ERRORS ? (size_t) count : KEPT_ERRORS);
+	if (run->data != NULL)
+		room = run->events.output(run->data, is_stderr, buffer->base, (size_t) count);
+	explicit_bzero(buffer->base, (size_t) count);
+	if (!room)
+		pause_reading(run);
+}
+
+static void
+start_reading(SandboxRun *run)
+{
+	run->paused = false;
+	if (run->output_open && uv_read_start((uv_stream_t *) &run->output, lend_buffer, data_read) < 0)
+		run->output_open = false;
+	if (run->errors_open && uv_read_start((uv_stream_t *) &run->errors, lend_buffer, data_read) < 0)
+		run->errors_open = false;
+}
+
+void
+sandbox_run_read_on(SandboxRun *run)
+{
+	if (run->paused && !run->ending)
+		start_reading(run);
+}
+
+static void
+input_written(uv_write_t *request, int status)
+{
+	SandboxRun *run = request->data;
+
+	(void) status;
+	close_handle((uv_handle_t *) &run->input);
+}
+
+/*
+ * The start
+ */
+
+static char *const environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", NULL};
+
+/* Appends what all sandboxes have in common. */
+static void
+append_common(Bytes *arguments)
+{
+	/* The sandbox's user is the server's outside, and 1000 inside. */
+	static const char common[] = "--unshare-all\0--unshare-user\0--disable-userns\0"
+	                             "--die-with-parent\0--new-session\0--as-pid-1\0"
+	                             "--hostname\0sandbox\0--uid\0"
+	                             "1000\0--gid\0"
+	                             "1000\0--clearenv\0--cap-drop\0ALL\0--chdir\0/";
+	char text[64];
+	int length;
+
+	bytes_append(arguments, common, sizeof common);
+	for (int fd = SANDBOX_FD_ALLOWED; fd <= SANDBOX_FD_REFUSED; fd++)
+	{
+		length = snprintf(text, sizeof text, "--add-seccomp-fd%c%d", '\0', fd);
+		bytes_append(arguments, text, (size_t) length + 1);
+	}
+}
+
+/* The descriptors of the child; -1 where one could not be made. */
+typedef struct Descriptors
+{
+	int child[SANDBOX_FD_COUNT];
+	int input;
+	int output;
+	int errors;
+	int control;
+} Descriptors;
+
+static bool
+make_pipe(int *reader, int *writer)
+{
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return false;
+	*reader = ends[0];
+	*writer = ends[1];
+	return true;
+}
+
+static bool
+make_control(int *ours, int *theirs)
+{
+	static const int on = 1;
+	int ends[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0)
+		return false;
+	*ours = ends[0];
+	*theirs = ends[1];
+	return setsockopt(*ours, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0;
+}
+
+static bool
+make_descriptors(Descriptors *all, const Bytes *arguments, const Bytes *spec, bool has_input)
+{
+	static const struct
+	{
+		int fd;
+		SandboxFile file;
+	} same[] = {
+	    {SANDBOX_FD_ALLOWED, SANDBOX_FILE_ALLOWED}, {SANDBOX_FD_REFUSED, SANDBOX_FILE_REFUSED},
+	    {SANDBOX_FD_INIT, SANDBOX_FILE_INIT},       {SANDBOX_FD_PASSWD, SANDBOX_FILE_PASSWD},
+	    {SANDBOX_FD_GROUP, SANDBOX_FILE_GROUP},     {SANDBOX_FD_HOSTS, SANDBOX_FILE_HOSTS}};
+	Bytes complete = {0};
+	bool made;
+
+	all->input = all->output = all->errors = all->control = -1;
+	for (int i = 0; i < SANDBOX_FD_COUNT; i++)
+		all->child[i] = -1;
+	bytes_append(&complete, arguments->data, arguments->length);
+	append_common(&complete);
+	all->child[SANDBOX_FD_ARGUMENTS] =
+	    sandbox_file_of("sandbox arguments", complete.data, complete.length);
+	bytes_free(&complete);
+	all->child[SANDBOX_FD_SPEC] = sandbox_file_of("sandbox spec", spec->data, spec->length);
+	for (size_t i = 0; i < sizeof same / sizeof same[0]; i++)
+		all->child[same[i].fd] = sandbox_file_open(same[i].file);
+	made = make_control(&all->control, &all->child[SANDBOX_FD_CONTROL]) &&
+	       make_pipe(&all->output, &all->child[1]) && make_pipe(&all->errors, &all->child[2]) &&
+	       (!has_input || make_pipe(&all->child[0], &all->input));
+	for (int i = SANDBOX_FD_ARGUMENTS; i < SANDBOX_FD_COUNT; i++)
+		made = made && all->child[i] >= 0;
+	return made;
+}
+
+static void
+close_descriptors(int *list, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (list[i] >= 0)
+			close(list[i]);
+}
+
+static int
+spawn(SandboxRun *run, const Descriptors *all)
+{
+	static const char init[] = SANDBOX_INIT_PATH;
+	char fd[8];
+	char *arguments[] = {"bwrap", "--args", fd, (char *) init, NULL};
+	uv_stdio_container_t stdio[SANDBOX_FD_COUNT];
+	uv_process_options_t options = {
+	    .exit_cb = exited,
+	    .file = "bwrap",
+	    .args = arguments,
+	    .env = (char **) environment,
+	    .cwd = "/",
+	    .flags = UV_PROCESS_DETACHED,
+	    .stdio_count = SANDBOX_FD_COUNT,
+	    .stdio = stdio,
+	};
+
+	snprintf(fd, sizeof fd, "%d", SANDBOX_FD_ARGUMENTS);
+	for (int i = 0; i < SANDBOX_FD_COUNT; i++)
+	{
+		stdio[i].flags = all->child[i] >= 0 ? UV_INHERIT_FD : UV_IGNORE;
+		stdio[i].data.fd = all->child[i];
+	}
+	return uv_spawn(uv_default_loop(), &run->process, &options);
+}
+
+static SandboxRun *
+run_new(const SandboxRunEvents *events, void *data, Descriptors *all)
+{
+	SandboxRun *run = xcalloc(1, sizeof *run);
+	uv_loop_t *loop = uv_default_loop();
+
+	run->events = *events;
+	run->data = data;
+	run->first = -1;
+	run->control_fd = all->control;
+	uv_pipe_init(loop, &run->input, 0);
+	uv_pipe_init(loop, &run->output, 0);
+	uv_pipe_init(loop, &run->errors, 0);
+	uv_poll_init(loop, &run->control, run->control_fd);
+	run->process.data = run->input.data = run->output.data = run->errors.data = run->control.data =
+	    run->write.data = run;
+	run->open_handles = 5;
+	uv_pipe_open(&run->output, all->output);
+	uv_pipe_open(&run->errors, all->errors);
+	if (all->input >= 0)
+		uv_pipe_open(&run->input, all->input);
+	run->output_open = run->errors_open = true;
+	run->next = first_run;
+	if (first_run != NULL)
+		first_run->previous = run;
+	first_run = run;
+	return run;
+}
+
+SandboxRun *
+sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
+                  const SandboxRunEvents *events, void *data, HostError **error)
+{
+	Descriptors all;
+	SandboxRun *run;
+	int result;
+
+	if (!make_descriptors(&all, arguments, spec, input->length > 0))
+	{
+		int ours[] = {all.input, all.output, all.errors, all.control};
+
+		*error = error_new("53400", "could not prepare a sandbox: %s", strerror(errno));
+		close_descriptors(all.child, SANDBOX_FD_COUNT);
+		close_descriptors(ours, sizeof ours / sizeof ours[0]);
+		return NULL;
+	}
+	run = run_new(events, data, &all);
+	result = spawn(run, &all);
+	close_descriptors(all.child, SANDBOX_FD_COUNT);
+	if (result < 0)
+	{
+		*error = error_new("55000", "could not start bwrap: %s", uv_strerror(result));
+		error_hint(*error, "Sandboxes need bubblewrap, from version 0.8 on.");
+		run->data = NULL;
+		close_all(run);
+		return NULL;
+	}
+	uv_poll_start(&run->control, UV_READABLE, control_readable);
+	start_reading(run);
+	if (input->length > 0)
+	{
+		uv_buf_t buffer = uv_buf_init(input->data, (unsigned) input->length);
+
+		if (uv_write(&run->write, (uv_stream_t *) &run->input, &buffer, 1, input_written) < 0)
+			close_handle((uv_handle_t *) &run->input);
+	}
+	return run;
+}
+
+/*
+ * The end of the host
+ */
+
+void
+sandbox_runs_kill(void)
+{
+	for (SandboxRun *run = first_run; run != NULL; run = run->next)
+	{
+		run->data = NULL;
+		sandbox_run_kill(run);
+		if (run->paused)
+			start_reading(run);
+	}
+}
+
+bool
+sandbox_runs_exist(void)
+{
+	return first_run != NULL;
+}

@@ -1,0 +1,48 @@
+/*
+ * sandbox_run.h
+ *		One command in a sandbox of its own: its process, its pipes, its end.
+ */
+#ifndef ENVRT_HOST_SANDBOX_RUN_H
+#define ENVRT_HOST_SANDBOX_RUN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "host_error.h"
+#include "memory.h"
+#include "sandbox_spec.h"
+
+typedef struct SandboxRun SandboxRun;
+
+typedef struct SandboxRunEvents
+{
+	/* False: read no more until sandbox_run_read_on(). */
+	bool (*output)(void *data, bool is_stderr, const char *bytes, size_t length);
+
+	/*
+	 * Every process of it has ended, all output has come, and the run goes.
+	 * report: how the command ended; NULL when it was killed.
+	 * error: the sandbox could not be made; to be freed.
+	 */
+	void (*ended)(void *data, const SandboxReport *report, HostError *error);
+} SandboxRunEvents;
+
+/*
+ * Starts it.  arguments: the file system (sandbox_root.h); spec: see
+ * sandbox_spec.h; input: stdin, which must stay until the end.  Nothing happens
+ * from within.  NULL with *error set.
+ */
+extern SandboxRun *sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
+                                     const SandboxRunEvents *events, void *data, HostError **error);
+
+extern void sandbox_run_read_on(SandboxRun *run);
+
+/* SIGTERM to the command's process group; SIGKILL to all. */
+extern void sandbox_run_terminate(SandboxRun *run);
+extern void sandbox_run_kill(SandboxRun *run);
+
+/* At the end of the host: all are killed, with nobody told. */
+extern void sandbox_runs_kill(void);
+extern bool sandbox_runs_exist(void);
+
+#endif

@@ -1,0 +1,282 @@
+/*
+ * ssh_execute_script.c
+ *		How a command is started on a remote host, and how it tells that it runs.
+ *
+ * The user's login shell, whatever it is, gets "exec sh -c '<fixed text>' sh <marker>" and
+ * hands over at once.  That sh reads one line from its input and runs it: the
+ * script, which enters the directory, exports the variables, says the marker on
+ * both streams (before it, they are the login shell's), and becomes the command.
+ * So nothing secret is in anybody's arguments, the length of a command line
+ * counts for nothing, and what follows the line is the command's own input, to the
+ * byte, since a shell reads a line from a pipe byte by byte.
+ *
+ * A script that is not all printable ASCII does not go through the shell's `read`,
+ * which would have to be trusted with every byte.  The line has dd read it then, as
+ * exactly, and `eval` sees it as it is in single quotes.
+ *
+ * The command takes the place of the shell, and with it its pid: what the server
+ * tells of its end is the command's own exit, status or signal.  The server
+ * makes each session a process group; if it does not, setsid does, where there is one.
+ *
+ * The marker line on stderr is "<marker> start <-pgid or pid> <clock>".  The
+ * clock, from /proc where that is, tells the process from a later one of the
+ * same number.  "<marker> cwd" means that the directory can't be entered.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ssh_execute_script.h"
+
+/* Of what login shells print, so much is kept for an error's text. */
+#define HEAD_MAX 65536
+#define HEAD_KEEP 16384
+
+char *
+ssh_execute_command_line(const char *marker)
+{
+	return xformat("exec sh -c 'IFS= read -r envrt_line && eval \"$envrt_line\"' sh %s", marker);
+}
+
+static void
+append_secret(Bytes *bytes, const char *text, size_t length)
+{
+	/* Grown by hand, since realloc() would leave copies behind. */
+	if (bytes->length + length + 1 > bytes->allocated)
+	{
+		Bytes grown = {0};
+
+		grown.allocated = (bytes->length + length + 1) * 2 + 1024;
+		grown.data = xcalloc(1, grown.allocated);
+		grown.length = bytes->length;
+		if (bytes->length > 0)
+			memcpy(grown.data, bytes->data, bytes->length);
+		if (bytes->data != NULL)
+			explicit_bzero(bytes->data, bytes->allocated);
+		free(bytes->data);
+		*bytes = grown;
+	}
+	bytes_append(bytes, text, length);
+}
+
+static void
+append_text(Bytes *bytes, const char *text)
+{
+	append_secret(bytes, text, strlen(text));
+}
+
+static void
+append_quoted(Bytes *bytes, const char *text)
+{
+	append_text(bytes, "'");
+	for (;;)
+	{
+		size_t plain = strcspn(text, "'");
+
+		append_secret(bytes, text, plain);
+		if (text[plain] == '\0')
+			break;
+		append_text(bytes, "'\\''");
+		text += plain + 1;
+	}
+	append_text(bytes, "'");
+}
+
+static void
+make_script(const ExecuteRequest *request, Bytes *script)
+{
+	append_text(script, "unset envrt_line; CDPATH= cd -- ");
+	append_quoted(script, request->cwd);
+	append_text(script,
+	            " || { echo \"$1 cwd\" >&2; exit 1; }; "
+	            /* $1 is the marker, $2 how to become a leader, $3 the sign, $4 the clock. */
+	            "set -- \"$1\" '' ''; "
+	            "if kill -0 -$$ 2>/dev/null; then set -- \"$1\" '' -; "
+	            "elif command -v setsid >/dev/null; then "
+	            "set -- \"$1\" \"$(command -v setsid)\" -; fi; "
+	            "if IFS= read -r envrt_line 2>/dev/null </proc/$$/stat; then "
+	            "set -- \"$1\" \"$2\" \"$3\" ${envrt_line##*) }; "
+	            "set -- \"$1\" \"$2\" \"$3\" \"${23}\"; "
+	            "else set -- \"$1\" \"$2\" \"$3\" ''; fi; unset envrt_line; ");
+	if (request->env_count > 0)
+	{
+		append_text(script, "export");
+		for (size_t i = 0; i < request->env_count; i++)
+		{
+			append_text(script, " ");
+			append_text(script, request->env[i].name);
+			append_text(script, "=");
+			append_quoted(script, request->env[i].value);
+		}
+		append_text(script, " || exit; ");
+	}
+	append_text(script, "echo \"$1\"; echo \"$1 start $3$$ $4\" >&2; exec ${2:+\"$2\"} ");
+	/* As the name of a command a dash is rare, and not every exec knows this. */
+	if (request->command[0] == '-')
+		append_text(script, "-- ");
+	append_quoted(script, request->command);
+	for (size_t i = 0; i < request->arg_count; i++)
+	{
+		append_text(script, " ");
+		append_quoted(script, request->args[i]);
+	}
+}
+
+static bool
+is_printable(const Bytes *bytes)
+{
+	for (size_t i = 0; i < bytes->length; i++)
+		if (bytes->data[i] < ' ' || bytes->data[i] > '~')
+			return false;
+	return true;
+}
+
+void
+ssh_execute_input(const ExecuteRequest *request, Bytes *input)
+{
+	Bytes script = {0};
+
+	make_script(request, &script);
+	if (!is_printable(&script))
+	{
+		char line[100];
+
+		snprintf(line, sizeof line, "eval \"$(dd ibs=1 obs=65536 count=%zu 2>/dev/null)\"\n",
+		         script.length);
+		append_text(input, line);
+	}
+	append_secret(input, script.data, script.length);
+	if (is_printable(&script))
+		append_text(input, "\n");
+	append_secret(input, request->input.data ? request->input.data : "", request->input.length);
+	explicit_bzero(script.data, script.allocated);
+	bytes_free(&script);
+}
+
+/*
+ * The answer
+ */
+
+/*
+ * The marker's line, once it is complete; *end is its newline.  A login shell that
+ * shows what it runs prints the marker too, but not what follows it.
+ */
+static const char *
+find_marker(const ExecuteStart *start, const Bytes *head, const char *follows, const char **end)
+{
+	const char *last = head->data + head->length;
+	const char *found = head->data;
+	size_t marker_length = strlen(start->marker);
+	size_t length = strlen(follows);
+
+	while ((found = memmem(found, (size_t) (last - found), start->marker, marker_length)) != NULL)
+	{
+		const char *after = found + marker_length;
+
+		if ((size_t) (last - after) >= length && memcmp(after, follows, length) == 0 &&
+		    (*end = memchr(after, '\n', (size_t) (last - after))) != NULL)
+			return found;
+		found = after;
+	}
+	return NULL;
+}
+
+static const char *
+find_on_stderr(ExecuteStart *start, const Bytes *head, const char **end)
+{
+	const char *found = find_marker(start, head, " cwd\n", end);
+	long number = 0;
+
+	if (found != NULL)
+	{
+		start->state = START_NO_CWD;
+		return found;
+	}
+	found = find_marker(start, head, " start ", end);
+	/* The line ends with a newline, which nothing here runs past. */
+	if (found == NULL ||
+	    sscanf(found + strlen(start->marker), " start %ld %23[0-9]", &number, start->clock) < 1)
+		return NULL;
+	start->state = START_DONE;
+	start->group = number < 0;
+	start->pid = number < 0 ? -number : number;
+	return found;
+}
+
+static void
+cut_head(Bytes *head)
+{
+	if (head->length <= HEAD_MAX)
+		return;
+	memmove(head->data, head->data + head->length - HEAD_KEEP, HEAD_KEEP);
+	head->length = HEAD_KEEP;
+	head->data[HEAD_KEEP] = '\0';
+}
+
+const char *
+ssh_execute_start_take(ExecuteStart *start, bool is_stderr, const char *bytes, size_t *length)
+{
+	Bytes *head = &start->heads[is_stderr];
+	size_t before = head->length;
+	const char *found;
+	const char *end;
+	size_t used;
+
+	if (is_stderr ? start->state != START_WAITING : start->stdout_done)
+		return bytes;
+	bytes_append(head, bytes, *length);
+	if (is_stderr)
+		found = find_on_stderr(start, head, &end);
+	else
+		found = find_marker(start, head, "\n", &end);
+	if (found == NULL)
+	{
+		cut_head(head);
+		bytes += *length;
+		*length = 0;
+		return bytes;
+	}
+	if (!is_stderr)
+		start->stdout_done = true;
+	used = (size_t) (end + 1 - head->data) - before;
+	head->length = (size_t) (found - head->data);
+	head->data[head->length] = '\0';
+	*length -= used;
+	return bytes + used;
+}
+
+void
+ssh_execute_start_clear(ExecuteStart *start)
+{
+	bytes_free(&start->heads[0]);
+	bytes_free(&start->heads[1]);
+}
+
+/*
+ * The end
+ */
+
+char *
+ssh_execute_kill_line(const ExecuteStart *start, const char *signal)
+{
+	return xformat("exec sh -c 'kill -%s %s%ld'", signal, start->group ? "-" : "", start->pid);
+}
+
+char *
+ssh_execute_end_line(const ExecuteStart *start, unsigned grace_seconds)
+{
+	/*
+	 * Without a clock on either side the number has to do.  The leader may have ended
+	 * and left a group, which has no clock: it is not touched then.
+	 */
+	return xformat("exec sh -c '"
+	               "if test -n \"$3\"; then "
+	               "IFS= read -r s 2>/dev/null </proc/$1/stat || exit; "
+	               "set -- \"$1\" \"$2\" \"$3\" \"$4\" ${s##*) }; test \"${24}\" = \"$3\" || exit; "
+	               "fi; "
+	               "kill -TERM $2$1; "
+	               "while test $4 -gt 0 && kill -0 $2$1; do "
+	               "sleep 1; set -- \"$1\" \"$2\" \"$3\" $(($4-1)); done; "
+	               "kill -KILL $2$1' sh %ld '%s' '%s' %u",
+	               start->pid, start->group ? "-" : "", start->clock, grace_seconds);
+}

@@ -1,0 +1,52 @@
+/*
+ * ssh_execute_script.h
+ *		How a command is started on a remote host, and how it tells that it runs.
+ */
+#ifndef ENVRT_HOST_SSH_EXECUTE_SCRIPT_H
+#define ENVRT_HOST_SSH_EXECUTE_SCRIPT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "execute_request.h"
+#include "memory.h"
+#include "ssh_script.h"
+
+/* The command line for the login shell; to be freed. */
+extern char *ssh_execute_command_line(const char *marker);
+
+/* What it reads: the script and then the command's own input; secret. */
+extern void ssh_execute_input(const ExecuteRequest *request, Bytes *input);
+
+typedef enum
+{
+	START_WAITING, /* for the marker */
+	START_NO_CWD,
+	START_DONE
+} StartState;
+
+/* What came of it so far: the beginning of both streams. */
+typedef struct ExecuteStart
+{
+	char marker[SSH_SCRIPT_MARKER_SIZE];
+	StartState state; /* what stderr said */
+	bool stdout_done; /* stdout is the command's from here on */
+	long pid;         /* START_DONE */
+	bool group;       /* it leads a process group */
+	char clock[24];   /* when it started, as only its system understands it; may be empty */
+	Bytes heads[2];   /* what was written before, of which the beginning may be cut off */
+} ExecuteStart;
+
+/* Takes bytes of a stream; the last *length of them, from the result on, are the command's. */
+extern const char *ssh_execute_start_take(ExecuteStart *start, bool is_stderr, const char *bytes,
+                                          size_t *length);
+extern void ssh_execute_start_clear(ExecuteStart *start);
+
+/* Command lines that signal what was started; to be freed. */
+extern char *ssh_execute_kill_line(const ExecuteStart *start, const char *signal);
+
+/* The same for another connection, at another time: TERM, and then KILL; only if it is still the
+ * same. */
+extern char *ssh_execute_end_line(const ExecuteStart *start, unsigned grace_seconds);
+
+#endif
