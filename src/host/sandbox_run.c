@@ -23,11 +23,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <uv.h>
 
@@ -44,18 +46,20 @@ struct SandboxRun
 	SandboxRun *previous;
 	SandboxRunEvents events;
 	void *data; /* NULL: nobody is told */
-	uv_process_t process;
+	uv_poll_t process;
 	uv_pipe_t input;
 	uv_pipe_t output;
 	uv_pipe_t errors;
 	uv_poll_t control;
 	int open_handles;
+	pid_t pid; /* bwrap */
+	int process_fd;
 	int control_fd;
 	int first; /* a descriptor of the sandbox's first process, or -1 */
 	uv_write_t write;
 	Bytes kept_errors;
 	SandboxReport report; /* kind 0: none */
-	int64_t status;
+	int status;
 	bool ready;
 	bool killed;
 	bool exited;
@@ -86,6 +90,7 @@ handle_closed(uv_handle_t *handle)
 	if (run->next != NULL)
 		run->next->previous = run->previous;
 	close(run->control_fd);
+	close(run->process_fd);
 	if (run->first >= 0)
 		close(run->first);
 	bytes_free(&run->kept_errors);
@@ -120,7 +125,7 @@ not_made_error(const SandboxRun *run)
 
 	error = error_new("38000", "the sandbox could not be made: %.*s",
 	                  end ? (int) (end - words) : (int) strlen(words), words);
-	error_detail(error, "bwrap ended with status %d.", (int) run->status);
+	error_detail(error, "bwrap ended with status %d.", run->status);
 	return error;
 }
 
@@ -141,12 +146,18 @@ end_if_complete(SandboxRun *run)
 static void read_control(SandboxRun *run);
 
 static void
-exited(uv_process_t *handle, int64_t status, int signal)
+exited(uv_poll_t *handle, int error, int events)
 {
 	SandboxRun *run = handle->data;
+	int status = 0;
 
+	(void) error;
+	(void) events;
+	if (waitpid(run->pid, &status, WNOHANG) == 0)
+		return;
 	run->exited = true;
-	run->status = signal != 0 ? 128 + signal : status;
+	run->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+	uv_poll_stop(handle);
 	read_control(run);
 	uv_poll_stop(&run->control);
 	end_if_complete(run);
@@ -265,7 +276,7 @@ sandbox_run_kill(SandboxRun *run)
 	if (run->first >= 0)
 		syscall(SYS_pidfd_send_signal, run->first, SIGKILL, NULL, 0);
 	else
-		uv_process_kill(&run->process, SIGKILL);
+		kill(run->pid, SIGKILL);
 }
 
 /*
@@ -446,47 +457,76 @@ close_descriptors(int *list, size_t count)
 			close(list[i]);
 }
 
-static int
-spawn(SandboxRun *run, const Descriptors *all)
+/* Out of the way of the numbers that they get in the child. */
+static bool
+move_descriptors(Descriptors *all)
 {
-	static const char init[] = SANDBOX_INIT_PATH;
-	char fd[8];
-	char *arguments[] = {"bwrap", "--args", fd, (char *) init, NULL};
-	uv_stdio_container_t stdio[SANDBOX_FD_COUNT];
-	uv_process_options_t options = {
-	    .exit_cb = exited,
-	    .file = "bwrap",
-	    .args = arguments,
-	    .env = (char **) environment,
-	    .cwd = "/",
-	    .flags = UV_PROCESS_DETACHED,
-	    .stdio_count = SANDBOX_FD_COUNT,
-	    .stdio = stdio,
-	};
-
-	snprintf(fd, sizeof fd, "%d", SANDBOX_FD_ARGUMENTS);
 	for (int i = 0; i < SANDBOX_FD_COUNT; i++)
 	{
-		stdio[i].flags = all->child[i] >= 0 ? UV_INHERIT_FD : UV_IGNORE;
-		stdio[i].data.fd = all->child[i];
+		int moved;
+
+		if (all->child[i] < 0 || all->child[i] >= SANDBOX_FD_COUNT)
+			continue;
+		moved = fcntl(all->child[i], F_DUPFD_CLOEXEC, SANDBOX_FD_COUNT);
+		if (moved < 0)
+			return false;
+		close(all->child[i]);
+		all->child[i] = moved;
 	}
-	return uv_spawn(uv_default_loop(), &run->process, &options);
+	return true;
+}
+
+/* Without a copy of this process, which takes longer than all the rest.  0, or an errno. */
+static int
+spawn(const Descriptors *all, pid_t *pid)
+{
+	static const char init[] = SANDBOX_INIT_PATH;
+	char number[8];
+	char *const arguments[] = {"bwrap", "--args", number, (char *) init, NULL};
+	posix_spawn_file_actions_t actions;
+	posix_spawnattr_t attributes;
+	sigset_t signals;
+	int problem;
+
+	snprintf(number, sizeof number, "%d", SANDBOX_FD_ARGUMENTS);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawnattr_init(&attributes);
+	posix_spawnattr_setflags(&attributes,
+	                         POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+	sigfillset(&signals);
+	posix_spawnattr_setsigdefault(&attributes, &signals);
+	sigemptyset(&signals);
+	posix_spawnattr_setsigmask(&attributes, &signals);
+	if (all->child[0] < 0)
+		posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+	for (int i = 0; i < SANDBOX_FD_COUNT; i++)
+		if (all->child[i] >= 0)
+			posix_spawn_file_actions_adddup2(&actions, all->child[i], i);
+	posix_spawn_file_actions_addchdir_np(&actions, "/");
+	problem = posix_spawnp(pid, "bwrap", &actions, &attributes, arguments, environment);
+	posix_spawnattr_destroy(&attributes);
+	posix_spawn_file_actions_destroy(&actions);
+	return problem;
 }
 
 static SandboxRun *
-run_new(const SandboxRunEvents *events, void *data, Descriptors *all)
+run_new(const SandboxRunEvents *events, void *data, const Descriptors *all, pid_t pid,
+        int process_fd)
 {
 	SandboxRun *run = xcalloc(1, sizeof *run);
 	uv_loop_t *loop = uv_default_loop();
 
 	run->events = *events;
 	run->data = data;
+	run->pid = pid;
+	run->process_fd = process_fd;
 	run->first = -1;
 	run->control_fd = all->control;
+	uv_poll_init(loop, &run->process, run->process_fd);
+	uv_poll_init(loop, &run->control, run->control_fd);
 	uv_pipe_init(loop, &run->input, 0);
 	uv_pipe_init(loop, &run->output, 0);
 	uv_pipe_init(loop, &run->errors, 0);
-	uv_poll_init(loop, &run->control, run->control_fd);
 	run->process.data = run->input.data = run->output.data = run->errors.data = run->control.data =
 	    run->write.data = run;
 	run->open_handles = 5;
@@ -502,34 +542,48 @@ run_new(const SandboxRunEvents *events, void *data, Descriptors *all)
 	return run;
 }
 
+/* NULL with *error set.  Of the descriptors, ours are closed then; the child's in any case. */
+static SandboxRun *
+spawn_run(Descriptors *all, bool made, const SandboxRunEvents *events, void *data,
+          HostError **error)
+{
+	int ours[] = {all->input, all->output, all->errors, all->control};
+	int problem = made && move_descriptors(all) ? 0 : errno;
+	int process_fd;
+	pid_t pid;
+
+	if (problem != 0)
+		*error = error_new("53400", "could not prepare a sandbox: %s", strerror(problem));
+	else if ((problem = spawn(all, &pid)) != 0)
+	{
+		*error = error_new("55000", "could not start bwrap: %s", strerror(problem));
+		error_hint(*error, "Sandboxes need bubblewrap, from version 0.8 on.");
+	}
+	close_descriptors(all->child, SANDBOX_FD_COUNT);
+	if (problem == 0 && (process_fd = (int) syscall(SYS_pidfd_open, pid, 0)) < 0)
+	{
+		problem = errno;
+		*error = error_new("53400", "could not watch a sandbox: %s", strerror(problem));
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	if (problem == 0)
+		return run_new(events, data, all, pid, process_fd);
+	close_descriptors(ours, sizeof ours / sizeof ours[0]);
+	return NULL;
+}
+
 SandboxRun *
 sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
                   const SandboxRunEvents *events, void *data, HostError **error)
 {
 	Descriptors all;
-	SandboxRun *run;
-	int result;
+	bool made = make_descriptors(&all, arguments, spec, input->length > 0);
+	SandboxRun *run = spawn_run(&all, made, events, data, error);
 
-	if (!make_descriptors(&all, arguments, spec, input->length > 0))
-	{
-		int ours[] = {all.input, all.output, all.errors, all.control};
-
-		*error = error_new("53400", "could not prepare a sandbox: %s", strerror(errno));
-		close_descriptors(all.child, SANDBOX_FD_COUNT);
-		close_descriptors(ours, sizeof ours / sizeof ours[0]);
+	if (run == NULL)
 		return NULL;
-	}
-	run = run_new(events, data, &all);
-	result = spawn(run, &all);
-	close_descriptors(all.child, SANDBOX_FD_COUNT);
-	if (result < 0)
-	{
-		*error = error_new("55000", "could not start bwrap: %s", uv_strerror(result));
-		error_hint(*error, "Sandboxes need bubblewrap, from version 0.8 on.");
-		run->data = NULL;
-		close_all(run);
-		return NULL;
-	}
+	uv_poll_start(&run->process, UV_READABLE, exited);
 	uv_poll_start(&run->control, UV_READABLE, control_readable);
 	start_reading(run);
 	if (input->length > 0)
