@@ -33,7 +33,8 @@ variables()
 END
 	local name
 
-	for name in company agent environment_local environment_ssh environment_fake run_local run_ssh run_fake; do
+	for name in company agent environment_local environment_ssh environment_fake environment_sandbox \
+		run_local run_ssh run_fake run_sandbox lease_ssh lease_sandbox data_directory; do
 		printf '\\set %s %s\n' "$name" "${!name:-none}"
 	done
 }
@@ -60,7 +61,9 @@ expect()
 }
 
 fixture_start
-server_start "fsync = off" "envrt.runtime_api_candidates = '$ENVRT_TEST_API'"
+mkdir -m 700 "$ENVRT_WORK/sandboxes"
+server_start "fsync = off" "envrt.runtime_api_candidates = '$ENVRT_TEST_API'" \
+	"envrt.sandbox_directory = '$ENVRT_WORK/sandboxes'" "envrt.sandbox_on_data_filesystem = on"
 query 'CREATE EXTENSION envrt;'
 company=$(query "INSERT INTO envrt.companies (name) VALUES ('Acme') RETURNING id;")
 agent=$(query "INSERT INTO envrt.agents (company_id, name) VALUES (:'company', 'Coder') RETURNING id;")
@@ -73,14 +76,16 @@ FROM envrt_create_environment(:'company', 'Build host', 'ssh', jsonb_build_objec
 fake_statement="INSERT INTO envrt.environments (company_id, name, driver, config)
 VALUES (:'company', 'Fake sandbox', 'sandbox', '{\"provider\": \"fake\", \"image\": \"ubuntu:24.04\", \"reuseLease\": false}')
 RETURNING id, driver, config;"
+sandbox_statement="SELECT id, driver, config FROM envrt_create_environment(:'company', 'Sandbox', 'sandbox', '{\"provider\": \"bubblewrap\"}');"
 runs_statement="INSERT INTO envrt.heartbeat_runs (company_id, agent_id, status)
-SELECT :'company', :'agent', 'running' FROM generate_series(1, 3);"
+SELECT :'company', :'agent', 'running' FROM generate_series(1, 4);"
 
 if [ "${1:-}" = psql ]; then
 	{
 		query "SELECT envrt_ensure_local_environment(:'company');"
 		query "$ssh_statement"
 		query "$fake_statement"
+		query "$sandbox_statement"
 		query "$runs_statement"
 	} >/dev/null
 	cat <<END
@@ -90,6 +95,7 @@ A throwaway server with envrt, an sshd and a health server, all on this machine;
   SELECT id, name, driver FROM envrt.environments;
   SELECT id, status FROM envrt.heartbeat_runs;
   SELECT * FROM envrt_acquire_lease(company_id, environment_id, run_id);
+  SELECT * FROM envrt_execute(lease_id, 'ls', ARRAY['-la']);      -- in a lease of the SSH host or the sandbox
   SELECT * FROM envrt_release_leases(run_id);
   \\df envrt_*    \\dt envrt.*    \\dv envrt.*
 
@@ -101,21 +107,23 @@ END
 	exit "$status"
 fi
 
-title "1. Environments: this machine, an SSH host and a sandbox that only pretends"
+title "1. Environments: this machine, an SSH host, a sandbox, and one that only pretends"
 show "SELECT id, name, driver FROM envrt_ensure_local_environment(:'company');"
 show "$ssh_statement"
 echo "    The private key went into envrt.company_secret_versions, encrypted; the config keeps a reference."
 echo
 show "$fake_statement"
+show "$sandbox_statement"
 
-title "2. Three runs"
+title "2. Four runs"
 show "$runs_statement
 SELECT id, status FROM envrt.heartbeat_runs ORDER BY id;"
 
 environment_local=$(query "SELECT id FROM envrt.environments WHERE driver = 'local';")
 environment_ssh=$(query "SELECT id FROM envrt.environments WHERE driver = 'ssh';")
-environment_fake=$(query "SELECT id FROM envrt.environments WHERE driver = 'sandbox';")
-{ read -r run_local; read -r run_ssh; read -r run_fake; } \
+environment_fake=$(query "SELECT id FROM envrt.environments WHERE config ->> 'provider' = 'fake';")
+environment_sandbox=$(query "SELECT id FROM envrt.environments WHERE config ->> 'provider' = 'bubblewrap';")
+{ read -r run_local; read -r run_ssh; read -r run_fake; read -r run_sandbox; } \
 	< <(query 'SELECT id FROM envrt.heartbeat_runs ORDER BY id;')
 
 title "3. A lease for each"
@@ -127,8 +135,11 @@ show "SELECT provider, status, metadata ->> 'host' AS host, metadata ->> 'remote
        metadata ->> 'paperclipApiUrl' AS api_url
 FROM envrt_acquire_lease(:'company', :'environment_ssh', :'run_ssh');"
 
+show "SELECT provider, status, provider_lease_id
+FROM envrt_acquire_lease(:'company', :'environment_sandbox', :'run_sandbox');"
+
 expect "the number of active leases" \
-	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active';")" 3
+	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active';")" 4
 expect "the API URL" "$(query "SELECT metadata ->> 'paperclipApiUrl' FROM envrt.environment_leases WHERE provider = 'ssh';")" \
 	"$ENVRT_TEST_API"
 
@@ -145,20 +156,38 @@ printf '    $ ssh -p %s %s@127.0.0.1 "cd %s && touch proof && pwd && ls"\n\n' \
 remote "cd '$remote_cwd' && touch proof && pwd && ls" | tee "$ENVRT_WORK/remote" | sed 's/^/    /'
 expect "what ssh says" "$(tr '\n' ' ' <"$ENVRT_WORK/remote")" "$remote_cwd proof "
 
-title "5. Release, by SQL: one by its run, the others by the end of theirs"
+title "5. Commands: on the SSH host, and in a sandbox that reaches neither network nor database"
+lease_ssh=$(query "SELECT id FROM envrt.environment_leases WHERE provider = 'ssh';")
+lease_sandbox=$(query "SELECT id FROM envrt.environment_leases WHERE provider = 'bubblewrap';")
+data_directory=$(query "SHOW data_directory;")
+show "SELECT exit_code, stdout FROM envrt_execute(:'lease_ssh', 'ls', ARRAY['-1']);"
+show "SELECT exit_code, stdout, stderr FROM envrt_execute(:'lease_sandbox', 'sh', ARRAY['-c',
+       'echo \"\$GREETING\" > hello; cat hello; pwd; exit 3'], env => '{\"GREETING\": \"hello from a sandbox\"}');"
+show "SELECT exit_code, stderr FROM envrt_execute(:'lease_sandbox', 'cat', ARRAY[:'data_directory' || '/postgresql.conf']);"
+show "SELECT stdout AS network_interfaces FROM envrt_execute(:'lease_sandbox', 'sh', ARRAY['-c', 'tail -n +3 /proc/net/dev | cut -d: -f1']);"
+expect "what is listed on the SSH host" "$(query "SELECT stdout FROM envrt_execute('$lease_ssh', 'ls', ARRAY['-1']);")" proof
+expect "what the sandbox keeps" "$(query "SELECT stdout FROM envrt_execute('$lease_sandbox', 'cat', ARRAY['hello']);")" "hello from a sandbox"
+expect "that the data directory is out of reach" \
+	"$(query "SELECT exit_code <> 0 FROM envrt_execute('$lease_sandbox', 'ls', ARRAY['$data_directory']);")" t
+expect "its network interfaces" "$(query "SELECT trim(E' \\n' FROM stdout) FROM envrt_execute('$lease_sandbox', 'sh', ARRAY['-c', 'tail -n +3 /proc/net/dev | cut -d: -f1']);")" lo
+
+title "6. Release, by SQL: one by its run, the others by the end of theirs"
 show "SELECT provider, status, released_at IS NOT NULL AS is_released
 FROM envrt_release_leases(:'run_local');"
 show "UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = :'run_ssh';
-UPDATE envrt.heartbeat_runs SET status = 'cancelled' WHERE id = :'run_fake';
+UPDATE envrt.heartbeat_runs SET status = 'cancelled' WHERE id IN (:'run_fake', :'run_sandbox');
 SELECT l.provider, r.status AS run, l.status AS lease
 FROM envrt.heartbeat_runs r JOIN envrt.environment_leases l ON l.heartbeat_run_id = r.id ORDER BY 1;"
 
-title "6. Active leases"
+show "SELECT envrt_await_cleanup(:'lease_sandbox') AS cleanup_of_the_sandbox;"
+expect "what is left of the sandbox" "$(ls -A "$ENVRT_WORK/sandboxes/leases")" ""
+
+title "7. Active leases"
 show "SELECT id, provider FROM envrt.environment_leases WHERE status = 'active';"
 expect "the number of active leases" \
 	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active';")" 0
 expect "the number of released leases" \
-	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'released';")" 3
+	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'released';")" 4
 
 server_stop
 fixture_stop
