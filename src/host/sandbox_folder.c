@@ -93,12 +93,31 @@ failure(const char *what, const char *name)
  */
 
 HostError *
+sandbox_folder_check_image(int fd, const char *image)
+{
+	char path[sizeof IMAGES + 256];
+	struct stat info;
+	HostError *error;
+
+	snprintf(path, sizeof path, IMAGES "/%.200s", image);
+	/* A link is the administrator's. */
+	if (fstatat(fd, path, &info, 0) == 0 && S_ISDIR(info.st_mode))
+		return NULL;
+	error = error_new("22023", "there is no image \"%s\" in the sandbox directory", image);
+	error_hint(error, "An image is a folder with a root file system, in \"%s\" there.", IMAGES);
+	error->outcome = OUTCOME_ABSENT;
+	return error;
+}
+
+HostError *
 sandbox_folder_make(int fd, const char *id, const char *image)
 {
-	HostError *error = NULL;
-	int leases = sandbox_folder_open_own(fd, LEASES);
+	HostError *error = image ? sandbox_folder_check_image(fd, image) : NULL;
+	int leases = error == NULL ? sandbox_folder_open_own(fd, LEASES) : -1;
 	int folder = -1;
 
+	if (error != NULL)
+		return error;
 	if (leases < 0)
 		return failure("make", LEASES);
 	if (mkdirat(leases, id, 0700) < 0 && errno != EEXIST)

@@ -21,6 +21,9 @@ extern bool sandbox_is_id(const char *text);
 /* A directory of the host's own there, made when it is not there; -1: errno. */
 extern int sandbox_folder_open_own(int fd, const char *name);
 
+/* NULL, or the error: there is no such image. */
+extern HostError *sandbox_folder_check_image(int fd, const char *image);
+
 /* Makes it, or leaves it as it is; image: NULL for none. */
 extern HostError *sandbox_folder_make(int fd, const char *id, const char *image);
 

@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "sandbox_folder.h"
 #include "sandbox_program.h"
 #include "sandbox_root.h"
 #include "sandbox_spec.h"
@@ -82,14 +83,7 @@ add_image(Bytes *arguments, const char *path, const char *image)
 	const struct dirent *entry;
 
 	if (directory == NULL)
-	{
-		HostError *error =
-		    error_new("22023", "there is no image \"%s\" in the sandbox directory", image);
-
-		error_detail(error, "%s: %s", path, strerror(errno));
-		error->outcome = OUTCOME_ABSENT;
-		return error;
-	}
+		return error_new("55000", "could not read the image \"%s\": %s", image, strerror(errno));
 	while ((entry = readdir(directory)) != NULL)
 	{
 		bool skip = strcmp(entry->d_name, &SANDBOX_WORKSPACE[1]) == 0 ||
@@ -208,7 +202,9 @@ sandbox_root_arguments(const SandboxPlace *place, int fd, const char *image, con
 	{
 		char *path = xformat("%s/images/%s", place->directory, image);
 
-		error = add_image(arguments, path, image);
+		error = sandbox_folder_check_image(fd, image);
+		if (error == NULL)
+			error = add_image(arguments, path, image);
 		free(path);
 	}
 	else

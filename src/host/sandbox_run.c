@@ -548,7 +548,7 @@ spawn_run(Descriptors *all, bool made, const SandboxRunEvents *events, void *dat
           HostError **error)
 {
 	int ours[] = {all->input, all->output, all->errors, all->control};
-	int problem = made && move_descriptors(all) ? 0 : errno;
+	int problem = made && move_descriptors(all) ? 0 : errno ? errno : ENOSYS;
 	int process_fd;
 	pid_t pid;
 

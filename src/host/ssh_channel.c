@@ -252,30 +252,6 @@ advance_opening(SshChannel *channel)
 	}
 }
 
-static void
-advance_asking(SshChannel *channel)
-{
-	channel->asked = true;
-	switch (ssh_channel_request_exec(channel->channel, channel->command_line))
-	{
-		case SSH_AGAIN:
-			if (channel->closed)
-				end_channel(channel, CHANNEL_DENIED, 0, "the server closed the channel");
-			break;
-		case SSH_OK:
-			channel->state = RUNNING;
-			if (channel->owner != NULL)
-				channel->events->accepted(channel->owner);
-			break;
-		default:
-			if (!ssh_is_connected(channel->list->ssh))
-				break;
-			end_channel(channel, CHANNEL_DENIED, 0, "the server refused to run a command");
-			channel->closing_since = now_ms();
-			close_channel(channel);
-	}
-}
-
 /* Sends as much as the server's window has room for. */
 static void
 send_input(SshChannel *channel)
@@ -304,6 +280,33 @@ send_input(SshChannel *channel)
 	channel->input_ended = true;
 	if (!input->keep)
 		ssh_channel_send_eof(channel->channel);
+}
+
+static void
+advance_asking(SshChannel *channel)
+{
+	channel->asked = true;
+	switch (ssh_channel_request_exec(channel->channel, channel->command_line))
+	{
+		case SSH_AGAIN:
+			if (channel->closed)
+				end_channel(channel, CHANNEL_DENIED, 0, "the server closed the channel");
+			/* The server takes one after the other, so the input need not wait for its answer. */
+			else if (channel->owner != NULL && channel->input.data != NULL)
+				send_input(channel);
+			break;
+		case SSH_OK:
+			channel->state = RUNNING;
+			if (channel->owner != NULL)
+				channel->events->accepted(channel->owner);
+			break;
+		default:
+			if (!ssh_is_connected(channel->list->ssh))
+				break;
+			end_channel(channel, CHANNEL_DENIED, 0, "the server refused to run a command");
+			channel->closing_since = now_ms();
+			close_channel(channel);
+	}
 }
 
 /* Hands over what libssh has kept; it has room for more then, and tells the server. */

@@ -68,7 +68,10 @@ typedef struct ChannelInput
 	bool keep; /* its end is that of the channel, else that of data */
 } ChannelInput;
 
-/* Opens a channel on a session that is ready, and runs a command line in it. */
+/*
+ * Opens a channel on a session that is ready, and runs a command line in it.  With
+ * data for its input, the command may run before accepted().
+ */
 extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
                                    ChannelInput input, const SshChannelEvents *events, void *owner);
 

@@ -97,6 +97,16 @@ ssh_command_cancel(SshCommand *command)
 	free_command(command);
 }
 
+bool
+ssh_command_detach(SshCommand *command)
+{
+	command->spec.call = NULL;
+	if (command->opened)
+		return true;
+	ssh_command_cancel(command);
+	return false;
+}
+
 void
 ssh_command_leave(SshCommand *command)
 {

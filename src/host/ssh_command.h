@@ -58,6 +58,9 @@ extern SshCommand *ssh_command_start(SshDestination *destination, const SshComma
 /* Ends it here and there; done() will not run. */
 extern void ssh_command_cancel(SshCommand *command);
 
+/* The call is gone; false: so is the command, since it had not begun. */
+extern bool ssh_command_detach(SshCommand *command);
+
 /*
  * For those who keep the time: only between accepted() and done().
  */

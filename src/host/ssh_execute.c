@@ -45,6 +45,8 @@
 #define KILL_ANSWER_MS 1500
 /* Far more than a remote system takes as arguments. */
 #define MAX_SCRIPT (4 * 1024 * 1024)
+/* Beside the grace period. */
+#define ENDING_MS 30000
 #define ENDING_OUTPUT 4096
 
 typedef enum
@@ -75,6 +77,7 @@ struct Execution
 	const char *signal;    /* to be sent as soon as it is known to whom */
 	SshChannel *killer;    /* the second channel */
 	SshCommand *messenger; /* the same elsewhere */
+	uint64_t accepted_at;
 	uint64_t exited_at;
 	uint64_t last_output;
 };
@@ -126,7 +129,8 @@ end_elsewhere(const Execution *execution)
 {
 	Ending *ending;
 	SshCommandSpec spec = {0};
-	unsigned grace = (unsigned) ((execution->request->grace_ms + 999) / 1000);
+	uint64_t grace_ms = execution->request->grace_ms;
+	uint64_t connect_ms = execution->request->connect_ms;
 	char *line;
 
 	if (execution->start.state != START_DONE)
@@ -137,10 +141,11 @@ end_elsewhere(const Execution *execution)
 	if (first_ending != NULL)
 		first_ending->previous = ending;
 	first_ending = ending;
-	line = ssh_execute_end_line(&execution->start, grace);
+	line = ssh_execute_end_line(&execution->start, (now_ms() - execution->accepted_at) / 1000,
+	                            (connect_ms + ENDING_MS) / 1000, (grace_ms + 999) / 1000);
 	spec.command_line = line;
-	spec.connect_ms = execution->request->connect_ms;
-	spec.command_ms = execution->request->grace_ms + 30000;
+	spec.connect_ms = connect_ms;
+	spec.command_ms = grace_ms + ENDING_MS;
 	spec.max_output = ENDING_OUTPUT;
 	spec.repeatable = true;
 	spec.done = ending_done;
@@ -452,13 +457,14 @@ cancelled(void *data)
 
 	execution->call = NULL;
 	execute_output_detach(execution->output);
-	if (execution->state == STARTING)
+	if (!ssh_command_detach(execution->command))
 	{
-		ssh_command_cancel(execution->command);
 		free_execution(execution);
 		return;
 	}
-	ssh_command_resume(execution->command);
+	/* The rest of the start can't be stopped. */
+	if (execution->state != STARTING)
+		ssh_command_resume(execution->command);
 	if (execution->state == RUNNING)
 		terminate(execution);
 }
@@ -473,7 +479,11 @@ accepted(void *data)
 	Execution *execution = data;
 
 	execution->state = RUNNING;
-	timer_start(&execution->timer, execution->request->timeout_ms, time_over, execution);
+	execution->accepted_at = now_ms();
+	if (execution->call == NULL)
+		terminate(execution);
+	else
+		timer_start(&execution->timer, execution->request->timeout_ms, time_over, execution);
 }
 
 static bool

@@ -2,15 +2,15 @@
  * ssh_execute_script.c
  *		How a command is started on a remote host, and how it tells that it runs.
  *
- * The user's login shell, whatever it is, gets "exec sh -c '<fixed text>' sh <marker>" and
- * hands over at once.  That sh reads one line from its input and runs it: the
- * script, which enters the directory, exports the variables, says the marker on
- * both streams (before it, they are the login shell's), and becomes the command.
- * So nothing secret is in anybody's arguments, the length of a command line
- * counts for nothing, and what follows the line is the command's own input, to the
- * byte, since a shell reads a line from a pipe byte by byte.
+ * The user's login shell, whatever it is, gets "exec sh -c '<fixed text>' sh <marker>"
+ * and hands over at once.  That sh reads one line from its input and runs it: it
+ * enters the directory (c), exports the variables, says the marker on both streams
+ * (before it, they are the login shell's), and becomes the command (x).  So nothing
+ * secret is in anybody's arguments, the length of a command line counts for nothing,
+ * and what follows the line is the command's own input, to the byte, since a shell
+ * reads a line from a pipe byte by byte.  (Hence the fixed text does what it can.)
  *
- * A script that is not all printable ASCII does not go through the shell's `read`,
+ * A line that is not all printable ASCII does not go through the shell's `read`,
  * which would have to be trusted with every byte.  The line has dd read it then, as
  * exactly, and `eval` sees it as it is in single quotes.
  *
@@ -18,9 +18,8 @@
  * tells of its end is the command's own exit, status or signal.  The server
  * makes each session a process group; if it does not, setsid does, where there is one.
  *
- * The marker line on stderr is "<marker> start <-pgid or pid> <clock>".  The
- * clock, from /proc where that is, tells the process from a later one of the
- * same number.  "<marker> cwd" means that the directory can't be entered.
+ * The marker line on stderr is "<marker> start <-pgid or pid>"; "<marker> cwd" means
+ * that the directory can't be entered.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,11 +30,26 @@
 /* Of what login shells print, so much is kept for an error's text. */
 #define HEAD_MAX 65536
 #define HEAD_KEEP 16384
+/* Seconds by which our clock and another one may differ about an age. */
+#define AGE_DOUBT 3
+
+/*
+ * Like the one of ssh_script.c it is read alike by every login shell: no single
+ * quotes, line breaks, backslashes and exclamation marks.
+ */
+static const char fixed_text[] =
+    "envrt_m=$1; envrt_e=; envrt_g=; "
+    "if kill -0 -$$ 2>/dev/null; then envrt_g=-; "
+    "elif command -v setsid >/dev/null; then envrt_e=$(command -v setsid); envrt_g=-; fi; "
+    "c() { CDPATH= cd -- \"$1\" || { echo \"$envrt_m cwd\" >&2; exit 1; }; }; "
+    "x() { echo \"$envrt_m\"; echo \"$envrt_m start $envrt_g$$\" >&2; "
+    "exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; "
+    "IFS= read -r envrt_l && eval \"$envrt_l\"";
 
 char *
 ssh_execute_command_line(const char *marker)
 {
-	return xformat("exec sh -c 'IFS= read -r envrt_line && eval \"$envrt_line\"' sh %s", marker);
+	return xformat("exec sh -c '%s' sh %s", fixed_text, marker);
 }
 
 static void
@@ -85,19 +99,9 @@ append_quoted(Bytes *bytes, const char *text)
 static void
 make_script(const ExecuteRequest *request, Bytes *script)
 {
-	append_text(script, "unset envrt_line; CDPATH= cd -- ");
+	append_text(script, "c ");
 	append_quoted(script, request->cwd);
-	append_text(script,
-	            " || { echo \"$1 cwd\" >&2; exit 1; }; "
-	            /* $1 is the marker, $2 how to become a leader, $3 the sign, $4 the clock. */
-	            "set -- \"$1\" '' ''; "
-	            "if kill -0 -$$ 2>/dev/null; then set -- \"$1\" '' -; "
-	            "elif command -v setsid >/dev/null; then "
-	            "set -- \"$1\" \"$(command -v setsid)\" -; fi; "
-	            "if IFS= read -r envrt_line 2>/dev/null </proc/$$/stat; then "
-	            "set -- \"$1\" \"$2\" \"$3\" ${envrt_line##*) }; "
-	            "set -- \"$1\" \"$2\" \"$3\" \"${23}\"; "
-	            "else set -- \"$1\" \"$2\" \"$3\" ''; fi; unset envrt_line; ");
+	append_text(script, ";");
 	if (request->env_count > 0)
 	{
 		append_text(script, "export");
@@ -108,9 +112,9 @@ make_script(const ExecuteRequest *request, Bytes *script)
 			append_text(script, "=");
 			append_quoted(script, request->env[i].value);
 		}
-		append_text(script, " || exit; ");
+		append_text(script, "||exit;");
 	}
-	append_text(script, "echo \"$1\"; echo \"$1 start $3$$ $4\" >&2; exec ${2:+\"$2\"} ");
+	append_text(script, "x ");
 	/* As the name of a command a dash is rare, and not every exec knows this. */
 	if (request->command[0] == '-')
 		append_text(script, "-- ");
@@ -194,8 +198,7 @@ find_on_stderr(ExecuteStart *start, const Bytes *head, const char **end)
 	}
 	found = find_marker(start, head, " start ", end);
 	/* The line ends with a newline, which nothing here runs past. */
-	if (found == NULL ||
-	    sscanf(found + strlen(start->marker), " start %ld %23[0-9]", &number, start->clock) < 1)
+	if (found == NULL || sscanf(found + strlen(start->marker), " start %ld", &number) < 1)
 		return NULL;
 	start->state = START_DONE;
 	start->group = number < 0;
@@ -263,20 +266,25 @@ ssh_execute_kill_line(const ExecuteStart *start, const char *signal)
 }
 
 char *
-ssh_execute_end_line(const ExecuteStart *start, unsigned grace_seconds)
+ssh_execute_end_line(const ExecuteStart *start, uint64_t age_seconds, uint64_t slack_seconds,
+                     uint64_t grace_seconds)
 {
 	/*
-	 * Without a clock on either side the number has to do.  The leader may have ended
-	 * and left a group, which has no clock: it is not touched then.
+	 * Where /proc tells it, the process must be of that age.  (A leader that has ended and
+	 * left a group has no age any more: that is not touched then.)
 	 */
 	return xformat("exec sh -c '"
-	               "if test -n \"$3\"; then "
-	               "IFS= read -r s 2>/dev/null </proc/$1/stat || exit; "
-	               "set -- \"$1\" \"$2\" \"$3\" \"$4\" ${s##*) }; test \"${24}\" = \"$3\" || exit; "
+	               "p=$1; k=$2; a=$3; b=$4; g=$5; "
+	               "if IFS=. read -r u x 2>/dev/null </proc/uptime; then "
+	               "IFS= read -r s 2>/dev/null </proc/$p/stat || exit 0; "
+	               "set -- ${s##*) }; t=$((u-${20}/100)); "
+	               "test $t -ge $a && test $t -le $b || exit 0; "
 	               "fi; "
-	               "kill -TERM $2$1; "
-	               "while test $4 -gt 0 && kill -0 $2$1; do "
-	               "sleep 1; set -- \"$1\" \"$2\" \"$3\" $(($4-1)); done; "
-	               "kill -KILL $2$1' sh %ld '%s' '%s' %u",
-	               start->pid, start->group ? "-" : "", start->clock, grace_seconds);
+	               "kill -TERM $k; "
+	               "while test $g -gt 0 && kill -0 $k; do sleep 1; g=$((g-1)); done; "
+	               "kill -KILL $k' sh %ld %s%ld %lld %llu %llu",
+	               start->pid, start->group ? "-" : "", start->pid,
+	               (long long) age_seconds - AGE_DOUBT,
+	               (unsigned long long) (age_seconds + slack_seconds + AGE_DOUBT),
+	               (unsigned long long) grace_seconds);
 }

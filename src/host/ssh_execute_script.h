@@ -33,7 +33,6 @@ typedef struct ExecuteStart
 	bool stdout_done; /* stdout is the command's from here on */
 	long pid;         /* START_DONE */
 	bool group;       /* it leads a process group */
-	char clock[24];   /* when it started, as only its system understands it; may be empty */
 	Bytes heads[2];   /* what was written before, of which the beginning may be cut off */
 } ExecuteStart;
 
@@ -42,11 +41,14 @@ extern const char *ssh_execute_start_take(ExecuteStart *start, bool is_stderr, c
                                           size_t *length);
 extern void ssh_execute_start_clear(ExecuteStart *start);
 
-/* Command lines that signal what was started; to be freed. */
+/* The command line that signals what was started; to be freed. */
 extern char *ssh_execute_kill_line(const ExecuteStart *start, const char *signal);
 
-/* The same for another connection, at another time: TERM, and then KILL; only if it is still the
- * same. */
-extern char *ssh_execute_end_line(const ExecuteStart *start, unsigned grace_seconds);
+/*
+ * The same for another connection: TERM, and then KILL, if it is still the same process:
+ * of that age, or, since the connection takes its time, older by some seconds.
+ */
+extern char *ssh_execute_end_line(const ExecuteStart *start, uint64_t age_seconds,
+                                  uint64_t slack_seconds, uint64_t grace_seconds);
 
 #endif

@@ -111,6 +111,17 @@ sub new_lease
 	return $lease;
 }
 
+# There is something idle to be resumed.
+sub make_idle
+{
+	my ($cell) = @_;
+	my $lease = new_lease($cell->{environment});
+
+	sql("SELECT id FROM envrt_release_lease('$lease')");
+	await('it to be idle', "EXISTS (SELECT FROM envrt.provider_leases WHERE environment_id = '$cell->{environment}' AND state = 'idle')");
+	return;
+}
+
 sub status_is
 {
 	my ($lease, $status) = @_;
@@ -172,7 +183,10 @@ sub cause_rollback
 my %causes = (
 	# A reusable one is told of its release, and kept.
 	keep => {
-		prepare => sub { my ($cell) = @_; $cell->{lease} = new_lease($cell->{environment}) },
+		prepare => sub {
+			my ($cell) = @_;
+			$cell->{column} =~ /^ROLLBACK/ ? make_idle($cell) : ($cell->{lease} = new_lease($cell->{environment}));
+		},
 		cause => sub {
 			my ($cell) = @_;
 			$session->run("SELECT id FROM envrt_release_lease('$cell->{lease}')");
@@ -442,13 +456,7 @@ sub run_cell
 	# There is one to be killed.
 	sql("SELECT envrt_probe('$cell{environment}')") if $cell{column} =~ /worker/;
 	my @problems = eval {
-		if ($cell{reuse})
-		{
-			# There is something idle to be resumed.
-			my $lease = new_lease($cell{environment});
-			sql("SELECT id FROM envrt_release_lease('$lease')");
-			await('it to be idle', "EXISTS (SELECT FROM envrt.provider_leases WHERE environment_id = '$cell{environment}' AND state = 'idle')");
-		}
+		make_idle($cell) if $cell{reuse};
 		$cell{is_of} eq 'session' ? session_cell($cell) : scheduler_cell($cell);
 		check($cell);
 	};
@@ -518,7 +526,7 @@ for my $point (qw(cleanup-before-call cleanup-after-call cleanup-before-commit))
 	push @rows, { row => "keep, $point", is_of => 'scheduler', operation => 'keep', reusable => 1, at_point($point) };
 }
 push @rows, { row => 'keep, after the effect', is_of => 'scheduler', operation => 'keep', reusable => 1, provider => [ ['release'], 'after' ] };
-push @rows, { row => 'destroy, after the effect', is_of => 'scheduler', operation => 'destroy', reusable => 1, provider => [ [qw(release destroy)], 'after' ] };
+push @rows, { row => 'destroy, after the effect', is_of => 'scheduler', operation => 'destroy', provider => [ [qw(release destroy)], 'after' ] };
 for my $point (qw(expiry-before-batch expiry-before-commit expiry-after-commit))
 {
 	push @rows, { row => $point, is_of => 'scheduler', operation => 'expiry', at_point($point) };
@@ -569,12 +577,7 @@ my %asked = (
 	# What can't be resumed is of no use: another one is made.
 	resume => {
 		reusable => 1,
-		prepare => sub {
-			my ($cell) = @_;
-			$cell->{lease} = new_lease($cell->{environment});
-			sql("SELECT id FROM envrt_release_lease('$cell->{lease}')");
-			await('it to be idle', "EXISTS (SELECT FROM envrt.provider_leases WHERE environment_id = '$cell->{environment}' AND state = 'idle')");
-		},
+		prepare => \&make_idle,
 		statement => sub { my ($cell) = @_; acquire_sql($cell->{environment}, $cell->{run} = new_run()) },
 		expect => sub { my ($cell) = @_; "EXISTS (SELECT FROM envrt.environment_leases WHERE heartbeat_run_id = '$cell->{run}' AND status = 'active')" },
 	},
