@@ -206,7 +206,7 @@ my %causes = (
 			my ($cell) = @_;
 			$session->run("SELECT id FROM envrt_destroy_lease('$cell->{lease}')");
 			$cell->{expect} = "(SELECT (status, cleanup_status) = ('failed', 'success') FROM envrt.environment_leases WHERE id = '$cell->{lease}')"
-			  . " AND NOT EXISTS (SELECT FROM envrt.provider_leases WHERE environment_id = '$cell->{environment}')";
+			  . " AND NOT EXISTS (SELECT FROM envrt.provider_leases WHERE lease_id = '$cell->{lease}')";
 		},
 		rollback => \&cause_rollback,
 	},
