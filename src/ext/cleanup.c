@@ -341,6 +341,7 @@ make_call(Cleanup *cleanup, int row)
 	char *kind = result_text(row, 1);
 	json_t *config;
 	json_t *params;
+	bytea *secrets = NULL;
 
 	cleanup->attempts = DatumGetInt32(result_datum(row, 2, &isnull));
 	cleanup->fence = DatumGetInt64(result_datum(row, 11, &isnull));
@@ -356,14 +357,8 @@ make_call(Cleanup *cleanup, int row)
 	config = json_from_jsonb(DatumGetJsonbP(result_datum(row, 3, &isnull)));
 	datum = result_datum(row, 4, &isnull);
 	if (!isnull)
-	{
-		json_t *values;
-
-		config = config_fill_secrets(config, &cleanup->lease_id, DatumGetByteaP(datum), &values);
-		cleanup->values = json_incref(values);
-	}
-	params = json_object_new();
-	json_object_set(params, "config", config);
+		secrets = DatumGetByteaPCopy(datum);
+	params = cleanup->params = json_object_new();
 	datum = result_datum(row, 5, &isnull);
 	if (!isnull)
 		json_object_set(params, "leaseMetadata", json_from_jsonb(DatumGetJsonbP(datum)));
@@ -380,7 +375,15 @@ make_call(Cleanup *cleanup, int row)
 	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
 	if (cleanup->keep)
 		json_object_set_new(params, "keep", json_true());
-	cleanup->params = params;
+	/* Last: to decrypt them, statements of their own are run. */
+	if (secrets != NULL)
+	{
+		json_t *values;
+
+		config = config_fill_secrets(config, &cleanup->lease_id, secrets, &values);
+		cleanup->values = json_incref(values);
+	}
+	json_object_set(params, "config", config);
 }
 
 /* Take the chosen rows: they are in flight from the commit on. */
