@@ -37,11 +37,11 @@
 #include "plugin.h"
 #include "plugins.h"
 #include "protocol.h"
+#include "sandbox_cgroup.h"
 #include "sandbox_files.h"
 #include "sandbox_lease.h"
 #include "sandbox_place.h"
 #include "sandbox_run.h"
-#include "sandbox_usage.h"
 #include "server.h"
 #include "settings.h"
 #include "ssh_execute.h"
@@ -276,9 +276,9 @@ shut_down(void)
 	allowed_hosts_free(settings.allowed_hosts);
 	settings.allowed_hosts = NULL;
 	sandbox_leases_close();
-	sandbox_usage_clear();
 	sandbox_place_clear();
 	sandbox_files_close();
+	sandbox_cgroups_close();
 	uv_walk(uv_default_loop(), close_handle, NULL);
 	while (uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
 		pause_briefly();

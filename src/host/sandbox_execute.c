@@ -4,8 +4,8 @@
  *
  * An execution is a member of its lease (sandbox_lease.c) and goes through:
  *
- *   preparing   in another thread: is there the lease's folder, how full is it, what
- *               does the sandbox see of the file system
+ *   preparing   in another thread: is there the lease's folder, what does the sandbox
+ *               see of the file system
  *   running     sandbox_run.c
  *   ending      its time is over, or its client is gone: SIGTERM, and after
  *               the grace time SIGKILL.  At the end of the lease SIGKILL at once
@@ -29,10 +29,13 @@
 #include "sandbox_root.h"
 #include "sandbox_run.h"
 #include "sandbox_spec.h"
-#include "sandbox_usage.h"
 #include "timer.h"
 
 #define MEGABYTE ((uint64_t) 1024 * 1024)
+
+/* They are memory as well. */
+#define TMP_BYTES(memory_mb) ((memory_mb) *MEGABYTE / 2)
+#define SHM_BYTES(memory_mb) ((memory_mb) *MEGABYTE / 4)
 
 /* sysexits has no names for what shells say. */
 #define STATUS_NOT_EXECUTABLE 126
@@ -51,13 +54,14 @@ typedef struct Execution
 	bool timed_out;
 	bool cancelled;
 	bool evicted;
+	bool full; /* the workspace was, at the start */
+	SandboxUsage usage;
 
 	/* Of the other thread. */
 	uv_work_t work;
 	SandboxPlace *place;
 	char lease[SANDBOX_ID_LENGTH + 1]; /* "": none */
 	Bytes arguments;
-	bool full;
 	HostError *error;
 } Execution;
 
@@ -155,6 +159,7 @@ ended(void *data, const SandboxReport *report, HostError *error)
 	}
 	if (error != NULL)
 	{
+		execute_output_flush(execution->output);
 		finish(execution, NULL, error);
 		return;
 	}
@@ -177,6 +182,8 @@ ended(void *data, const SandboxReport *report, HostError *error)
 	result = execute_output_result(execution->output, &end);
 	if (limit != NULL)
 		json_object_set_new(json_object_get(result, "metadata"), "limit", json_string(limit));
+	if (execution->full)
+		json_object_set_new(json_object_get(result, "metadata"), "workspaceFull", json_true());
 	finish(execution, result, NULL);
 }
 
@@ -259,6 +266,15 @@ has_room(void *data)
 }
 
 static void
+measured(void *data, const SandboxUsage *usage, bool full)
+{
+	Execution *execution = data;
+
+	execution->full = execution->full || full;
+	sandbox_lease_measured(&execution->member, usage);
+}
+
+static void
 append_string(Bytes *bytes, const char *text)
 {
 	bytes_append(bytes, text, strlen(text) + 1);
@@ -304,11 +320,13 @@ make_spec(const Execution *execution, Bytes *bytes)
 	const ExecuteRequest *request = execution->request;
 	const SandboxConfig *config = execution->config;
 	SandboxSpec spec = {.memory_bytes = config->memory_mb * MEGABYTE,
+	                    .all_bytes = config->memory_mb * MEGABYTE + TMP_BYTES(config->memory_mb) +
+	                                 SHM_BYTES(config->memory_mb),
 	                    .processes = config->processes,
 	                    .cpu_seconds = config->cpu_seconds,
 	                    .file_bytes = config->file_mb * MEGABYTE,
 	                    .workspace_bytes = config->workspace_mb * MEGABYTE,
-	                    .workspace_full = execution->full,
+	                    .usage = execution->usage,
 	                    .argument_count = (uint32_t) request->arg_count + 1};
 
 	bytes_append(bytes, &spec, sizeof spec);
@@ -323,10 +341,11 @@ make_spec(const Execution *execution, Bytes *bytes)
 static void
 start(Execution *execution)
 {
-	static const SandboxRunEvents events = {.output = output, .ended = ended};
+	static const SandboxRunEvents events = {.output = output, .measured = measured, .ended = ended};
 	HostError *error = NULL;
 	Bytes spec = {0};
 
+	sandbox_lease_exists(&execution->member, &execution->usage);
 	make_spec(execution, &spec);
 	execution->output =
 	    execute_output_new(execution->call, execution->request, has_room, execution);
@@ -354,9 +373,7 @@ prepare_work(uv_work_t *work)
 	Execution *execution = work->data;
 	const SandboxConfig *config = execution->config;
 	const char *lease = execution->lease[0] ? execution->lease : NULL;
-	/* They are memory as well. */
-	SandboxSizes sizes = {.tmp = config->memory_mb * MEGABYTE / 2,
-	                      .shm = config->memory_mb * MEGABYTE / 4};
+	SandboxSizes sizes = {.tmp = TMP_BYTES(config->memory_mb), .shm = SHM_BYTES(config->memory_mb)};
 	int fd;
 
 	execution->error = sandbox_place_open(execution->place, &fd);
@@ -367,8 +384,6 @@ prepare_work(uv_work_t *work)
 	else
 		execution->error = sandbox_root_arguments(execution->place, fd, config->image, lease,
 		                                          &sizes, &execution->arguments);
-	if (lease != NULL && execution->error == NULL)
-		execution->full = sandbox_usage_is_full(fd, lease, config->workspace_mb * MEGABYTE);
 	close(fd);
 }
 

@@ -24,8 +24,6 @@
 #include "sandbox_folder.h"
 #include "sandbox_lease.h"
 #include "sandbox_place.h"
-#include "sandbox_spec.h"
-#include "sandbox_usage.h"
 #include "timer.h"
 
 typedef struct Operation
@@ -51,6 +49,7 @@ typedef struct SandboxLease
 	char *image;
 	int64_t since;
 	bool known; /* there is a folder */
+	SandboxUsage usage;
 	Operation *running;
 	Operation *first_waiting;
 	Operation *last_waiting;
@@ -187,6 +186,22 @@ sandbox_lease_join(SandboxMember *member, const char *id, const char *image)
 		lease->members->previous = member;
 	lease->members = member;
 	return NULL;
+}
+
+void
+sandbox_lease_exists(const SandboxMember *member, SandboxUsage *usage)
+{
+	if (member->lease == NULL)
+		return;
+	member->lease->known = true;
+	*usage = member->lease->usage;
+}
+
+void
+sandbox_lease_measured(const SandboxMember *member, const SandboxUsage *usage)
+{
+	if (member->lease != NULL)
+		member->lease->usage = *usage;
 }
 
 static void end_folder(Operation *operation);
@@ -385,11 +400,11 @@ ended(uv_work_t *work, int status)
 	}
 	if (!operation->keep)
 	{
-		sandbox_usage_forget(lease->id);
 		/* What was over before is so still. */
 		if (!operation->existed && !is_over(lease->id))
 			outcome = OUTCOME_ABSENT;
 		lease->known = false;
+		lease->usage = (SandboxUsage){0};
 		remember_end(lease->id);
 	}
 	finish(operation, json_pack("{s:s}", "outcome", outcome), NULL);

@@ -11,6 +11,7 @@
 
 #include "call.h"
 #include "sandbox_config.h"
+#include "sandbox_spec.h"
 
 typedef enum
 {
@@ -42,6 +43,10 @@ struct SandboxMember
 /* NULL, or why not. */
 extern HostError *sandbox_lease_join(SandboxMember *member, const char *id, const char *image);
 extern void sandbox_lease_leave(SandboxMember *member);
+
+/* A member has seen the folder.  *usage: what is known of it. */
+extern void sandbox_lease_exists(const SandboxMember *member, SandboxUsage *usage);
+extern void sandbox_lease_measured(const SandboxMember *member, const SandboxUsage *usage);
 
 /* The result of an acquire, as far as the id says it. */
 extern json_t *sandbox_lease_result(const char *id, const char *image);

@@ -135,7 +135,7 @@ judge(const SandboxPlace *place, int fd)
 		return off("could not look at \"%s\": %s", place->directory, strerror(errno));
 	if (ours.st_uid != geteuid() && ours.st_uid != 0)
 		return off("\"%s\" belongs to another user.", place->directory);
-	if ((ours.st_mode & (S_IWGRP | S_IWOTH)) != 0 && (ours.st_mode & S_ISVTX) == 0)
+	if ((ours.st_mode & (S_IWGRP | S_IWOTH)) != 0)
 		return off("Others can write to \"%s\".", place->directory);
 	if (place->data_directory != NULL && !place->any_file_system)
 	{

@@ -9,7 +9,8 @@
  *
  *   started   bwrap makes the sandbox
  *   ready     its first process has reported; the kernel says by that who it
- *             is, and a descriptor of it is kept.  It gets the word to go on
+ *             is, and a descriptor of it is kept; it is put into a cgroup if that is
+ *             possible (sandbox_cgroup.c), and gets the word to go on
  *   reported  how the command ended
  *   exited    bwrap has, which is after all processes of the sandbox: it waits for the
  *             first one, which the kernel ends last
@@ -34,6 +35,7 @@
 #include <uv.h>
 
 #include "log.h"
+#include "sandbox_cgroup.h"
 #include "sandbox_files.h"
 #include "sandbox_run.h"
 
@@ -56,6 +58,9 @@ struct SandboxRun
 	int process_fd;
 	int control_fd;
 	int first; /* a descriptor of the sandbox's first process, or -1 */
+	SandboxCgroup *cgroup;
+	uint64_t all_bytes;
+	uint64_t processes;
 	uv_write_t write;
 	Bytes kept_errors;
 	SandboxReport report; /* kind 0: none */
@@ -132,14 +137,15 @@ not_made_error(const SandboxRun *run)
 static void
 end_if_complete(SandboxRun *run)
 {
-	const SandboxReport *report = run->report.kind != 0 ? &run->report : NULL;
+	const SandboxReport *report = &run->report;
 	void *data = run->data;
 
 	if (run->ending || !run->exited || run->output_open || run->errors_open)
 		return;
 	run->data = NULL;
 	if (data != NULL)
-		run->events.ended(data, report, run->ready || run->killed ? NULL : not_made_error(run));
+		run->events.ended(data, report->kind != 0 ? report : NULL,
+		                  run->ready || run->killed ? NULL : not_made_error(run));
 	close_all(run);
 }
 
@@ -159,6 +165,15 @@ exited(uv_poll_t *handle, int error, int events)
 	run->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 	uv_poll_stop(handle);
 	read_control(run);
+	/* It may have left its child behind, making the sandbox. */
+	shutdown(run->control_fd, SHUT_RDWR);
+	if (run->first >= 0)
+		syscall(SYS_pidfd_send_signal, run->first, SIGKILL, NULL, 0);
+	/* The kernel has ended them all. */
+	if (run->report.kind == 0 && !run->killed && sandbox_cgroup_ran_out_of_memory(run->cgroup))
+		run->report.kind = SANDBOX_MEMORY;
+	sandbox_cgroup_free(run->cgroup);
+	run->cgroup = NULL;
 	uv_poll_stop(&run->control);
 	end_if_complete(run);
 }
@@ -217,6 +232,7 @@ became_ready(SandboxRun *run, pid_t pid)
 		return;
 	}
 	run->ready = true;
+	run->cgroup = sandbox_cgroup_new(pid, run->all_bytes, run->processes);
 	if (!run->killed)
 		send_byte(run, SANDBOX_GO);
 	else
@@ -236,6 +252,10 @@ read_control(SandboxRun *run)
 			continue;
 		if (report.kind == SANDBOX_READY)
 			became_ready(run, sender);
+		else if (report.kind == SANDBOX_USAGE && run->data != NULL)
+			run->events.measured(run->data, &report.usage, report.value != 0);
+		else if (report.kind == SANDBOX_USAGE)
+			continue;
 		else
 			run->report = report;
 	}
@@ -276,7 +296,14 @@ sandbox_run_kill(SandboxRun *run)
 	if (run->first >= 0)
 		syscall(SYS_pidfd_send_signal, run->first, SIGKILL, NULL, 0);
 	else
+	{
+		/*
+		 * The group too: bwrap's child waits for it before anything ties the
+		 * two together, and would wait for ever.
+		 */
+		kill(-run->pid, SIGKILL);
 		kill(run->pid, SIGKILL);
+	}
 }
 
 /*
@@ -583,6 +610,8 @@ sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
 
 	if (run == NULL)
 		return NULL;
+	run->all_bytes = ((const SandboxSpec *) spec->data)->all_bytes;
+	run->processes = ((const SandboxSpec *) spec->data)->processes;
 	uv_poll_start(&run->process, UV_READABLE, exited);
 	uv_poll_start(&run->control, UV_READABLE, control_readable);
 	start_reading(run);

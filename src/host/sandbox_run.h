@@ -19,6 +19,9 @@ typedef struct SandboxRunEvents
 	/* False: read no more until sandbox_run_read_on(). */
 	bool (*output)(void *data, bool is_stderr, const char *bytes, size_t length);
 
+	/* The workspace was measured; full: the command can't let any file grow. */
+	void (*measured)(void *data, const SandboxUsage *usage, bool full);
+
 	/*
 	 * Every process of it has ended, all output has come, and the run goes.
 	 * report: how the command ended; NULL when it was killed.

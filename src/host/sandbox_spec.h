@@ -32,14 +32,23 @@
 
 #define SANDBOX_WORKSPACE "/workspace"
 
+/* How much the workspace held, and what its file system had left then. */
+typedef struct SandboxUsage
+{
+	uint64_t used;
+	uint64_t room;
+	uint64_t when_ms; /* by the monotonic clock; 0: never looked */
+} SandboxUsage;
+
 typedef struct SandboxSpec
 {
 	uint64_t memory_bytes;    /* of each process's data, and of all together */
+	uint64_t all_bytes;       /* of all, with the files that are in memory: for the cgroup */
 	uint64_t processes;       /* at once */
 	uint64_t cpu_seconds;     /* of each process; 0: no limit */
 	uint64_t file_bytes;      /* of each file */
 	uint64_t workspace_bytes; /* of all files in the workspace */
-	uint32_t workspace_full;  /* it is over its limit already: files may only shrink */
+	SandboxUsage usage;
 	uint32_t argument_count;
 	uint32_t variable_count;
 } SandboxSpec;
@@ -50,7 +59,8 @@ typedef struct SandboxSpec
 
 typedef enum
 {
-	SANDBOX_READY = 1,  /* to start the command; the message tells the host who it is */
+	SANDBOX_READY = 1,  /* the first: to start the command; the message tells the host who it is */
+	SANDBOX_USAGE,      /* value: whether the workspace is full from the start */
 	SANDBOX_NO_CWD,     /* errno */
 	SANDBOX_NO_COMMAND, /* errno of execve */
 	SANDBOX_NO_PROCESS, /* errno: something else before it */
@@ -64,6 +74,7 @@ typedef struct SandboxReport
 {
 	int32_t kind;
 	int32_t value;
+	SandboxUsage usage;
 } SandboxReport;
 
 #endif

@@ -21,13 +21,14 @@
  * The two limits that the kernel does not know are kept by looking.  Memory:
  * the sum over the processes, first by what is cheap to know and too much, and
  * only when that is over the limit by what is exact.  Disk: the workspace is
- * walked only when the file system has lost so much room that the limit
- * may have been reached.
+ * walked only when the file system has lost so much room since the last time that
+ * the limit may have been reached; the host hands on what is known from command to
+ * command.  One that is too full at the start stays as it is but for what the
+ * command removes: no file can grow.
  */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <fts.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -54,10 +55,14 @@
 
 #define OPEN_FILES 1024
 #define TICK_MS 100
-#define DISK_AT_LEAST_EVERY_MS 30000
+#define MAX_PAUSE_MS 1000
+#define LOOK_AGAIN_MS 60000
 
 /* What a file costs that has nothing in it. */
 #define INODE_BYTES 4096
+
+/* A descriptor each. */
+#define MAX_DEPTH 500
 
 static const SandboxSpec *spec;
 static char *cwd;
@@ -65,6 +70,8 @@ static char **arguments;
 static char **variables;
 static pid_t command;
 static long page_size;
+static SandboxUsage usage;
+static bool full_from_start;
 
 /* Says how it ended, and ends everything. */
 static void __attribute__((noreturn)) finish(SandboxReportKind kind, int value)
@@ -76,123 +83,23 @@ static void __attribute__((noreturn)) finish(SandboxReportKind kind, int value)
 	_exit(0);
 }
 
-/*
- * The start
- */
-
-static char **
-take_strings(char **next, uint32_t count)
+static uint64_t
+milliseconds(void)
 {
-	char **list = calloc((size_t) count + 1, sizeof *list);
+	struct timespec now;
 
-	if (list == NULL)
-		_exit(1);
-	for (uint32_t i = 0; i < count; i++)
-	{
-		list[i] = *next;
-		*next += strlen(*next) + 1;
-	}
-	return list;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t) now.tv_sec * 1000 + (uint64_t) now.tv_nsec / 1000000;
 }
 
-static void
-read_spec(void)
+/* When to look again, after a look that began at `start`: not all of the time goes into it. */
+static uint64_t
+next_time(uint64_t start)
 {
-	struct stat info;
-	char *next;
+	uint64_t now = milliseconds();
+	uint64_t pause = 10 * (now - start) + TICK_MS;
 
-	if (fstat(SANDBOX_FD_SPEC, &info) < 0 || info.st_size < (off_t) sizeof *spec)
-		_exit(1);
-	next = mmap(NULL, (size_t) info.st_size, PROT_READ, MAP_PRIVATE, SANDBOX_FD_SPEC, 0);
-	if (next == MAP_FAILED)
-		_exit(1);
-	spec = (const SandboxSpec *) next;
-	next += sizeof *spec;
-	cwd = next;
-	next += strlen(next) + 1;
-	arguments = take_strings(&next, spec->argument_count);
-	variables = take_strings(&next, spec->variable_count);
-}
-
-static void
-close_from(int first)
-{
-	if (syscall(SYS_close_range, first, ~0U, 0) == 0)
-		return;
-	for (int fd = first; fd < 65536; fd++)
-		close(fd);
-}
-
-static void
-limit(int resource, uint64_t value)
-{
-	struct rlimit both = {.rlim_cur = value, .rlim_max = value};
-
-	/* Lower limits that are there already stay. */
-	setrlimit((__rlimit_resource_t) resource, &both);
-}
-
-static void
-set_limits(void)
-{
-	limit(RLIMIT_CORE, 0);
-	limit(RLIMIT_NOFILE, OPEN_FILES);
-	/* This process is one as well. */
-	limit(RLIMIT_NPROC, spec->processes + 1);
-	limit(RLIMIT_DATA, spec->memory_bytes);
-	limit(RLIMIT_MEMLOCK, 65536);
-	limit(RLIMIT_MSGQUEUE, 0);
-	limit(RLIMIT_FSIZE, spec->workspace_full ? 0 : spec->file_bytes);
-	if (spec->cpu_seconds > 0)
-	{
-		struct rlimit seconds = {.rlim_cur = spec->cpu_seconds, .rlim_max = spec->cpu_seconds + 1};
-
-		setrlimit(RLIMIT_CPU, &seconds);
-	}
-}
-
-/* The command's process, up to its program; what goes wrong goes into the pipe. */
-static void __attribute__((noreturn)) become_command(int pipe)
-{
-	SandboxReport report = {.kind = SANDBOX_NO_COMMAND};
-	sigset_t none;
-	ssize_t written;
-
-	setsid();
-	umask(022);
-	set_limits();
-	if (chdir(cwd) < 0)
-		report.kind = SANDBOX_NO_CWD;
-	else
-	{
-		sigemptyset(&none);
-		sigprocmask(SIG_SETMASK, &none, NULL);
-		environ = variables;
-		execvp(arguments[0], arguments);
-	}
-	report.value = errno;
-	written = write(pipe, &report, sizeof report);
-	(void) written;
-	_exit(127);
-}
-
-static void
-start_command(void)
-{
-	SandboxReport report;
-	int ends[2];
-
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		finish(SANDBOX_NO_PROCESS, errno);
-	command = fork();
-	if (command < 0)
-		finish(SANDBOX_NO_PROCESS, errno);
-	if (command == 0)
-		become_command(ends[1]);
-	close(ends[1]);
-	if (read(ends[0], &report, sizeof report) == (ssize_t) sizeof report)
-		finish((SandboxReportKind) report.kind, report.value);
-	close(ends[0]);
+	return now + (pause < MAX_PAUSE_MS ? pause : MAX_PAUSE_MS);
 }
 
 /*
@@ -268,15 +175,6 @@ sum_of_processes(uint64_t (*bytes_of)(const char *pid))
 	return sum;
 }
 
-static uint64_t
-milliseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t) now.tv_sec * 1000 + (uint64_t) now.tv_nsec / 1000000;
-}
-
 static void
 check_memory(void)
 {
@@ -288,8 +186,7 @@ check_memory(void)
 	if (sum_of_processes(resident_bytes) > spec->memory_bytes &&
 	    sum_of_processes(proportional_bytes) > spec->memory_bytes)
 		finish(SANDBOX_MEMORY, 0);
-	/* Not more than a small part of the time. */
-	next_look = milliseconds() + 10 * (milliseconds() - now) + TICK_MS;
+	next_look = next_time(now);
 }
 
 /*
@@ -307,56 +204,213 @@ room_left(void)
 }
 
 static uint64_t
-workspace_bytes(void)
+file_bytes(const struct stat *info)
 {
-	static char root[] = SANDBOX_WORKSPACE;
-	char *const roots[] = {root, NULL};
-	FTS *walk = fts_open(roots, FTS_PHYSICAL | FTS_XDEV, NULL);
-	const FTSENT *entry;
-	uint64_t sum = 0;
+	uint64_t bytes = (uint64_t) info->st_blocks * 512 + INODE_BYTES;
 
-	while (walk != NULL && (entry = fts_read(walk)) != NULL)
+	return S_ISDIR(info->st_mode) || info->st_nlink == 0 ? bytes : bytes / info->st_nlink;
+}
+
+/*
+ * Adds what a directory holds, until that is over the limit.  It takes the
+ * descriptor.  What is nested too deep to be looked at is taken for too much.
+ */
+static void
+add_directory(int fd, int depth, uint64_t *sum)
+{
+	DIR *directory = fd >= 0 ? fdopendir(fd) : NULL;
+	const struct dirent *entry;
+	struct stat info;
+
+	if (directory == NULL)
 	{
-		const struct stat *info = entry->fts_statp;
-		bool known = entry->fts_info != FTS_DP && entry->fts_info != FTS_NS &&
-		             entry->fts_info != FTS_ERR && entry->fts_info != FTS_DNR;
-
-		if (known)
-			sum += ((uint64_t) info->st_blocks * 512 + INODE_BYTES) /
-			       (S_ISDIR(info->st_mode) || info->st_nlink == 0 ? 1 : info->st_nlink);
+		/* One that may not be read is the owner's to make readable, and to fill. */
+		if (fd >= 0)
+			close(fd);
+		if (depth >= MAX_DEPTH)
+			*sum = spec->workspace_bytes + 1;
+		return;
 	}
-	if (walk != NULL)
-		fts_close(walk);
-	return sum;
+	while (*sum <= spec->workspace_bytes && (entry = readdir(directory)) != NULL)
+	{
+		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
+		    fstatat(fd, entry->d_name, &info, AT_SYMLINK_NOFOLLOW) < 0)
+			continue;
+		*sum += file_bytes(&info);
+		if (S_ISDIR(info.st_mode))
+			add_directory(
+			    depth < MAX_DEPTH
+			        ? openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+			        : -1,
+			    depth + 1, sum);
+	}
+	closedir(directory);
+}
+
+static bool
+is_full(void)
+{
+	return usage.used > spec->workspace_bytes;
+}
+
+/* Whether it may have become too full since it was looked at. */
+static bool
+may_be_full(uint64_t room)
+{
+	uint64_t lost = room < usage.room ? usage.room - room : 0;
+
+	return usage.when_ms == 0 || milliseconds() - usage.when_ms > LOOK_AGAIN_MS ||
+	       usage.used + lost > spec->workspace_bytes;
+}
+
+static void
+look_at_disk(uint64_t room, bool is_start)
+{
+	SandboxReport report = {.kind = SANDBOX_USAGE};
+	ssize_t written;
+
+	usage.used = 0;
+	usage.room = room;
+	usage.when_ms = milliseconds();
+	add_directory(open(SANDBOX_WORKSPACE, O_RDONLY | O_DIRECTORY | O_CLOEXEC), 0, &usage.used);
+	report.value = is_start && is_full();
+	report.usage = usage;
+	written = write(CONTROL, &report, sizeof report);
+	(void) written;
 }
 
 static void
 check_disk(void)
 {
 	static uint64_t next_look;
-	static uint64_t next_walk;
-	static uint64_t used_then;
-	static uint64_t room_then;
-	static bool walked;
-	uint64_t now = milliseconds();
-	uint64_t room;
-	uint64_t lost;
+	uint64_t start = milliseconds();
+	uint64_t room = room_left();
 
-	if (now < next_look)
+	if (start < next_look || !may_be_full(room))
 		return;
-	next_look = now + TICK_MS;
-	room = room_left();
-	lost = room < room_then ? room_then - room : 0;
-	if (walked && now < next_walk && used_then + lost <= spec->workspace_bytes)
-		return;
-	used_then = workspace_bytes();
-	room_then = room;
-	walked = true;
-	/* Not more than a small part of the time. */
-	next_look = milliseconds() + TICK_MS + 10 * (milliseconds() - now);
-	next_walk = next_look + DISK_AT_LEAST_EVERY_MS;
-	if (used_then > spec->workspace_bytes)
+	look_at_disk(room, false);
+	next_look = next_time(start);
+	if (is_full())
 		finish(SANDBOX_DISK, 0);
+}
+
+/*
+ * The start
+ */
+
+static char **
+take_strings(char **next, uint32_t count)
+{
+	char **list = calloc((size_t) count + 1, sizeof *list);
+
+	if (list == NULL)
+		_exit(1);
+	for (uint32_t i = 0; i < count; i++)
+	{
+		list[i] = *next;
+		*next += strlen(*next) + 1;
+	}
+	return list;
+}
+
+static void
+read_spec(void)
+{
+	struct stat info;
+	char *next;
+
+	if (fstat(SANDBOX_FD_SPEC, &info) < 0 || info.st_size < (off_t) sizeof *spec)
+		_exit(1);
+	next = mmap(NULL, (size_t) info.st_size, PROT_READ, MAP_PRIVATE, SANDBOX_FD_SPEC, 0);
+	if (next == MAP_FAILED)
+		_exit(1);
+	spec = (const SandboxSpec *) next;
+	next += sizeof *spec;
+	cwd = next;
+	next += strlen(next) + 1;
+	arguments = take_strings(&next, spec->argument_count);
+	variables = take_strings(&next, spec->variable_count);
+}
+
+static void
+close_from(int first)
+{
+	if (syscall(SYS_close_range, first, ~0U, 0) == 0)
+		return;
+	for (int fd = first; fd < 65536; fd++)
+		close(fd);
+}
+
+static void
+limit(int resource, uint64_t value)
+{
+	struct rlimit both = {.rlim_cur = value, .rlim_max = value};
+
+	/* Lower limits that are there already stay. */
+	setrlimit((__rlimit_resource_t) resource, &both);
+}
+
+static void
+set_limits(void)
+{
+	limit(RLIMIT_CORE, 0);
+	limit(RLIMIT_NOFILE, OPEN_FILES);
+	/* This process is one as well. */
+	limit(RLIMIT_NPROC, spec->processes + 1);
+	limit(RLIMIT_DATA, spec->memory_bytes);
+	limit(RLIMIT_MEMLOCK, 65536);
+	limit(RLIMIT_MSGQUEUE, 0);
+	limit(RLIMIT_FSIZE, full_from_start ? 0 : spec->file_bytes);
+	if (spec->cpu_seconds > 0)
+	{
+		struct rlimit seconds = {.rlim_cur = spec->cpu_seconds, .rlim_max = spec->cpu_seconds + 1};
+
+		setrlimit(RLIMIT_CPU, &seconds);
+	}
+}
+
+/* The command's process, up to its program; what goes wrong goes into the pipe. */
+static void __attribute__((noreturn)) become_command(int pipe)
+{
+	SandboxReport report = {.kind = SANDBOX_NO_COMMAND};
+	sigset_t none;
+	ssize_t written;
+
+	setsid();
+	umask(022);
+	set_limits();
+	if (chdir(cwd) < 0)
+		report.kind = SANDBOX_NO_CWD;
+	else
+	{
+		sigemptyset(&none);
+		sigprocmask(SIG_SETMASK, &none, NULL);
+		environ = variables;
+		execvp(arguments[0], arguments);
+	}
+	report.value = errno;
+	written = write(pipe, &report, sizeof report);
+	(void) written;
+	_exit(127);
+}
+
+static void
+start_command(void)
+{
+	SandboxReport report;
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		finish(SANDBOX_NO_PROCESS, errno);
+	command = fork();
+	if (command < 0)
+		finish(SANDBOX_NO_PROCESS, errno);
+	if (command == 0)
+		become_command(ends[1]);
+	close(ends[1]);
+	if (read(ends[0], &report, sizeof report) == (ssize_t) sizeof report)
+		finish((SandboxReportKind) report.kind, report.value);
+	close(ends[0]);
 }
 
 /*
@@ -430,6 +484,10 @@ main(void)
 	watched[1] =
 	    (struct pollfd){.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK), .events = POLLIN};
 	wait_for_host();
+	usage = spec->usage;
+	if (may_be_full(room_left()))
+		look_at_disk(room_left(), true);
+	full_from_start = is_full();
 	start_command();
 	/* They are the command's. */
 	close(0);
@@ -448,7 +506,7 @@ main(void)
 		if (ready > 0 && watched[0].revents != 0)
 			obey();
 		check_memory();
-		if (!spec->workspace_full)
+		if (!full_from_start)
 			check_disk();
 	}
 }

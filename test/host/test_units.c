@@ -1,15 +1,17 @@
 /*
  * test_units.c
  *		The driver host's parts that need no server: known_hosts, private keys,
- *		allowed hosts, the remote script, plugins' manifests, the delay of their
+ *		allowed hosts, the remote scripts, plugins' manifests, the delay of their
  *		workers, what is known of leases, and text made safe.
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,12 +19,16 @@
 #include <sodium.h>
 
 #include "allowed_hosts.h"
+#include "execute_request.h"
 #include "glob.h"
 #include "host_error.h"
 #include "known_hosts.h"
 #include "lease_keys.h"
 #include "memory.h"
 #include "plugin_manifest.h"
+#include "sandbox_cgroup.h"
+#include "sandbox_folder.h"
+#include "ssh_execute_script.h"
 #include "ssh_key.h"
 #include "ssh_script.h"
 #include "tap.h"
@@ -562,6 +568,161 @@ test_lease_keys(void)
 	ok(lease_keys_count() == 0, "leases: all gone");
 }
 
+/* Feeds text to the start of a command in pieces, and returns what is the command's own. */
+static char *
+own_output(ExecuteStart *start, bool is_stderr, const char *text, size_t piece)
+{
+	Bytes own = {0};
+
+	bytes_append(&own, "", 0);
+	for (size_t left = strlen(text); left > 0;)
+	{
+		size_t length = left < piece ? left : piece;
+		/* A copy, so that the sanitizer sees who reads too far. */
+		char *copy = xcalloc(1, length);
+		const char *rest;
+		size_t count = length;
+
+		memcpy(copy, text, length);
+		rest = ssh_execute_start_take(start, is_stderr, copy, &count);
+		bytes_append(&own, rest, count);
+		free(copy);
+		text += length;
+		left -= length;
+	}
+	return own.data;
+}
+
+static void
+test_execute_start(void)
+{
+	for (size_t piece = 1; piece < 80; piece += 13)
+	{
+		ExecuteStart start = {.marker = "envrt-12"};
+		char *out =
+		    own_output(&start, false, "Hi envrt-1 envrt-12 \nenvrt-12\nout\nenvrt-12\n", piece);
+		char *errors =
+		    own_output(&start, true, "+ sh envrt-12\nenvrt-12 x\nenvrt-12 start -77\nerr", piece);
+		char *line;
+
+		ok(strcmp(out, "out\nenvrt-12\n") == 0, "execute: stdout in pieces of %zu", piece);
+		ok(strcmp(errors, "err") == 0, "... stderr");
+		ok(start.state == START_DONE && start.group && start.pid == 77, "... the process group");
+		ok(strcmp(start.heads[1].data, "+ sh envrt-12\nenvrt-12 x\n") == 0, "... what came before");
+		line = ssh_execute_kill_line(&start, "TERM");
+		ok(strcmp(line, "exec sh -c 'kill -TERM -77'") == 0, "... how to end it");
+		free(line);
+		free(out);
+		free(errors);
+		ssh_execute_start_clear(&start);
+	}
+	for (int group = 0; group < 2; group++)
+	{
+		ExecuteStart start = {.marker = "m"};
+		char *errors = own_output(&start, true, group ? "no\nm cwd\n" : "m start 5\n", 3);
+
+		ok(start.state == (group ? START_NO_CWD : START_DONE) && !start.group && errors[0] == '\0',
+		   "execute: %s", group ? "no directory" : "no process group");
+		free(errors);
+		ssh_execute_start_clear(&start);
+	}
+}
+
+/* Whether the line ends exactly the process that is meant, by its age. */
+static bool
+ends_process(long wrong_age)
+{
+	int status = 0;
+	pid_t pid = fork();
+	ExecuteStart start = {.pid = pid};
+	char *line;
+
+	if (pid == 0)
+	{
+		alarm(20);
+		pause();
+		_exit(0);
+	}
+	line = ssh_execute_end_line(&start, (uint64_t) wrong_age, 0, 0);
+	if (system(line) < 0)
+		abort();
+	free(line);
+	/* Of two signals the kernel delivers the lower one first. */
+	kill(pid, SIGXCPU);
+	waitpid(pid, &status, 0);
+	return WTERMSIG(status) == SIGTERM || WTERMSIG(status) == SIGKILL;
+}
+
+static void
+write_file(const char *directory, const char *name, const char *text)
+{
+	char *path = xformat("%s/%s", directory, name);
+	FILE *file = fopen(path, "w");
+
+	if (file == NULL || fputs(text, file) < 0 || fclose(file) != 0)
+		abort();
+	free(path);
+}
+
+/* With a directory that looks like a cgroup: what is written to its file stays there. */
+static void
+test_cgroups(void)
+{
+	char root[] = "/tmp/envrt-units-XXXXXX";
+	const char *mounts[] = {"/nonexistent", NULL, NULL};
+	const char *own = "4:memory:/other\n1:name=x:/y/z\n0::/unit/main\n";
+	char *unit;
+	char *command;
+
+	if (mkdtemp(root) == NULL)
+		abort();
+	mounts[1] = root;
+	unit = xformat("%s/unit", root);
+	if (mkdir(unit, 0700) < 0)
+		abort();
+	write_file(unit, "cgroup.controllers", "cpu memory pids\n");
+	write_file(unit, "cgroup.subtree_control", "0123456789012 memory pids\n");
+	ok(sandbox_cgroups_find(mounts, own), "cgroups: a delegated parent");
+	ok(sandbox_cgroup_new(getpid(), 1, 1) == NULL, "cgroups: a limit that can't be set");
+	ok(sandbox_cgroups_find(mounts, "0::/unit/main"), "cgroups: no line end");
+	ok(!sandbox_cgroups_find(mounts, "0::/\n"), "cgroups: the root has no parent");
+	ok(!sandbox_cgroups_find(mounts, "0::/unit\n"), "cgroups: the root is nobody's");
+	ok(!sandbox_cgroups_find(mounts, "4:memory:/unit/main\n"), "cgroups: version 1");
+	ok(!sandbox_cgroups_find(mounts, ""), "cgroups: none");
+	ok(!sandbox_cgroups_find(mounts, "0::/other/main\n"), "cgroups: not to be found");
+	write_file(unit, "cgroup.controllers", "cpu memory_x pids\n");
+	ok(!sandbox_cgroups_find(mounts, own), "cgroups: without a controller");
+	write_file(unit, "cgroup.controllers", "memory pids\n");
+	write_file(unit, "cgroup.subtree_control", "\n");
+	ok(!sandbox_cgroups_find(mounts, own), "cgroups: controllers that can't be handed on");
+	ok(sandbox_cgroup_new(getpid(), 1, 1) == NULL, "cgroups: then there are none");
+	ok(!sandbox_cgroup_ran_out_of_memory(NULL), "cgroups: which is no lack of memory");
+	sandbox_cgroup_free(NULL);
+	sandbox_cgroups_close();
+	/* Of the sandbox that could not be limited nothing is left, or this would not be all. */
+	command = xformat("rm '%s'/cgroup.*; rmdir '%s' '%s'", unit, unit, root);
+	ok(system(command) == 0, "cgroups: all gone");
+	free(command);
+	free(unit);
+}
+
+static void
+test_sandbox_ids(void)
+{
+	static const char *const bad[] = {"",
+	                                  "00000000-0000-4000-8000-00000000000",
+	                                  "00000000-0000-4000-8000-0000000000000",
+	                                  "00000000-0000-4000-8000-00000000000A",
+	                                  "000000000000-4000-8000-00000000-0000",
+	                                  "00000000/0000/4000/8000/000000000000",
+	                                  "../../../../../../../../../../../../"};
+
+	ok(sandbox_is_id("0123abcd-0000-4000-8000-0123456789ef"), "sandboxes: a uuid");
+	ok(!sandbox_is_id(NULL), "sandboxes: no text");
+	for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+		ok(!sandbox_is_id(bad[i]), "sandboxes: no uuid: %s", bad[i]);
+}
+
 int
 main(void)
 {
@@ -579,6 +740,11 @@ main(void)
 	test_manifests();
 	test_backoff();
 	test_lease_keys();
+	test_execute_start();
+	ok(ends_process(0), "execute: a process of the right age is ended");
+	ok(!ends_process(100), "... and none that is too young");
+	test_cgroups();
+	test_sandbox_ids();
 	for (int i = 0; i < 3; i++)
 	{
 		ssh_key_free(keys[i]);

@@ -123,6 +123,7 @@ sub acquire_sql
 
 sub one_statement
 {
+	my ($alone) = @_;
 	my $kind = pick(qw(acquire acquire acquire acquire request resume probe renew release release release_run release_run destroy
 		end_run end_run delete_run retained check check delete_lease));
 	my $sql;
@@ -160,7 +161,7 @@ sub one_statement
 	}
 	elsif ($kind eq 'check')
 	{
-		check();
+		check($alone);
 	}
 	run($kind, $sql) if defined $sql && goes_on();
 	return;
@@ -169,13 +170,18 @@ sub one_statement
 # A lease that is locked and active has its sandbox, whatever happens around it.
 sub check
 {
-	my $result = run('check', "SELECT id, provider_lease_id FROM envrt.environment_leases l WHERE status IN ('active', 'retained')"
-		  . " AND xmin::text <> (pg_current_xact_id_if_assigned()::xid)::text IS NOT FALSE ORDER BY random() LIMIT 1 FOR UPDATE SKIP LOCKED");
+	my ($alone) = @_;
+
+	run('begin', 'BEGIN') if $alone;
+	my $result = run('check', "SELECT id, provider_lease_id FROM envrt.environment_leases WHERE status IN ('active', 'retained') ORDER BY random() LIMIT 1 FOR UPDATE SKIP LOCKED");
 	my ($lease, $id) = split /\|/, $result->{out};
 
-	return if !defined $id || $id eq '';
-	push @wrong, "lease $lease is active, and there is no $id" if !$provider->has($id);
-	$done{'check done'}++;
+	if (defined $id && $id ne '')
+	{
+		push @wrong, "lease $lease is active, and there is no $id" if !$provider->has($id);
+		$done{'check done'}++;
+	}
+	run('commit', 'COMMIT') if $alone && goes_on();
 	return;
 }
 
@@ -185,7 +191,7 @@ sub transaction
 	{
 		# By themselves
 		run('setting', "SET statement_timeout = '" . int(5 + rand 100) . " ms'") if chance(0.1);
-		one_statement();
+		one_statement(1);
 		run('setting', 'RESET statement_timeout') if goes_on();
 		return;
 	}
