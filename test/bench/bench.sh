@@ -31,6 +31,52 @@ ratio()
 	awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.2f", a / b; else printf "?" }'
 }
 
+# Two databases alike, but that one has a million ended leases and ten thousand active ones.
+size_rows=${BENCH_SIZE:-1000000}
+
+fill()
+{
+	local database=$1 ended=$2 active=$3
+
+	sql -d postgres -c "CREATE DATABASE $database"
+	sql -d "$database" <<END
+CREATE EXTENSION envrt;
+SET session_replication_role = replica;
+INSERT INTO envrt.companies (id, name) VALUES ('00000000-0000-0000-0000-0000000c0000', 'Bench');
+INSERT INTO envrt.agents (id, company_id, name) VALUES ('00000000-0000-0000-0000-0000000a0000', '00000000-0000-0000-0000-0000000c0000', 'Bench');
+INSERT INTO envrt.heartbeat_runs (id, company_id, agent_id, status)
+SELECT lpad(to_hex(n), 32, '0')::uuid, '00000000-0000-0000-0000-0000000c0000', '00000000-0000-0000-0000-0000000a0000', 'running'
+FROM generate_series(0, $runs_per_client - 1) n;
+INSERT INTO envrt.environments (id, company_id, name, driver, config)
+VALUES ('00000000-0000-0000-0000-0000000e0001', '00000000-0000-0000-0000-0000000c0000', 'Local', 'local', '{}');
+INSERT INTO envrt.environment_leases (company_id, environment_id, heartbeat_run_id, status, provider, metadata, released_at)
+SELECT '00000000-0000-0000-0000-0000000c0000', '00000000-0000-0000-0000-0000000e0001',
+    lpad(to_hex($runs_per_client + n % greatest($ended / 10, 1)), 32, '0')::uuid, CASE WHEN n <= $active THEN 'active' ELSE 'released' END, 'local',
+    '{"driver": "local"}', CASE WHEN n > $active THEN now() END
+FROM generate_series(1, $ended + $active) n;
+VACUUM ANALYZE;
+CHECKPOINT;
+END
+}
+
+measure_size()
+{
+	local round
+
+	fill bench_empty 0 0
+	fill bench_full "$size_rows" 10000
+	: >"$bench/empty"
+	: >"$bench/full"
+	for round in $(seq "$rounds"); do
+		PGDATABASE=bench_empty turn "$bench/local-envrt.sql" 1 off >>"$bench/empty"
+		PGDATABASE=bench_full turn "$bench/local-envrt.sql" 1 off >>"$bench/full"
+	done
+	paste "$bench/empty" "$bench/full" | awk '{ print $1 / $2 }' >"$bench/ratios"
+	printf '\nacquire + release of a local lease, pairs a second, by what is in the table\n\n'
+	printf '%12s %22s %7s\n' empty "$size_rows ended" cost
+	printf '%12.0f %22.0f %7.2f\n' "$(median "$bench/empty")" "$(median "$bench/full")" "$(median "$bench/ratios")"
+}
+
 fixture_start
 server_start "max_connections = 50" "shared_buffers = 256MB" "max_wal_size = 4GB" \
 	"autovacuum = off" "envrt.runtime_api_candidates = '$ENVRT_TEST_API'"
@@ -113,6 +159,8 @@ for driver in local fake; do
 		done
 	done
 done
+
+measure_size
 
 # ---------------------------------------------------------------------------------------------
 # ssh: a company that has not been there has no session to share, so its first acquire is cold

@@ -23,7 +23,7 @@ use POSIX qw(:sys_wait_h _exit);
 use Socket qw(SOMAXCONN);
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw(wait_until has_ipv6 temporary_directory slurp spew run_command processes_below);
+our @EXPORT_OK = qw(wait_until has_ipv6 has_sandboxes temporary_directory slurp spew run_command processes_below);
 
 my $owner = $$;
 my @running;       # fixtures of this process, in the order in which they started
@@ -92,6 +92,16 @@ sub has_ipv6
 {
 	$ipv6 //= IO::Socket::IP->new(LocalHost => '::1', LocalPort => 0, Listen => 1) ? 1 : 0;
 	return $ipv6;
+}
+
+# Whether bubblewrap works for this user: in a chroot, and where a kernel forbids it, nobody but root
+# can make the namespaces.
+my $sandboxes;
+
+sub has_sandboxes
+{
+	$sandboxes //= system('bwrap --unshare-all --ro-bind / / true >/dev/null 2>&1') == 0 ? 1 : 0;
+	return $sandboxes;
 }
 
 sub loopback_addresses

@@ -42,10 +42,10 @@ BEGIN
 
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
-use EnvrtFixture qw(wait_until has_ipv6 temporary_directory);
+use EnvrtFixture qw(wait_until has_ipv6 has_sandboxes temporary_directory);
 
 our @EXPORT = qw(
-  new_cluster wait_until wait_until_sql has_ipv6 temporary_directory stop_all build_file
+  new_cluster wait_until wait_until_sql has_ipv6 has_sandboxes temporary_directory stop_all build_file
   make_company make_agent make_run make_environment make_fake_environment make_ssh_environment
   ssh_config acquire release literal sql_state to_json from_json
 );

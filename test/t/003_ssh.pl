@@ -256,7 +256,7 @@ set('envrt.allowed_hosts' => '');
 
 # No key material is ever written to a file, in the data directory or elsewhere.
 is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.environments WHERE config::text LIKE '%PRIVATE KEY%'"), '0', 'no config holds a key');
-is($node->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls_dir('pg_envrt') f"), 'master.key,master.key.fingerprint,run', 'nothing but the master key in our directory');
+is($node->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls_dir('pg_envrt') f"), 'instance,master.key,master.key.fingerprint', 'nothing but the master key and who we are in our directory');
 is($node->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls_dir('pg_stat_tmp') f WHERE f LIKE 'envrt%'"), 'envrt_host.lock,envrt_host.sock', 'nor in the run directory');
 
 # Probes: a row, whatever happens

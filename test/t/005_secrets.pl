@@ -189,7 +189,7 @@ my @handles = map {
 IPC::Run::finish($_) for @handles;
 my $one = $new->safe_psql('postgres', "SELECT encode(envrt_sealing_key(), 'hex')");
 is(join('', @outputs), "$one\n" x 8, 'eight first uses at once get one key');
-is($new->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls_dir('pg_envrt') f"), 'master.key,master.key.fingerprint,run',
+is($new->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls_dir('pg_envrt') f"), 'instance,master.key,master.key.fingerprint',
 	'and leave one key file and no temporary one');
 is($new->safe_psql('postgres', 'SELECT count(*) FROM envrt.settings'), '1', 'and one fingerprint');
 done_testing();
