@@ -2,13 +2,13 @@
 # Afterwards nothing is leaked, lost, held twice or ended twice with an effect.
 #
 # ENVRT_CHAOS_SECONDS (300) is how long, ENVRT_CHAOS_PAUSE (2) the seconds between two kills,
-# ENVRT_CHAOS_SEED what the random numbers are made from; the seed is printed.  It determines what each client and the killer choose, not how that falls together.
+# ENVRT_CHAOS_SEED what the random numbers are made from; the seed is printed.  It says what each client
+# does to whatever it finds, and what is killed, not how these fall together.
 use strict;
 use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
-use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 use EnvrtTest;
@@ -27,7 +27,6 @@ my $provider = EnvrtProvider->new;
 my $node = new_cluster('chaos', conf => EnvrtProvider::conf() . <<'CONF');
 restart_after_crash = on
 max_connections = 40
-log_min_duration_statement = -1
 envrt.provider_timeout = '5s'
 CONF
 my $company = make_company($node);
