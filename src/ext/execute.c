@@ -25,6 +25,7 @@
 #include "environments.h"
 #include "funcapi.h"
 #include "json.h"
+#include "lease_call.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
@@ -157,114 +158,24 @@ read_timeout(FunctionCallInfo fcinfo, int n)
 	return (int64) ms;
 }
 
-/* The lease that a command is to run in. */
-typedef struct CommandLease
-{
-	pg_uuid_t *company_id;
-	pg_uuid_t *environment_id;
-	char *driver;
-	char *provider;
-	char *provider_lease_id;
-	Jsonb *metadata; /* NULL: none */
-} CommandLease;
-
-static void
-load_lease(const ApiCall *call, const pg_uuid_t *lease_id, CommandLease *lease)
-{
-	static Statement find = {
-	    "SELECT l.company_id, l.environment_id, coalesce(l.metadata OPERATOR(pg_catalog.->>) "
-	    "'driver', e.driver), l.provider, l.provider_lease_id, l.metadata, l.status"
-	    " FROM @environment_leases@ l JOIN @environments@ e ON e.id OPERATOR(pg_catalog.=) "
-	    "l.environment_id WHERE l.id OPERATOR(pg_catalog.=) $1",
-	    1,
-	    {UUIDOID},
-	};
-	Datum values[1] = {UUIDPGetDatum(lease_id)};
-	Datum metadata;
-	bool isnull;
-
-	if (!caller_can_see(call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
-	    statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
-	if (strcmp(result_text(0, 7), "active") != 0)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		                errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id),
-		                       result_text(0, 7)),
-		                errhint("Acquire a new lease.")));
-	lease->company_id = result_uuid(0, 1);
-	lease->environment_id = result_uuid(0, 2);
-	lease->driver = result_text(0, 3);
-	lease->provider = result_text(0, 4);
-	lease->provider_lease_id = result_text(0, 5);
-	metadata = result_typed(0, 6, JSONBOID, &isnull);
-	lease->metadata = isnull ? NULL : DatumGetJsonbPCopy(metadata);
-}
-
-/* The call's params but for the command itself (guarded), by the lease's driver. */
-static json_t *
-lease_params(const ApiCall *call, const pg_uuid_t *lease_id, const CommandLease *lease)
-{
-	if (strcmp(lease->driver, "ssh") == 0)
-	{
-		Environment *environment = environment_load(call, lease->environment_id);
-
-		if (strcmp(environment->driver, "ssh") != 0)
-			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			                errmsg("Expected SSH environment config for driver \"%s\".",
-			                       environment->driver)));
-		return ssh_driver.call_params(environment);
-	}
-	if (strcmp(lease->driver, "sandbox") == 0 && lease->provider != NULL &&
-	    strcmp(lease->provider, "fake") == 0)
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		                errmsg("Sandbox driver does not support direct command execution for "
-		                       "built-in providers.")));
-	if (strcmp(lease->driver, "sandbox") == 0 || strcmp(lease->driver, "plugin") == 0)
-	{
-		json_t *row = provider_row(lease_id, false);
-
-		if (row == NULL)
-			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			                errmsg("this server has no provider lease of lease \"%s\"",
-			                       uuid_text(lease_id)),
-			                errhint("See envrt.stat_cleanup for what was left alone.")));
-		return provider_call_params(row);
-	}
-	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-	                errmsg("Environment driver \"%s\" does not support command execution.",
-	                       lease->driver)));
-}
-
-static json_t *
-lease_json(const CommandLease *lease)
-{
-	json_t *json = json_object_new();
-
-	json_object_set_new(json, "providerLeaseId",
-	                    lease->provider_lease_id != NULL
-	                        ? json_string(text_to_utf8(lease->provider_lease_id))
-	                        : json_null());
-	if (lease->metadata != NULL)
-		json_object_set(json, "metadata", json_from_jsonb(lease->metadata));
-	json_object_set_new(json, "expiresAt", json_null());
-	return json;
-}
-
 /* Everything that the driver host is told (guarded); *timeout_ms is what it may take. */
 static json_t *
 command_params(FunctionCallInfo fcinfo, const ApiCall *call, bool raw, int64 *timeout_ms)
 {
 	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
-	CommandLease lease;
+	CalledLease lease;
 	json_t *params;
 	json_t *config_timeout;
 	int64 timeout = read_timeout(fcinfo, 6);
 
 	require_argument(1, "command");
-	load_lease(call, lease_id, &lease);
-	params = lease_params(call, lease_id, &lease);
-	json_object_set_new(params, "lease", lease_json(&lease));
+	called_lease_load(call, lease_id, &lease);
+	if (called_lease_is_fake(&lease))
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+		                errmsg("Sandbox driver does not support direct command execution for "
+		                       "built-in providers.")));
+	params = called_lease_params(call, &lease, "command execution");
+	json_object_set_new(params, "lease", called_lease_json(&lease));
 	json_object_set_new(params, "command", text_json(PG_GETARG_TEXT_PP(1)));
 	json_object_set(params, "args", read_args(fcinfo, 2));
 	if (!PG_ARGISNULL(3))

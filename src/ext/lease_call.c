@@ -1,0 +1,105 @@
+/*
+ * lease_call.c
+ *		Calls to the driver of an active lease.
+ *
+ * Which driver it is says the lease, whatever its environment has become
+ * meanwhile.  What a driver needs to know is for ssh in the environment, which
+ * must still be one of ssh, and for providers in the ledger.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "drivers.h"
+#include "environments.h"
+#include "json.h"
+#include "lease_call.h"
+#include "provider_lease.h"
+#include "utils/builtins.h"
+
+void
+called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *lease)
+{
+	static Statement find = {
+	    "SELECT l.company_id, l.environment_id, coalesce(l.metadata OPERATOR(pg_catalog.->>) "
+	    "'driver', e.driver), l.provider, l.provider_lease_id, l.metadata, l.status,"
+	    " l.heartbeat_run_id, l.execution_workspace_id"
+	    " FROM @environment_leases@ l JOIN @environments@ e ON e.id OPERATOR(pg_catalog.=) "
+	    "l.environment_id WHERE l.id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(lease_id)};
+	Datum metadata;
+	bool isnull;
+
+	if (!caller_can_see(call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
+	    statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+	if (strcmp(result_text(0, 7), "active") != 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id),
+		                       result_text(0, 7)),
+		                errhint("Acquire a new lease.")));
+	lease->id = lease_id;
+	lease->company_id = result_uuid(0, 1);
+	lease->environment_id = result_uuid(0, 2);
+	lease->driver = result_text(0, 3);
+	lease->provider = result_text(0, 4);
+	lease->provider_lease_id = result_text(0, 5);
+	metadata = result_typed(0, 6, JSONBOID, &isnull);
+	lease->metadata = isnull ? NULL : DatumGetJsonbPCopy(metadata);
+	lease->run_id = result_uuid(0, 8);
+	lease->workspace_id = result_uuid(0, 9);
+}
+
+bool
+called_lease_is_fake(const CalledLease *lease)
+{
+	return strcmp(lease->driver, "sandbox") == 0 && lease->provider != NULL &&
+	       strcmp(lease->provider, "fake") == 0;
+}
+
+json_t *
+called_lease_params(const ApiCall *call, const CalledLease *lease, const char *operation)
+{
+	if (strcmp(lease->driver, "ssh") == 0)
+	{
+		Environment *environment = environment_load(call, lease->environment_id);
+
+		if (strcmp(environment->driver, "ssh") != 0)
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			                errmsg("Expected SSH environment config for driver \"%s\".",
+			                       environment->driver)));
+		return ssh_driver.call_params(environment);
+	}
+	if (strcmp(lease->driver, "sandbox") == 0 || strcmp(lease->driver, "plugin") == 0)
+	{
+		json_t *row = provider_row(lease->id, false);
+
+		if (row == NULL)
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			                errmsg("this server has no provider lease of lease \"%s\"",
+			                       uuid_text(lease->id)),
+			                errhint("See envrt.stat_cleanup for what was left alone.")));
+		return provider_call_params(row);
+	}
+	ereport(ERROR,
+	        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+	         errmsg("Environment driver \"%s\" does not support %s.", lease->driver, operation)));
+}
+
+json_t *
+called_lease_json(const CalledLease *lease)
+{
+	json_t *json = json_object_new();
+
+	json_object_set_new(json, "providerLeaseId",
+	                    lease->provider_lease_id != NULL
+	                        ? json_string(text_to_utf8(lease->provider_lease_id))
+	                        : json_null());
+	if (lease->metadata != NULL)
+		json_object_set(json, "metadata", json_from_jsonb(lease->metadata));
+	json_object_set_new(json, "expiresAt", json_null());
+	return json;
+}

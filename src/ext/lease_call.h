@@ -1,0 +1,43 @@
+/*
+ * lease_call.h
+ *		Calls to the driver of an active lease; see lease_call.c.
+ */
+#ifndef ENVRT_LEASE_CALL_H
+#define ENVRT_LEASE_CALL_H
+
+#include "postgres.h"
+
+#include "json_library.h"
+#include "tables.h"
+#include "utils/jsonb.h"
+
+typedef struct CalledLease
+{
+	const pg_uuid_t *id;
+	pg_uuid_t *company_id;
+	pg_uuid_t *environment_id;
+	pg_uuid_t *run_id;       /* NULL: none (any more) */
+	pg_uuid_t *workspace_id; /* NULL: none */
+	char *driver;            /* the lease's own, else the environment's */
+	char *provider;          /* NULL: none */
+	char *provider_lease_id; /* NULL: none */
+	Jsonb *metadata;         /* NULL: none */
+} CalledLease;
+
+/* Or ERROR: there is none that the caller can see (42704), it is not active (55000). */
+extern void called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *lease);
+
+/* Whether it is of the built-in provider that makes names only. */
+extern bool called_lease_is_fake(const CalledLease *lease);
+
+/*
+ * The params of a call about it, secrets included (guarded); ERROR 0A000 when its
+ * driver has no such operation, which is for the message.  Call by provider_call().
+ */
+extern json_t *called_lease_params(const ApiCall *call, const CalledLease *lease,
+                                   const char *operation);
+
+/* The param "lease": what its driver has made of it (a new reference). */
+extern json_t *called_lease_json(const CalledLease *lease);
+
+#endif
