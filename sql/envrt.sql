@@ -592,6 +592,12 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) IS
 'Like envrt_execute, with stdin, stdout and stderr byte for byte';
 
+CREATE FUNCTION envrt_realize_workspace(lease_id uuid, workspace jsonb DEFAULT '{}')
+RETURNS jsonb
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_realize_workspace(uuid, jsonb) IS
+'Says where a workspace is in an active lease: {cwd, metadata}. workspace: {localPath, remotePath, cwd, mode, metadata}, whose metadata.workspaceRealizationRequest may say where it comes from. A plugin''s lease has the plugin make the workspace, and its answer as it is; else metadata.workspaceRealization is a record of both sides, and nothing is done outside. Errors: 22023 bad argument, 42704 no such lease, 55000 lease not active or no driver host, 38000 from the plugin';
+
 CREATE FUNCTION envrt.use_secrets_in_env()
 RETURNS void
 AS 'MODULE_PATHNAME', 'envrt_use_secrets_in_env' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -788,6 +794,7 @@ REVOKE ALL ON FUNCTION envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, i
 REVOKE ALL ON FUNCTION envrt_await_lease(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_execute(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_realize_workspace(uuid, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_claim_instance(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_forget_provider_lease(uuid) FROM PUBLIC;

@@ -60,6 +60,14 @@ called_lease_is_fake(const CalledLease *lease)
 	       strcmp(lease->provider, "fake") == 0;
 }
 
+bool
+called_lease_is_bubblewrap(const CalledLease *lease)
+{
+	return strcmp(lease->driver, "sandbox") == 0 && lease->provider != NULL &&
+	       strcmp(lease->provider, "bubblewrap") == 0 &&
+	       (lease->metadata == NULL || jsonb_string_member(lease->metadata, "pluginKey") == NULL);
+}
+
 json_t *
 called_lease_params(const ApiCall *call, const CalledLease *lease, const char *operation)
 {

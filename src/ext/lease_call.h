@@ -30,6 +30,9 @@ extern void called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, Ca
 /* Whether it is of the built-in provider that makes names only. */
 extern bool called_lease_is_fake(const CalledLease *lease);
 
+/* Whether it is of the driver host's own provider of that name, and not of a plugin's. */
+extern bool called_lease_is_bubblewrap(const CalledLease *lease);
+
 /*
  * The params of a call about it, secrets included (guarded); ERROR 0A000 when its
  * driver has no such operation, which is for the message.  Call by provider_call().
