@@ -7,7 +7,8 @@
  * answered, failed (both by the driver), or cancelled (by the server, when the
  * connection is gone or its client says so).  Whoever ends it frees it.  Between, the driver owns
  * what it keeps for the call and registers how to undo it; the call itself
- * knows nothing about drivers.  A call never outlives its connection.
+ * knows nothing about drivers.  A call never outlives its connection, but for one
+ * that has none: what it says goes to a CallSink of the host's own.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,9 @@ struct Call
 {
 	Call *next;
 	Call *previous;
-	struct Connection *connection;
+	struct Connection *connection; /* NULL: a sink's */
+	const CallSink *sink;
+	void *sink_data;
 	pid_t peer;
 	json_t *id;
 	char *method;
@@ -52,18 +55,14 @@ calls_set_max(size_t max)
 	max_active = max;
 }
 
-Call *
-call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
-           const char *driver)
+static Call *
+begin(const char *method, const char *driver)
 {
 	Call *call;
 
 	if (active >= max_active)
 		return NULL;
 	call = xcalloc(1, sizeof *call);
-	call->connection = connection;
-	call->peer = peer;
-	call->id = json_incref(id);
 	call->method = xstrdup(method);
 	call->driver = driver ? xstrdup(driver) : NULL;
 	call->state = "starting";
@@ -74,6 +73,32 @@ call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *me
 	first_call = call;
 	active++;
 	total++;
+	return call;
+}
+
+Call *
+call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
+           const char *driver)
+{
+	Call *call = begin(method, driver);
+
+	if (call == NULL)
+		return NULL;
+	call->connection = connection;
+	call->peer = peer;
+	call->id = json_incref(id);
+	return call;
+}
+
+Call *
+call_begin_for(const CallSink *sink, void *data, const char *method, const char *driver)
+{
+	Call *call = begin(method, driver);
+
+	if (call == NULL)
+		return NULL;
+	call->sink = sink;
+	call->sink_data = data;
 	return call;
 }
 
@@ -117,8 +142,11 @@ call_on_room(Call *call, void (*room)(void *data), void *data)
 bool
 call_notify(Call *call, const char *method, json_t *params)
 {
-	json_t *message = json_object();
+	json_t *message;
 
+	if (call->sink != NULL)
+		return call->sink->notified(call->sink_data, params);
+	message = json_object();
 	json_object_set(params, "id", call->id);
 	json_object_set_new(message, "jsonrpc", json_string("2.0"));
 	json_object_set_new(message, "method", json_string(method));
@@ -135,6 +163,13 @@ calls_tell_room(const struct Connection *connection)
 	for (Call *call = first_call; call != NULL; call = call->next)
 		if (call->connection == connection && call->room != NULL)
 			call->room(call->room_data);
+}
+
+void
+call_tell_room(const Call *call)
+{
+	if (call->room != NULL)
+		call->room(call->room_data);
 }
 
 static void
@@ -154,29 +189,38 @@ call_free(Call *call)
 	free(call);
 }
 
+/* One of result and error is NULL; takes both. */
 static void
-call_end(Call *call, json_t *message)
+call_end(Call *call, json_t *result, HostError *error)
 {
 	struct Connection *connection = call->connection;
+	const CallSink *sink = call->sink;
+	void *sink_data = call->sink_data;
+	json_t *id = json_incref(call->id);
 
 	call_free(call);
-	connection_send(connection, message);
+	if (sink != NULL)
+		sink->ended(sink_data, result, error);
+	else
+	{
+		connection_send(connection, error ? error_response(id, error) : rpc_response(id, result));
+		error_free(error);
+	}
 }
 
 void
 call_answer(Call *call, json_t *result)
 {
-	call_end(call, rpc_response(json_incref(call->id), result));
+	call_end(call, result, NULL);
 }
 
 void
 call_fail(Call *call, HostError *error)
 {
-	call_end(call, error_response(json_incref(call->id), error));
-	error_free(error);
+	call_end(call, NULL, error);
 }
 
-static void
+void
 call_cancel(Call *call)
 {
 	CallCancelled cancelled = call->cancelled;
@@ -244,7 +288,7 @@ calls_describe(void)
 	{
 		json_t *row = json_object();
 
-		json_object_set_new(row, "pid", json_integer(call->peer));
+		json_object_set_new(row, "pid", call->peer ? json_integer(call->peer) : json_null());
 		json_object_set_new(row, "method", json_string(call->method));
 		json_object_set_new(row, "driver", call->driver ? json_string(call->driver) : json_null());
 		json_object_set_new(row, "target", call->target ? json_string(call->target) : json_null());

@@ -26,6 +26,25 @@ extern void calls_set_max(size_t max);
 extern Call *call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
                         const char *driver);
 
+/*
+ * The same for a call of the host's own, which no connection's end cancels: what it
+ * has to say goes to the sink, which takes it.
+ */
+typedef struct CallSink
+{
+	/* As call_notify(). */
+	bool (*notified)(void *data, json_t *params);
+	/* The call's end, unless it is cancelled; one of the two is NULL. */
+	void (*ended)(void *data, json_t *result, HostError *error);
+} CallSink;
+
+extern Call *call_begin_for(const CallSink *sink, void *data, const char *method,
+                            const char *driver);
+
+/* For a sink's call: cancels it, and says that what was sent has been read. */
+extern void call_cancel(Call *call);
+extern void call_tell_room(const Call *call);
+
 /* For envrt/stats.  The state must be a constant. */
 extern void call_set_target(Call *call, const char *target);
 extern void call_set_state(Call *call, const char *state);

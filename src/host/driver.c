@@ -7,10 +7,12 @@
 #include <string.h>
 
 #include "driver.h"
+#include "plugin_call.h"
+#include "protocol.h"
 
 static const Driver *const drivers[] = {&ssh_driver, &bubblewrap_driver};
 
-const Driver *
+static const Driver *
 driver_find(const char *key)
 {
 	for (size_t i = 0; i < sizeof drivers / sizeof drivers[0]; i++)
@@ -19,13 +21,47 @@ driver_find(const char *key)
 	return NULL;
 }
 
-const DriverMethod *
+static const DriverMethod *
 driver_method(const Driver *driver, const char *name)
 {
 	for (const DriverMethod *method = driver->methods; method->name != NULL; method++)
 		if (strcmp(method->name, name) == 0)
 			return method;
 	return NULL;
+}
+
+HostError *
+driver_choose(const char *method, const json_t *params, DriverChoice *choice)
+{
+	const char *key = json_string_value(json_object_get(params, "driverKey"));
+	/* Who names a plugin means it, whatever its driver is called. */
+	bool names_plugin = json_is_string(json_object_get(params, "pluginKey"));
+	const Driver *driver = key != NULL && !names_plugin ? driver_find(key) : NULL;
+	HostError *error = NULL;
+
+	choice->key = key;
+	choice->name = method;
+	choice->method = driver != NULL ? driver_method(driver, method) : NULL;
+	if (key == NULL)
+	{
+		error = error_new("22023", "%s: driverKey is missing", method);
+		error->code = RPC_INVALID_PARAMS;
+	}
+	else if (driver != NULL && choice->method == NULL)
+	{
+		error = error_new("42704", "the %s driver has no method %s", key, method);
+		error->code = RPC_METHOD_NOT_FOUND;
+	}
+	return error;
+}
+
+void
+driver_start(const DriverChoice *choice, Call *call, const json_t *params)
+{
+	if (choice->method != NULL)
+		choice->method->start(call, params);
+	else
+		plugin_call_start(call, choice->name, params);
 }
 
 static uint64_t

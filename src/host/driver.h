@@ -24,8 +24,17 @@ typedef struct Driver
 	const DriverMethod *methods; /* up to one without a name */
 } Driver;
 
-extern const Driver *driver_find(const char *key);
-extern const DriverMethod *driver_method(const Driver *driver, const char *name);
+/* Who answers a call: a driver of the host's own, or a plugin. */
+typedef struct DriverChoice
+{
+	const char *key;
+	const char *name;           /* of the method */
+	const DriverMethod *method; /* NULL: a plugin's */
+} DriverChoice;
+
+/* NULL, or what is wrong with the params.  The strings are the caller's. */
+extern HostError *driver_choose(const char *method, const json_t *params, DriverChoice *choice);
+extern void driver_start(const DriverChoice *choice, Call *call, const json_t *params);
 
 /* The time limits that come with a call. */
 typedef struct CallLimits

@@ -7,8 +7,9 @@
  * is counted and dropped, so that the command never waits.
  *
  * Streamed, they go to the client in pieces, of which each is sent when it is full,
- * when the other stream has something, or after a moment.  A client that does not
- * read makes the command wait instead.
+ * when the other stream has something, or after a moment; a character that has come
+ * in part waits for its rest.  A client that does not read makes the command wait
+ * instead.
  *
  * As text, what is no UTF-8 becomes U+FFFD, a byte at a time, and so does NUL, which
  * not every reader of JSON can hold.  JSON makes six bytes of a control character,
@@ -73,28 +74,66 @@ base64_json(const char *bytes, size_t length)
 	return value;
 }
 
-void
-execute_output_flush(ExecuteOutput *output)
+/* Whether what is left is the beginning of a character, cut off. */
+static bool
+is_cut(const unsigned char *bytes, size_t length)
 {
+	size_t wanted = bytes[0] >= 0xf0 ? 4 : bytes[0] >= 0xe0 ? 3 : bytes[0] >= 0xc2 ? 2 : 0;
+
+	if (length >= wanted)
+		return false;
+	for (size_t i = 1; i < length; i++)
+		if ((bytes[i] & 0xc0) != 0x80)
+			return false;
+	return true;
+}
+
+/* How many bytes at the end of the piece are the beginning of a character. */
+static size_t
+cut_off(const Bytes *piece)
+{
+	for (size_t count = 1; count <= 3 && count <= piece->length; count++)
+	{
+		const unsigned char *last = (unsigned char *) piece->data + piece->length - count;
+
+		if ((*last & 0xc0) != 0x80)
+			return is_cut(last, count) ? count : 0;
+	}
+	return 0;
+}
+
+static void
+send_piece(ExecuteOutput *output, size_t held_back)
+{
+	size_t length = output->piece.length - held_back;
 	json_t *params;
 
 	timer_stop(&output->piece_timer);
-	if (output->piece.length == 0 || output->call == NULL)
+	if (length == 0 || output->call == NULL)
 		return;
 	params = json_object();
 	json_object_set_new(params, "stream",
 	                    json_string(output->piece_is_stderr ? "stderr" : "stdout"));
-	json_object_set_new(params, "dataBase64",
-	                    base64_json(output->piece.data, output->piece.length));
-	output->piece.length = 0;
+	json_object_set_new(params, "dataBase64", base64_json(output->piece.data, length));
+	if (held_back > 0)
+		memmove(output->piece.data, output->piece.data + length, held_back);
+	output->piece.length = held_back;
 	if (!call_notify(output->call, "envrt/output", params))
 		output->behind = true;
+}
+
+void
+execute_output_flush(ExecuteOutput *output)
+{
+	send_piece(output, 0);
 }
 
 static void
 piece_waited(void *data)
 {
-	execute_output_flush(data);
+	ExecuteOutput *output = data;
+
+	send_piece(output, cut_off(&output->piece));
 }
 
 static void
@@ -112,7 +151,7 @@ stream_bytes(ExecuteOutput *output, bool is_stderr, const char *bytes, size_t le
 		bytes += count;
 		length -= count;
 		if (output->piece.length == MAX_PIECE)
-			execute_output_flush(output);
+			send_piece(output, cut_off(&output->piece));
 	}
 	if (output->piece.length > 0 && output->piece_timer == NULL)
 		timer_start(&output->piece_timer, PIECE_MS, piece_waited, output);
@@ -192,20 +231,6 @@ bool
 execute_output_has_room(const ExecuteOutput *output)
 {
 	return !output->behind;
-}
-
-/* Whether what is left is the beginning of a character, cut off. */
-static bool
-is_cut(const unsigned char *bytes, size_t length)
-{
-	size_t wanted = bytes[0] >= 0xf0 ? 4 : bytes[0] >= 0xe0 ? 3 : bytes[0] >= 0xc2 ? 2 : 0;
-
-	if (length >= wanted)
-		return false;
-	for (size_t i = 1; i < length; i++)
-		if ((bytes[i] & 0xc0) != 0x80)
-			return false;
-	return true;
 }
 
 static json_t *

@@ -34,6 +34,7 @@
 #include "jsonrpc.h"
 #include "lease_operation.h"
 #include "log.h"
+#include "long_execution.h"
 #include "plugin.h"
 #include "plugins.h"
 #include "protocol.h"
@@ -259,6 +260,7 @@ shut_down(void)
 	uint64_t end = now_ms() + SHUTDOWN_MS;
 
 	server_close();
+	long_executions_close();
 	ssh_executions_kill();
 	while (ssh_executions_exist() && uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 &&
 	       now_ms() + SHUTDOWN_MS / 2 < end)

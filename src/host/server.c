@@ -31,8 +31,8 @@
 #include "jsonrpc.h"
 #include "lease_keys.h"
 #include "log.h"
+#include "long_execution.h"
 #include "memory.h"
-#include "plugin_call.h"
 #include "plugins.h"
 #include "protocol.h"
 #include "sandbox_lease.h"
@@ -170,12 +170,19 @@ connection_send(Connection *connection, json_t *message)
 	}
 }
 
+/* Takes the error. */
+static void
+refuse(Connection *connection, json_t *id, HostError *error)
+{
+	connection_send(connection, error_response(json_incref(id), error));
+	error_free(error);
+}
+
 static void
 fail(Connection *connection, json_t *id, int code, HostError *error)
 {
 	error->code = code;
-	connection_send(connection, error_response(json_incref(id), error));
-	error_free(error);
+	refuse(connection, id, error);
 }
 
 static json_int_t
@@ -204,6 +211,7 @@ stats(void)
 	json_object_set_new(result, "sshSessions", ssh_pool_describe());
 	json_object_set_new(result, "plugins", plugins_describe());
 	json_object_set_new(result, "sandboxes", sandbox_leases_describe());
+	json_object_set_new(result, "executions", long_executions_describe());
 	return result;
 }
 
@@ -221,33 +229,57 @@ hello(void)
 static void
 dispatch_driver(Connection *connection, const RpcMessage *message)
 {
-	const char *key = json_string_value(json_object_get(message->params, "driverKey"));
-	/* Who names a plugin means it, whatever its driver is called. */
-	bool names_plugin = json_is_string(json_object_get(message->params, "pluginKey"));
-	const Driver *driver = key && !names_plugin ? driver_find(key) : NULL;
-	const DriverMethod *method = driver ? driver_method(driver, message->method) : NULL;
+	DriverChoice choice;
+	HostError *error = driver_choose(message->method, message->params, &choice);
 	Call *call;
 
-	if (key == NULL)
-		fail(connection, message->id, RPC_INVALID_PARAMS,
-		     error_new("22023", "%s: driverKey is missing", message->method));
-	else if (driver != NULL && method == NULL)
-		fail(connection, message->id, RPC_METHOD_NOT_FOUND,
-		     error_new("42704", "the %s driver has no method %s", key, message->method));
-	else if ((call = call_begin(connection, connection->peer, message->id, message->method, key)) ==
-	         NULL)
+	if (error != NULL)
+		refuse(connection, message->id, error);
+	else if ((call = call_begin(connection, connection->peer, message->id, message->method,
+	                            choice.key)) == NULL)
 	{
-		HostError *error = calls_too_many();
-
+		error = calls_too_many();
 		/* Whoever keeps a book of leases wants to know that this one was not begun. */
 		if (strcmp(message->method, "environmentAcquireLease") == 0)
 			error->outcome = OUTCOME_ABSENT;
-		fail(connection, message->id, RPC_WORKER_ERROR, error);
+		refuse(connection, message->id, error);
 	}
-	else if (driver == NULL)
-		plugin_call_start(call, message->method, message->params);
 	else
-		method->start(call, message->params);
+		driver_start(&choice, call, message->params);
+}
+
+/* What is said about an execution that is known by its id alone. */
+static void
+dispatch_execution(Connection *connection, const RpcMessage *message)
+{
+	const char *verb = message->method + strlen(LONG_EXECUTION_PREFIX);
+	Call *call;
+	HostError *error;
+
+	if (strcmp(verb, "Read") == 0)
+	{
+		call = call_begin(connection, connection->peer, message->id, message->method, NULL);
+		if (call == NULL)
+			refuse(connection, message->id, calls_too_many());
+		else
+			long_execution_read(call, message->params);
+		return;
+	}
+	if (strcmp(verb, "Start") == 0)
+		error = long_execution_start(message->params);
+	else if (strcmp(verb, "Cancel") == 0)
+		error = long_execution_cancel(message->params);
+	else if (strcmp(verb, "Forget") == 0)
+		error = long_execution_forget(message->params);
+	else
+	{
+		error = error_new("42704", "the driver host has no method %s", message->method);
+		error->code = RPC_METHOD_NOT_FOUND;
+	}
+	if (error != NULL)
+		refuse(connection, message->id, error);
+	else
+		connection_send(connection, rpc_response(json_incref(message->id), json_null()));
 }
 
 /* A call that is over, or never was, is as good as cancelled. */
@@ -293,6 +325,8 @@ dispatch(Connection *connection, const RpcMessage *message)
 		cancel(connection, message);
 	else if (strncmp(method, "environment", strlen("environment")) == 0)
 		dispatch_driver(connection, message);
+	else if (strncmp(method, LONG_EXECUTION_PREFIX, strlen(LONG_EXECUTION_PREFIX)) == 0)
+		dispatch_execution(connection, message);
 	else
 		fail(connection, id, RPC_METHOD_NOT_FOUND,
 		     error_new("42704", "the driver host has no method %s", method));
