@@ -62,10 +62,13 @@ build/seal: test/lib/seal.c
 	@mkdir -p build
 	$(CC) -std=gnu11 -O2 $(TEST_WARNINGS) -o $@ $< -lsodium
 
-# The yardstick of test/bench: optimized, and without the sanitizers.
+# The yardsticks of test/bench: optimized, and without the sanitizers.
 build/ssh_baseline: test/bench/ssh_baseline.c
 	@mkdir -p build
 	$(CC) -std=gnu11 -O2 $(TEST_WARNINGS) -o $@ $< -lssh
+
+build/sandbox_baseline: test/bench/sandbox_baseline.c $(HOST_OBJS) build/sandbox_init.o
+	$(CC) -std=gnu11 -O2 -D_GNU_SOURCE -Isrc/common -Isrc/host $(TEST_WARNINGS) -o $@ $(filter-out $(HOST_BUILD)/host/main.o,$^) $(LDFLAGS) $(HOST_LIBS)
 
 # ---------------------------------------------------------------------------------------------
 # Checks that are no tests

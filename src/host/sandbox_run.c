@@ -387,9 +387,8 @@ input_written(uv_write_t *request, int status)
 
 static char *const environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", NULL};
 
-/* Appends what all sandboxes have in common. */
-static void
-append_common(Bytes *arguments)
+void
+sandbox_run_arguments(const Bytes *root, Bytes *arguments)
 {
 	/* The sandbox's user is the server's outside, and 1000 inside. */
 	static const char common[] = "--unshare-all\0--unshare-user\0--disable-userns\0"
@@ -400,6 +399,7 @@ append_common(Bytes *arguments)
 	char text[64];
 	int length;
 
+	bytes_append(arguments, root->data, root->length);
 	bytes_append(arguments, common, sizeof common);
 	for (int fd = SANDBOX_FD_ALLOWED; fd <= SANDBOX_FD_REFUSED; fd++)
 	{
@@ -460,8 +460,7 @@ make_descriptors(Descriptors *all, const Bytes *arguments, const Bytes *spec, bo
 	all->input = all->output = all->errors = all->control = -1;
 	for (int i = 0; i < SANDBOX_FD_COUNT; i++)
 		all->child[i] = -1;
-	bytes_append(&complete, arguments->data, arguments->length);
-	append_common(&complete);
+	sandbox_run_arguments(arguments, &complete);
 	all->child[SANDBOX_FD_ARGUMENTS] =
 	    sandbox_file_of("sandbox arguments", complete.data, complete.length);
 	bytes_free(&complete);

@@ -38,6 +38,10 @@ typedef struct SandboxRunEvents
 extern SandboxRun *sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
                                      const SandboxRunEvents *events, void *data, HostError **error);
 
+/* All of bwrap's arguments, each with its NUL: the file system's, and what all sandboxes have in
+ * common. */
+extern void sandbox_run_arguments(const Bytes *root, Bytes *arguments);
+
 extern void sandbox_run_read_on(SandboxRun *run);
 
 /* SIGTERM to the command's process group; SIGKILL to all. */

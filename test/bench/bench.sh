@@ -6,6 +6,7 @@
 # Every client walks through runs of its own: a run has a few leases, as in life.
 
 . test/lib/server.sh
+. test/bench/commands.sh
 
 seconds=${BENCH_SECONDS:-2}
 rounds=${BENCH_ROUNDS:-5}
@@ -216,7 +217,7 @@ CALL bench_ssh(:cold, :warm, jsonb_build_object('host', '127.0.0.1', 'port', :po
 END
 		build/ssh_baseline 127.0.0.1 "$ENVRT_TEST_SSH_PORT" "$ENVRT_TEST_SSH_USER" \
 			"$ENVRT_TEST_SSH_DIR/user_ed25519" "$ENVRT_TEST_SSH_DIR/known_hosts" "$ssh_rounds" \
-			"$command" >>"$bench/ssh-bare"
+			"$ssh_rounds" "$command" >>"$bench/ssh-bare"
 	done
 }
 
@@ -243,6 +244,7 @@ until [ -z "$(sql -c 'SHOW envrt.runtime_api_candidates')" ]; do
 done
 ssh_turns "mkdir -p '$workspace' && cd '$workspace' && pwd"
 print_ssh "path"
+measure_commands
 echo
 
 server_stop

@@ -2,11 +2,11 @@
  * ssh_baseline.c
  *		What libssh costs without anything around it: the yardstick for ssh acquires.
  *
- * Usage: ssh_baseline HOST PORT USER KEY-FILE KNOWN-HOSTS-FILE ROUNDS COMMAND
+ * Usage: ssh_baseline HOST PORT USER KEY-FILE KNOWN-HOSTS-FILE COLD WARM COMMAND
  *
  * Blocking calls, TCP_NODELAY, no config file, strict host key checking.  Each
- * cold round connects, logs in by key, runs the command and reads its output
- * to the end; then the same command runs as often on new channels of one open
+ * of the COLD rounds connects, logs in by key, runs the command and reads its output
+ * to the end; then the same command runs WARM times on new channels of one open
  * session.  Prints each time in microseconds, "cold N" or "warm N" a line.
  */
 #include <stdio.h>
@@ -84,11 +84,12 @@ int
 main(int argc, char **argv)
 {
 	ssh_session session;
-	int rounds;
+	int cold;
+	int warm;
 
-	if (argc != 8)
+	if (argc != 9)
 	{
-		fprintf(stderr, "usage: %s HOST PORT USER KEY-FILE KNOWN-HOSTS-FILE ROUNDS COMMAND\n",
+		fprintf(stderr, "usage: %s HOST PORT USER KEY-FILE KNOWN-HOSTS-FILE COLD WARM COMMAND\n",
 		        argv[0]);
 		return 2;
 	}
@@ -96,15 +97,16 @@ main(int argc, char **argv)
 	port = argv[2];
 	user = argv[3];
 	known_hosts = argv[5];
-	rounds = atoi(argv[6]);
-	command = argv[7];
+	cold = atoi(argv[6]);
+	warm = atoi(argv[7]);
+	command = argv[8];
 	if (ssh_pki_import_privkey_file(argv[4], NULL, NULL, NULL, &key) != SSH_OK)
 	{
 		fprintf(stderr, "can't read %s\n", argv[4]);
 		return 1;
 	}
 
-	for (int i = 0; i < rounds; i++)
+	for (int i = 0; i < cold; i++)
 	{
 		long start = now_us();
 
@@ -117,7 +119,7 @@ main(int argc, char **argv)
 
 	session = open_session();
 	run_command(session);
-	for (int i = 0; i < rounds; i++)
+	for (int i = 0; i < warm; i++)
 	{
 		long start = now_us();
 
