@@ -52,9 +52,9 @@ struct SshChannel
 	void *owner; /* NULL: abandoned */
 	char *command_line;
 	ChannelInput input;
-	bool input_ended;
-	bool asked;  /* the command was sent */
-	bool paused; /* the owner wants no output at present */
+	bool input_ended; /* and so was told */
+	bool asked;       /* the command was sent */
+	bool paused;      /* the owner wants no output at present */
 	bool told_exit;
 	const char *to_signal;  /* a signal to be sent; NULL: none */
 	bool kill;              /* abandoned, and the command is to be ended */
@@ -171,6 +171,13 @@ ssh_channel_abandon(SshChannel *channel, bool kill)
 }
 
 void
+ssh_channel_end_input(SshChannel *channel)
+{
+	channel->input.keep = false;
+	ssh_session_advance_soon(channel->list->session);
+}
+
+void
 ssh_channel_resume(SshChannel *channel)
 {
 	if (!channel->paused)
@@ -277,9 +284,10 @@ send_input(SshChannel *channel)
 		input->data += sent;
 		input->length -= (size_t) sent;
 	}
+	if (input->keep)
+		return;
 	channel->input_ended = true;
-	if (!input->keep)
-		ssh_channel_send_eof(channel->channel);
+	ssh_channel_send_eof(channel->channel);
 }
 
 static void

@@ -75,6 +75,9 @@ typedef struct ChannelInput
 extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
                                    ChannelInput input, const SshChannelEvents *events, void *owner);
 
+/* An input that was to be kept ends with its data after all. */
+extern void ssh_channel_end_input(SshChannel *channel);
+
 /* Output is wanted again. */
 extern void ssh_channel_resume(SshChannel *channel);
 

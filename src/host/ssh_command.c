@@ -122,6 +122,12 @@ ssh_command_distrust(SshCommand *command)
 }
 
 void
+ssh_command_end_input(SshCommand *command)
+{
+	ssh_channel_end_input(command->channel);
+}
+
+void
 ssh_command_resume(SshCommand *command)
 {
 	ssh_channel_resume(command->channel);

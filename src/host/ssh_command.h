@@ -71,6 +71,9 @@ extern void ssh_command_leave(SshCommand *command);
 /* As ssh_command_cancel(), and nobody else gets that session any more. */
 extern void ssh_command_distrust(SshCommand *command);
 
+/* Its input, which was to be kept open, ends with its data after all. */
+extern void ssh_command_end_input(SshCommand *command);
+
 /* Output is wanted again. */
 extern void ssh_command_resume(SshCommand *command);
 

@@ -19,7 +19,9 @@
  * same session, since few servers heed the signals of the protocol.  A server that
  * opens none gets it over whatever session the pool has, and failing that by the
  * protocol.  When the client goes, its execution goes on without it in just this way
- * until the command has ended; when the host ends, that is hurried.  Without a connection
+ * until the command has ended; when the host ends, that is hurried.  One whose output is
+ * streamed may run for long, so it has a lifeline besides (ssh_execute_script.c), for the
+ * host that has no time to do anything.  Without a connection
  * (it was lost, or there was none in time) it is done over a new one, once, by a
  * command that does both signals: an Ending, which lives by itself.
  */
@@ -71,6 +73,7 @@ struct Execution
 	SshDestination *destination; /* with its key, for another connection */
 	SshCommand *command;         /* NULL when it is over */
 	Bytes input;
+	bool keeps_input; /* its end is not sent, since it may be the lifeline */
 	ExecuteStart start;
 	Timer *timer;
 	bool timed_out;
@@ -501,6 +504,12 @@ progress(void *data)
 {
 	Execution *execution = data;
 
+	if (execution->keeps_input && execution->start.state == START_DONE)
+	{
+		execution->keeps_input = false;
+		if (!execution->start.held)
+			ssh_command_end_input(execution->command);
+	}
 	if (execution->signal != NULL && execution->start.state == START_DONE)
 		send_signal(execution, execution->signal);
 }
@@ -590,6 +599,7 @@ ssh_execute(Call *call, const json_t *params)
 	spec.command_ms = request->connect_ms;
 	spec.input.data = execution->input.data;
 	spec.input.length = execution->input.length;
+	spec.input.keep = execution->keeps_input = request->stream;
 	spec.accepted = accepted;
 	spec.output = output;
 	spec.progress = progress;

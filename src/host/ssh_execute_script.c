@@ -20,6 +20,16 @@
  *
  * The marker line on stderr is "<marker> start <-pgid or pid>"; "<marker> cwd" means
  * that the directory can't be entered.
+ *
+ * A command that runs for long can have a lifeline (l): should the host die or the connection
+ * break, nobody would be there to end it.  The channel's input stays open then, and a process
+ * beside the command waits for its end: when it comes while the command still runs,
+ * the process group gets SIGTERM and, after the grace period, SIGKILL.  That process is in
+ * the group, so that the group's number can't become another's, ignores what the group may get,
+ * and is nobody's child, so that the command finds no child that it has not made.  The
+ * command's own input is what was sent for it, up to its length: a file that has lost its name
+ * before there is anything in it.  Where there is no place for one the line says no
+ * " held", and all is as it is without a lifeline.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,13 +48,37 @@
  * quotes, line breaks, backslashes and exclamation marks.
  */
 static const char fixed_text[] =
-    "envrt_m=$1; envrt_e=; envrt_g=; "
+    "envrt_m=$1; envrt_e=; envrt_g=; envrt_h=; "
     "if kill -0 -$$ 2>/dev/null; then envrt_g=-; "
     "elif command -v setsid >/dev/null; then envrt_e=$(command -v setsid); envrt_g=-; fi; "
     "c() { CDPATH= cd -- \"$1\" || { echo \"$envrt_m cwd\" >&2; exit 1; }; }; "
-    "x() { echo \"$envrt_m\"; echo \"$envrt_m start $envrt_g$$\" >&2; "
+    "x() { echo \"$envrt_m\"; echo \"$envrt_m start $envrt_g$$$envrt_h\" >&2; "
     "exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; "
     "IFS= read -r envrt_l && eval \"$envrt_l\"";
+
+/* l GRACE-SECONDS INPUT-BYTES, for a line of printable ASCII that `read -r` reads. */
+static const char lifeline_text[] =
+    "l() { "
+    "exec 3<&0 </dev/null; "
+    "if [ $2 -gt 0 ]; then "
+    "envrt_f=; "
+    "for envrt_d in /dev/shm \"${TMPDIR:-/tmp}\"; do "
+    "(umask 077; set -C; : >\"$envrt_d/$envrt_m\") 2>/dev/null && "
+    "{ envrt_f=$envrt_d/$envrt_m; break; }; "
+    "done; "
+    "[ \"$envrt_f\" ] || { exec <&3 3<&-; return; }; "
+    "exec 4>\"$envrt_f\" <\"$envrt_f\"; rm -f \"$envrt_f\"; "
+    "if head -c 0 </dev/null >/dev/null 2>&1; then head -c $2 <&3 >&4; "
+    "else dd ibs=1 obs=65536 count=$2 <&3 >&4 2>/dev/null; fi || exit; "
+    "exec 4>&-; "
+    "fi; "
+    "( ( trap \"\" HUP INT QUIT TERM PIPE ALRM USR1 USR2; cd /; "
+    "while read -r envrt_l; do :; done; "
+    "kill -0 $$ || exit; "
+    "kill -TERM $envrt_g$$; sleep $1; kill -KILL $envrt_g$$"
+    " ) <&3 3<&- >/dev/null 2>&1 & ); "
+    "exec 3<&-; envrt_h=\" held\"; "
+    "}; ";
 
 char *
 ssh_execute_command_line(const char *marker)
@@ -113,6 +147,15 @@ make_script(const ExecuteRequest *request, Bytes *script)
 			append_quoted(script, request->env[i].value);
 		}
 		append_text(script, "||exit;");
+	}
+	if (request->stream)
+	{
+		char call[64];
+
+		append_text(script, lifeline_text);
+		snprintf(call, sizeof call, "l %llu %zu; ",
+		         (unsigned long long) (request->grace_ms + 999) / 1000, request->input.length);
+		append_text(script, call);
 	}
 	append_text(script, "x ");
 	/* As the name of a command a dash is rare, and not every exec knows this. */
@@ -203,6 +246,7 @@ find_on_stderr(ExecuteStart *start, const Bytes *head, const char **end)
 	start->state = START_DONE;
 	start->group = number < 0;
 	start->pid = number < 0 ? -number : number;
+	start->held = memmem(found, (size_t) (*end - found), " held", 5) != NULL;
 	return found;
 }
 

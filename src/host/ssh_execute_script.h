@@ -15,7 +15,10 @@
 /* The command line for the login shell; to be freed. */
 extern char *ssh_execute_command_line(const char *marker);
 
-/* What it reads: the script and then the command's own input; secret. */
+/*
+ * What it reads: the script and then the command's own input; secret.  With a lifeline (see
+ * ssh_execute_script.c) the end of all must not follow, unless the start was not held.
+ */
 extern void ssh_execute_input(const ExecuteRequest *request, Bytes *input);
 
 typedef enum
@@ -33,6 +36,7 @@ typedef struct ExecuteStart
 	bool stdout_done; /* stdout is the command's from here on */
 	long pid;         /* START_DONE */
 	bool group;       /* it leads a process group */
+	bool held;        /* it has its lifeline */
 	Bytes heads[2];   /* what was written before, of which the beginning may be cut off */
 } ExecuteStart;
 
