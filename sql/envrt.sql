@@ -410,6 +410,78 @@ COMMENT ON INDEX envrt.lease_requests_finished_idx IS 'Failed requests, which ar
 COMMENT ON TABLE envrt.lease_requests IS
 'Leases that envrt_request_lease has asked for and the scheduler has not acquired yet, and for a day those that failed';
 
+-- Not in a dump: what runs here does not run where it is restored.
+CREATE TABLE envrt.executions (
+    id uuid PRIMARY KEY,
+    system_identifier bigint NOT NULL,
+    database_id oid NOT NULL,
+    timeline bigint NOT NULL,
+    instance uuid NOT NULL,
+    company_id uuid NOT NULL,
+    environment_id uuid NOT NULL,
+    lease_id uuid NOT NULL,
+    heartbeat_run_id uuid,
+    command text NOT NULL,
+    args text[] NOT NULL,
+    cwd text,
+    env jsonb,
+    stdin bytea,
+    timeout_ms bigint,
+    state text NOT NULL DEFAULT 'queued'
+        CONSTRAINT executions_state_check
+        CHECK (state IN ('queued', 'running', 'exited', 'failed', 'cancelled', 'lost')),
+    exit_code integer,
+    signal text,
+    timed_out boolean,
+    sqlstate text,
+    message text,
+    detail text,
+    hint text,
+    metadata jsonb,
+    host_instance text,
+    cancel_requested_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    started_at timestamptz,
+    finished_at timestamptz
+) WITH (fillfactor = 70, vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+CREATE INDEX executions_unfinished_idx ON envrt.executions (created_at, id) WHERE state IN ('queued', 'running');
+CREATE INDEX executions_cancelled_idx ON envrt.executions (id) WHERE state IN ('queued', 'running') AND cancel_requested_at IS NOT NULL;
+CREATE INDEX executions_finished_idx ON envrt.executions (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX executions_lease_idx ON envrt.executions (lease_id);
+COMMENT ON INDEX envrt.executions_unfinished_idx IS 'Executions that wait for the scheduler or run';
+COMMENT ON INDEX envrt.executions_cancelled_idx IS 'Executions that are to be cancelled';
+COMMENT ON INDEX envrt.executions_finished_idx IS 'What is to be forgotten next, see envrt.execution_retention';
+COMMENT ON INDEX envrt.executions_lease_idx IS 'The executions of a lease';
+COMMENT ON TABLE envrt.executions IS
+'Commands that envrt_start_execution has asked for. Row-level security shows those of companies whose rows the role can see';
+COMMENT ON COLUMN envrt.executions.env IS 'Until it has started: its variables; secrets are references';
+COMMENT ON COLUMN envrt.executions.stdin IS 'Until it has started: its input';
+COMMENT ON COLUMN envrt.executions.state IS
+'queued until the transaction that asks has committed and the scheduler starts it, then running; exited: the command ended, see exit_code, signal, timed_out; failed: the driver did, see sqlstate and message; cancelled; lost: the driver host or the server ended while it ran';
+COMMENT ON COLUMN envrt.executions.host_instance IS 'The driver host that runs it';
+ALTER TABLE envrt.executions ENABLE ROW LEVEL SECURITY;
+CREATE POLICY executions_of_visible_companies ON envrt.executions FOR SELECT
+    USING (EXISTS (SELECT FROM envrt.companies c WHERE c.id OPERATOR(pg_catalog.=) company_id));
+COMMENT ON POLICY executions_of_visible_companies ON envrt.executions IS 'Who can see a company can see its executions';
+
+CREATE TABLE envrt.execution_output (
+    execution_id uuid NOT NULL,
+    position bigint NOT NULL,
+    stream text NOT NULL
+        CONSTRAINT execution_output_stream_check CHECK (stream IN ('stdout', 'stderr')),
+    output text NOT NULL,
+    data bytea,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (execution_id, position)
+) WITH (vacuum_truncate = off);
+COMMENT ON TABLE envrt.execution_output IS
+'What executions have written, as it came: in pieces, mostly lines, in order of position.';
+COMMENT ON COLUMN envrt.execution_output.data IS 'The bytes, where these are not what output says: no text, or not in the database''s encoding';
+ALTER TABLE envrt.execution_output ENABLE ROW LEVEL SECURITY;
+CREATE POLICY output_of_visible_executions ON envrt.execution_output FOR SELECT
+    USING (EXISTS (SELECT FROM envrt.executions e WHERE e.id OPERATOR(pg_catalog.=) execution_id));
+COMMENT ON POLICY output_of_visible_executions ON envrt.execution_output IS 'Who can see an execution can see its output';
+
 SELECT pg_catalog.pg_extension_config_dump('envrt.companies', '');
 SELECT pg_catalog.pg_extension_config_dump('envrt.execution_workspaces', '');
 SELECT pg_catalog.pg_extension_config_dump('envrt.environments', '');
@@ -525,6 +597,27 @@ COMMENT ON TRIGGER envrt_lease_ended ON envrt.environment_leases IS 'Has the sch
 COMMENT ON TRIGGER envrt_lease_deleted ON envrt.environment_leases IS 'Has the scheduler clean up, whoever deletes the lease';
 COMMENT ON TRIGGER envrt_leases_truncated ON envrt.environment_leases IS 'Has the scheduler clean up, whoever truncates the leases';
 
+CREATE FUNCTION envrt.on_command_lease_end()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'envrt_on_command_lease_end' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.on_command_lease_end() IS
+'Trigger on environment_leases: has the scheduler look, after the commit, whether executions run in a lease that has ended';
+
+CREATE TRIGGER envrt_command_lease_ended AFTER UPDATE OF status, id ON envrt.environment_leases
+    FOR EACH ROW WHEN (OLD.status = 'active' AND OLD.provider NOT IN ('local', 'fake'))
+    EXECUTE FUNCTION envrt.on_command_lease_end();
+CREATE TRIGGER envrt_command_lease_deleted AFTER DELETE ON envrt.environment_leases
+    FOR EACH ROW WHEN (OLD.status = 'active' AND OLD.provider NOT IN ('local', 'fake'))
+    EXECUTE FUNCTION envrt.on_command_lease_end();
+CREATE TRIGGER envrt_command_leases_truncated AFTER TRUNCATE ON envrt.environment_leases
+    FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_command_lease_end();
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_command_lease_ended;
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_command_lease_deleted;
+ALTER TABLE envrt.environment_leases ENABLE ALWAYS TRIGGER envrt_command_leases_truncated;
+COMMENT ON TRIGGER envrt_command_lease_ended ON envrt.environment_leases IS 'Ends executions in the lease, whoever ends it';
+COMMENT ON TRIGGER envrt_command_lease_deleted ON envrt.environment_leases IS 'Ends executions in the lease, whoever deletes it';
+COMMENT ON TRIGGER envrt_command_leases_truncated ON envrt.environment_leases IS 'Ends executions in the leases, whoever truncates them';
+
 CREATE FUNCTION envrt.on_environment_change()
 RETURNS trigger
 AS 'MODULE_PATHNAME', 'envrt_on_environment_change' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -597,6 +690,31 @@ RETURNS jsonb
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_realize_workspace(uuid, jsonb) IS
 'Says where a workspace is in an active lease: {cwd, metadata}. workspace: {localPath, remotePath, cwd, mode, metadata}, whose metadata.workspaceRealizationRequest may say where it comes from. A plugin''s lease has the plugin make the workspace, and its answer as it is; else metadata.workspaceRealization is a record of both sides, and nothing is done outside. Errors: 22023 bad argument, 42704 no such lease, 55000 lease not active or no driver host, 38000 from the plugin';
+
+CREATE FUNCTION envrt_start_execution(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
+                                      stdin text DEFAULT NULL, timeout interval DEFAULT NULL)
+RETURNS uuid
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_start_execution(uuid, text, text[], text, jsonb, text, interval) IS
+'Like envrt_execute, but the command is run after the commit, by the scheduler, whoever goes away meanwhile; returns its id in envrt.executions. Its output comes in envrt.execution_output. It ends with its lease. Without a timeout and timeoutMs in the environment it may take a day. Errors: those of envrt_execute that do not need the driver''s answer';
+
+CREATE FUNCTION envrt_await_execution(execution_id uuid, timeout interval DEFAULT NULL,
+                                      OUT exit_code integer, OUT signal text, OUT timed_out boolean, OUT stdout text, OUT stderr text, OUT metadata jsonb)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_await_execution(uuid, interval) IS
+'Waits until an execution has ended (timeout null: for ever) and returns what envrt_execute would have; of each stream the first envrt.max_output. Errors: 42704 no such execution, 55000 started by the very transaction that asks, 57014 the timeout was first, or it was cancelled, 08006 it is lost, those of the driver';
+
+CREATE FUNCTION envrt_cancel_execution(execution_id uuid)
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_cancel_execution(uuid) IS
+'Has an execution ended, at the commit: SIGTERM, and SIGKILL two seconds later. False when it has ended already. Errors: 42704 no such execution';
+
+CREATE FUNCTION envrt_follow_execution(execution_id uuid, after bigint DEFAULT 0)
+RETURNS SETOF envrt.execution_output
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_follow_execution(uuid, bigint) IS
+'The rows of envrt.execution_output after a position, each as soon as it is there, until the execution has ended. In the select list of a cursor (psql: \set FETCH_COUNT 1) rows arrive while it runs; in FROM they come all at once. Errors: 42704 no such execution, 55000 started by the very transaction that asks';
 
 CREATE FUNCTION envrt.use_secrets_in_env()
 RETURNS void
@@ -785,6 +903,7 @@ REVOKE ALL ON FUNCTION envrt_release_lease(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_renew_lease(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_lease_expiry() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_lease_change() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.on_command_lease_end() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_environment_change() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_resume_lease(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_destroy_lease(uuid) FROM PUBLIC;
@@ -795,6 +914,10 @@ REVOKE ALL ON FUNCTION envrt_await_lease(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_execute(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_realize_workspace(uuid, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_start_execution(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_await_execution(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_cancel_execution(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_follow_execution(uuid, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_claim_instance(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_forget_provider_lease(uuid) FROM PUBLIC;

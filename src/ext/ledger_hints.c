@@ -28,6 +28,7 @@
 
 PG_FUNCTION_INFO_V1(envrt_on_lease_change);
 PG_FUNCTION_INFO_V1(envrt_on_environment_change);
+PG_FUNCTION_INFO_V1(envrt_on_command_lease_end);
 
 /* What the transaction under way has noted. */
 static struct
@@ -35,10 +36,24 @@ static struct
 	bool all;
 	bool idle;
 	bool requests;
+	bool executions;
 	bool forbid_prepare;
 	int nleases;
 	pg_uuid_t leases[MAX_HINTS];
 } noted;
+
+/* Apart from executions, of which there are none mostly: see hand_over(). */
+static bool
+look_noted(void)
+{
+	return noted.all || noted.idle || noted.requests || noted.nleases > 0;
+}
+
+static bool
+anything_noted(void)
+{
+	return look_noted() || noted.executions;
+}
 
 /* Put the notes into the scheduler's slot.  Not an ERROR in here: the transaction has ended. */
 static void
@@ -53,6 +68,7 @@ hand_over(void)
 		slot->look_at_all = slot->look_at_all || noted.all;
 		slot->look_at_idle = slot->look_at_idle || noted.idle;
 		slot->look_at_requests = slot->look_at_requests || noted.requests;
+		slot->look_at_executions = slot->look_at_executions || noted.executions;
 		for (int i = 0; i < noted.nleases && !slot->look_at_all; i++)
 		{
 			if (slot->nhints == MAX_HINTS)
@@ -60,16 +76,11 @@ hand_over(void)
 			else
 				slot->hints[slot->nhints++] = noted.leases[i];
 		}
-		if (slot->latch != NULL)
+		/* An execution that begins now finds that its lease has ended. */
+		if (slot->latch != NULL && (look_noted() || slot->executions > 0))
 			SetLatch(slot->latch);
 	}
 	LWLockRelease(shared_state->lock);
-}
-
-static bool
-anything_noted(void)
-{
-	return noted.all || noted.idle || noted.requests || noted.nleases > 0;
 }
 
 static void
@@ -169,7 +180,7 @@ look_now(bool at_all)
 		slot->look_at_idle = true;
 		if (at_all)
 		{
-			slot->look_at_all = slot->look_at_requests = true;
+			slot->look_at_all = slot->look_at_requests = slot->look_at_executions = true;
 			/* Long ago: look when the next lease expires. */
 			slot->next_expiry = DT_NOBEGIN;
 		}
@@ -198,9 +209,11 @@ hints_take(SchedulerSlot *slot, Hints *hints)
 	hints->all = slot->look_at_all;
 	hints->idle = slot->look_at_idle;
 	hints->requests = slot->look_at_requests;
+	hints->executions = slot->look_at_executions;
 	hints->nleases = slot->nhints;
 	memcpy(hints->leases, slot->hints, sizeof(pg_uuid_t) * slot->nhints);
 	slot->look_at_all = slot->look_at_idle = slot->look_at_requests = false;
+	slot->look_at_executions = false;
 	slot->nhints = 0;
 	LWLockRelease(shared_state->lock);
 }
@@ -244,5 +257,18 @@ envrt_on_environment_change(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 		                errmsg("on_environment_change() is a trigger")));
 	noted.idle = begin();
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * envrt.on_command_lease_end()
+ */
+Datum
+envrt_on_command_lease_end(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+		                errmsg("on_command_lease_end() is a trigger")));
+	noted.executions = begin();
 	return PointerGetDatum(NULL);
 }

@@ -12,7 +12,7 @@
 
 /* After this transaction, look at the provider lease of this lease. */
 extern void hint_lease(const pg_uuid_t *lease_id);
-/* After this transaction, look at the requests for leases. */
+/* After this transaction, look at the requests for leases and executions. */
 extern void hint_requests(void);
 /* A provider lease was made for this transaction: it can't be prepared. */
 extern void hint_forbid_prepare(void);
@@ -31,6 +31,7 @@ typedef struct Hints
 	bool all;
 	bool idle;
 	bool requests;
+	bool executions; /* a lease that commands may run in has ended */
 	int nleases;
 	pg_uuid_t leases[MAX_HINTS];
 } Hints;

@@ -8,8 +8,9 @@
  *
  * It keeps the ledger of provider leases (ledger.c), decides what becomes of
  * them when their transaction or lease has ended (settle.c), has them cleaned
- * up (cleanup.c), ends leases at their time (expiry.c), and acquires those that
- * were requested for after a commit (queued_leases.c).  Each part does what it
+ * up (cleanup.c), ends leases at their time (expiry.c), acquires those that
+ * were requested for after a commit (queued_leases.c), and runs the commands that
+ * were (running_executions.c).  Each part does what it
  * can without waiting and says when it wants to come again; then the scheduler
  * sleeps, on its latch and the socket to the driver host, until the earliest of
  * these times, or without a timeout.  It is woken to end (STOPPING in its slot:
@@ -37,6 +38,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "queued_leases.h"
+#include "running_executions.h"
 #include "shared_state.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
@@ -142,6 +144,7 @@ settle(void)
 	hints_take(slot, &hints);
 	if (hints.requests)
 		queued_leases_look_again();
+	running_executions_hinted(&hints);
 	if (undecided_at <= now)
 	{
 		hints.all = hints.all || undecided.all;
@@ -175,6 +178,7 @@ do_what_is_due(void)
 	next = Min(next, settle());
 	next = Min(next, expiry_tend(slot));
 	next = Min(next, queued_leases_tend());
+	next = Min(next, running_executions_tend(slot));
 	next = Min(next, cleanup_tend());
 	/* What is answered at once is in nobody's `next`. */
 	if (driver_client_tend())
@@ -195,7 +199,8 @@ something_asked_for(TimestampTz next, bool locked)
 	LWLockAcquire(shared_state->lock, LW_SHARED);
 	asked = slot->state == SCHEDULER_STOPPING || slot->recheck || slot->look_at_all ||
 	        slot->look_at_idle || slot->look_at_requests || slot->nhints > 0 ||
-	        slot->next_expiry < next || (!locked && ledger_requests_waiting());
+	        (slot->look_at_executions && slot->executions > 0) || slot->next_expiry < next ||
+	        (!locked && ledger_requests_waiting());
 	LWLockRelease(shared_state->lock);
 	return asked || ConfigReloadPending;
 }

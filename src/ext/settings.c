@@ -31,6 +31,8 @@ int envrt_lease_default_ttl = 0;
 int envrt_provider_timeout = 60000;
 int envrt_execute_timeout = 300000;
 int envrt_max_output = 1024;
+int envrt_max_execution_output = 102400;
+int envrt_execution_retention = 604800;
 int envrt_cleanup_attempts = 10;
 int envrt_reuse_wait_timeout = 0;
 int envrt_reuse_idle_timeout = 86400;
@@ -223,6 +225,15 @@ settings_define(void)
 	    "envrt.max_output", "How much of a command's stdout, and of its stderr, is kept.",
 	    "What comes beyond it is dropped, and the result says so.", &envrt_max_output, 1024, 1,
 	    4096, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.max_execution_output",
+	    "How much of what a started execution writes is kept in the table.",
+	    "What comes beyond it is dropped, and the execution's metadata says so.",
+	    &envrt_max_execution_output, 102400, 1, INT_MAX, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("envrt.execution_retention",
+	                        "How long executions that have ended, and their output, are kept.",
+	                        "0: for ever.", &envrt_execution_retention, 604800, 0, INT_MAX,
+	                        PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("envrt.cleanup_attempts",
 	                        "How often a cleanup is tried before it counts as failed.",
 	                        "Attempts are apart by a second at first and by five minutes at last. "

@@ -20,6 +20,8 @@ extern int envrt_lease_default_ttl;
 extern int envrt_provider_timeout;
 extern int envrt_execute_timeout;
 extern int envrt_max_output;
+extern int envrt_max_execution_output;
+extern int envrt_execution_retention;
 extern int envrt_cleanup_attempts;
 extern int envrt_reuse_wait_timeout;
 extern int envrt_reuse_idle_timeout;

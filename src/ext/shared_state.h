@@ -50,6 +50,8 @@ typedef struct SchedulerSlot
 	bool look_at_all;
 	bool look_at_idle;
 	bool look_at_requests;
+	bool look_at_executions;
+	int executions; /* that the scheduler looks after */
 	int nhints;
 	pg_uuid_t hints[MAX_HINTS];
 } SchedulerSlot;

@@ -20,6 +20,31 @@
 /* Should a broadcast be lost with its scheduler. */
 #define LOOK_MS 1000
 
+static void
+prepare(Waiting *waiting, TimestampTz deadline)
+{
+	if (shared_state == NULL)
+		ereport_not_preloaded();
+	forbid_in_scheduler();
+	waiting->deadline = deadline;
+	ConditionVariablePrepareToSleep(&shared_state->leases_changed);
+}
+
+void
+waiting_begin_endless(Waiting *waiting)
+{
+	prepare(waiting, DT_NOEND);
+}
+
+void
+waiting_begin_optional(Waiting *waiting, FunctionCallInfo fcinfo, int argument)
+{
+	if (PG_ARGISNULL(argument))
+		waiting_begin_endless(waiting);
+	else
+		waiting_begin(waiting, fcinfo, argument);
+}
+
 void
 waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument)
 {
@@ -33,18 +58,17 @@ waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument)
 	if (seconds < 0)
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("timeout must not be negative")));
-	if (shared_state == NULL)
-		ereport_not_preloaded();
-	forbid_in_scheduler();
-	waiting->deadline =
-	    GetCurrentTimestamp() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC);
-	ConditionVariablePrepareToSleep(&shared_state->leases_changed);
+	prepare(waiting,
+	        GetCurrentTimestamp() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC));
 }
 
 bool
 waiting_wait(Waiting *waiting)
 {
-	long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), waiting->deadline);
+	long left = LOOK_MS;
+
+	if (waiting->deadline != DT_NOEND)
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), waiting->deadline);
 
 	if (left <= 0)
 		return false;

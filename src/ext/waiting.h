@@ -17,6 +17,9 @@ typedef struct Waiting
 
 /* `argument`: the function's timeout, an interval. */
 extern void waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument);
+/* The same, but null is for ever. */
+extern void waiting_begin_optional(Waiting *waiting, FunctionCallInfo fcinfo, int argument);
+extern void waiting_begin_endless(Waiting *waiting);
 /* False when the time is over; else look again. */
 extern bool waiting_wait(Waiting *waiting);
 extern void waiting_end(void);

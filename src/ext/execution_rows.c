@@ -1,0 +1,373 @@
+/*
+ * execution_rows.c
+ *		Rows of envrt.executions and envrt.execution_output as the scheduler writes them.
+ *
+ * A row is made by whoever asks (executions.c) and goes on here:
+ *
+ *		queued -> running -> exited, failed, cancelled, lost
+ *		       -> failed, cancelled, lost
+ *
+ * `running` is durable before the driver host is told, with the name of the
+ * driver host that is to be: no other one, and no server after a crash, runs
+ * it again.  env and stdin go as soon as the driver host has them; until then
+ * the same driver host can be told once more, which it takes for the same.
+ *
+ * Rows that another server has written (a copy's) are never started here.
+ *
+ * Only envrt_cancel_execution locks rows besides, for as long as its
+ * transaction likes: such a row is left for later.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "execution_rows.h"
+#include "json.h"
+#include "ledger.h"
+#include "settings.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include <sodium.h>
+
+#define PAGE 256
+/* At once, so that others have their turn. */
+#define PURGE_EXECUTIONS 100
+#define PURGE_OUTPUT 1000
+
+ExecutionRow *
+execution_rows_list(MemoryContext context, TimestampTz *last_time, pg_uuid_t *last_id, int *count,
+                    bool *last)
+{
+	static Statement find = {
+	    "SELECT e.id, e.lease_id, e.state OPERATOR(pg_catalog.=) 'running', e.env IS NULL,"
+	    " e.cancel_requested_at IS NOT NULL, e.host_instance, e.created_at," LEDGER_OWN_OF(
+	        "e.") " FROM envrt.executions e WHERE e.state OPERATOR(pg_catalog.=) ANY "
+	              "(ARRAY['queued', 'running'])"
+	              " AND ROW(e.created_at, e.id) OPERATOR(pg_catalog.>) ROW($5, $6)"
+	              " ORDER BY e.created_at, e.id LIMIT 256",
+	    6,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID},
+	};
+	Datum values[6];
+	ExecutionRow *rows;
+	bool isnull;
+
+	ledger_own_arguments(values);
+	values[4] = TimestampTzGetDatum(*last_time);
+	values[5] = UUIDPGetDatum(last_id);
+	*count = statement_execute(&find, values, NULL);
+	*last = *count < PAGE;
+	MemoryContextSwitchTo(context);
+	rows = palloc0(sizeof(ExecutionRow) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+	{
+		rows[i].id = *result_uuid(i, 1);
+		rows[i].lease_id = *result_uuid(i, 2);
+		rows[i].running = DatumGetBool(result_datum(i, 3, &isnull));
+		rows[i].accepted = DatumGetBool(result_datum(i, 4, &isnull));
+		rows[i].to_cancel = DatumGetBool(result_datum(i, 5, &isnull));
+		rows[i].host_instance = result_text(i, 6);
+		*last_time = DatumGetTimestampTz(result_datum(i, 7, &isnull));
+		*last_id = rows[i].id;
+		rows[i].own = DatumGetBool(result_datum(i, 8, &isnull));
+	}
+	return rows;
+}
+
+void
+execution_rows_cancel_queued(void)
+{
+	static Statement cancel = {
+	    "UPDATE envrt.executions SET state = 'cancelled', env = NULL, stdin = NULL,"
+	    " finished_at = pg_catalog.clock_timestamp() WHERE id OPERATOR(pg_catalog.=) ANY ("
+	    "  SELECT id FROM envrt.executions"
+	    "  WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])"
+	    "   AND cancel_requested_at IS NOT NULL AND state OPERATOR(pg_catalog.=) 'queued'"
+	    "  FOR NO KEY UPDATE SKIP LOCKED)",
+	    0,
+	    {0},
+	};
+
+	statement_execute(&cancel, NULL, NULL);
+}
+
+pg_uuid_t *
+execution_rows_to_cancel(int *count)
+{
+	static Statement find = {
+	    "SELECT id FROM envrt.executions"
+	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])"
+	    " AND cancel_requested_at IS NOT NULL",
+	    0,
+	    {0},
+	};
+	pg_uuid_t *ids;
+
+	*count = statement_execute(&find, NULL, NULL);
+	ids = palloc(sizeof(pg_uuid_t) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+		ids[i] = *result_uuid(i, 1);
+	return ids;
+}
+
+bool
+execution_row_command(const pg_uuid_t *id, Command *command)
+{
+	static Statement find = {
+	    "SELECT command, args, cwd, env, stdin, timeout_ms FROM envrt.executions"
+	    " WHERE id OPERATOR(pg_catalog.=) $1 AND env IS NOT NULL",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(id)};
+	Datum value;
+	bool isnull;
+
+	memset(command, 0, sizeof(Command));
+	if (statement_execute(&find, values, NULL) == 0)
+		return false;
+	command->command = DatumGetTextPP(result_datum(0, 1, &isnull));
+	command->args = DatumGetArrayTypeP(result_datum(0, 2, &isnull));
+	value = result_datum(0, 3, &isnull);
+	command->cwd = isnull ? NULL : DatumGetTextPP(value);
+	command->env = DatumGetJsonbP(result_datum(0, 4, &isnull));
+	value = result_datum(0, 5, &isnull);
+	command->stdin_bytes = isnull ? NULL : DatumGetByteaPP(value);
+	value = result_datum(0, 6, &isnull);
+	command->timeout_ms = isnull ? 0 : DatumGetInt64(value);
+	return true;
+}
+
+typedef enum Written
+{
+	WRITTEN,
+	NOTHING_TO_WRITE, /* it is gone, or further already */
+	ROW_LOCKED
+} Written;
+
+/* `values` has room for the id, which goes first. */
+static Written
+write_row(Statement *statement, const pg_uuid_t *id, Datum *values, const char *nulls)
+{
+	static Statement lock = {
+	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
+	    " FOR NO KEY UPDATE SKIP LOCKED",
+	    1,
+	    {UUIDOID},
+	};
+	static Statement exists = {
+	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+
+	values[0] = UUIDPGetDatum(id);
+	if (statement_execute(&lock, values, NULL) == 0)
+		return statement_execute(&exists, values, NULL) > 0 ? ROW_LOCKED : NOTHING_TO_WRITE;
+	return statement_execute(statement, values, nulls) > 0 ? WRITTEN : NOTHING_TO_WRITE;
+}
+
+bool
+execution_row_start(const pg_uuid_t *id, const char *host_instance)
+{
+	static Statement start = {
+	    "UPDATE envrt.executions SET state = 'running', host_instance = $2,"
+	    " started_at = pg_catalog.clock_timestamp() WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND state OPERATOR(pg_catalog.=) 'queued' AND cancel_requested_at IS NULL",
+	    2,
+	    {UUIDOID, TEXTOID},
+	};
+	Datum values[2] = {0, CStringGetTextDatum(host_instance)};
+
+	return write_row(&start, id, values, NULL) == WRITTEN;
+}
+
+bool
+execution_row_accepted(const pg_uuid_t *id)
+{
+	static Statement accepted = {
+	    "UPDATE envrt.executions SET env = NULL, stdin = NULL"
+	    " WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1];
+
+	return write_row(&accepted, id, values, NULL) != ROW_LOCKED;
+}
+
+bool
+execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
+{
+	static Statement finish = {
+	    "UPDATE envrt.executions SET state = $2, exit_code = $3, signal = $4, timed_out = $5,"
+	    " metadata = $6, sqlstate = $7, message = $8, detail = $9, hint = $10, env = NULL,"
+	    " stdin = NULL, finished_at = pg_catalog.clock_timestamp()"
+	    " WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])",
+	    10,
+	    {UUIDOID, TEXTOID, INT4OID, TEXTOID, BOOLOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID},
+	};
+	Datum values[10] = {0};
+	char nulls[] = "  nnnnnnnn";
+	const char *const texts[] = {end->sqlstate, end->message, end->detail, end->hint};
+
+	values[1] = CStringGetTextDatum(end->state);
+	if (end->result != NULL)
+	{
+		const json_t *exit_code = json_object_get(end->result, "exitCode");
+		const char *signal = json_string_value(json_object_get(end->result, "signal"));
+		json_t *metadata = json_object_get(end->result, "metadata");
+
+		metadata = json_guard(json_is_object(metadata) ? json_copy(metadata) : json_object_new());
+		if (end->truncated)
+			json_object_set_new(metadata, "outputTruncated", json_true());
+		nulls[2] = json_is_integer(exit_code) ? ' ' : 'n';
+		values[2] = Int32GetDatum((int32) json_integer_value(exit_code));
+		nulls[3] = signal != NULL ? ' ' : 'n';
+		values[3] = signal != NULL ? CStringGetTextDatum(text_from_utf8(signal)) : (Datum) 0;
+		nulls[4] = nulls[5] = ' ';
+		values[4] = BoolGetDatum(json_is_true(json_object_get(end->result, "timedOut")));
+		values[5] = JsonbPGetDatum(jsonb_from_json(metadata));
+	}
+	for (int i = 0; i < (int) lengthof(texts); i++)
+	{
+		nulls[6 + i] = texts[i] != NULL ? ' ' : 'n';
+		values[6 + i] = texts[i] != NULL ? CStringGetTextDatum(texts[i]) : (Datum) 0;
+	}
+	return write_row(&finish, id, values, nulls) != ROW_LOCKED;
+}
+
+/* A piece's bytes; NULL when they are none. */
+static char *
+piece_bytes(const json_t *piece, size_t *length)
+{
+	const char *base64 = json_string_value(json_object_get(piece, "dataBase64"));
+	const json_t *text = json_object_get(piece, "text");
+	size_t size;
+	char *bytes;
+
+	if (json_is_string(text))
+	{
+		*length = json_string_length(text);
+		return pnstrdup(json_string_value(text), *length);
+	}
+	if (base64 == NULL)
+		return NULL;
+	size = strlen(base64) / 4 * 3 + 3;
+	bytes = palloc0(size + 1);
+	if (sodium_base642bin((unsigned char *) bytes, size, base64, strlen(base64), NULL, length, NULL,
+	                      sodium_base64_VARIANT_ORIGINAL) != 0)
+		return NULL;
+	return bytes;
+}
+
+void
+execution_output_insert(const pg_uuid_t *id, const json_t *pieces, int64 *position, int64 *bytes,
+                        int64 most)
+{
+	static Statement insert = {
+	    "INSERT INTO envrt.execution_output (execution_id, position, stream, output, data)"
+	    " VALUES ($1, $2, $3, $4, $5)",
+	    5,
+	    {UUIDOID, INT8OID, TEXTOID, TEXTOID, BYTEAOID},
+	};
+	Datum values[5] = {UUIDPGetDatum(id)};
+
+	for (size_t i = 0; i < json_array_size(pieces); i++)
+	{
+		const json_t *piece = json_array_get(pieces, i);
+		const char *stream = json_string_value(json_object_get(piece, "stream"));
+		int64 number = json_integer_value(json_object_get(piece, "position"));
+		size_t length = 0;
+		char *data;
+		bool replaced;
+
+		if (number <= *position)
+			continue;
+		*position = number;
+		if (*bytes >= most)
+			continue;
+		data = piece_bytes(piece, &length);
+		if (data == NULL || stream == NULL)
+			continue;
+		*bytes += length;
+		values[1] = Int64GetDatum(number);
+		values[2] = CStringGetTextDatum(strcmp(stream, "stderr") == 0 ? "stderr" : "stdout");
+		values[3] = PointerGetDatum(text_of_bytes(data, length, &replaced));
+		values[4] = replaced ? PointerGetDatum(cstring_to_text_with_len(data, length)) : (Datum) 0;
+		statement_execute(&insert, values, replaced ? NULL : "    n");
+	}
+}
+
+void
+execution_output_position(const pg_uuid_t *id, int64 *position, int64 *bytes)
+{
+	static Statement find = {
+	    "SELECT pg_catalog.max(position),"
+	    " pg_catalog.sum(pg_catalog.octet_length(output))::pg_catalog.int8"
+	    " FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(id)};
+	bool isnull;
+
+	statement_execute(&find, values, NULL);
+	*position = DatumGetInt64(result_datum(0, 1, &isnull));
+	*bytes = DatumGetInt64(result_datum(0, 2, &isnull));
+	if (isnull)
+		*position = *bytes = 0;
+}
+
+TimestampTz
+execution_rows_purge(void)
+{
+	static Statement find = {
+	    "SELECT id FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.<=) $1"
+	    " ORDER BY finished_at LIMIT 1",
+	    1,
+	    {TIMESTAMPTZOID},
+	};
+	static Statement delete_output = {
+	    "DELETE FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1"
+	    " AND position OPERATOR(pg_catalog.<=) ("
+	    "  SELECT pg_catalog.max(position) FROM (SELECT position FROM envrt.execution_output"
+	    "   WHERE execution_id OPERATOR(pg_catalog.=) $1 ORDER BY position LIMIT 1000) o)",
+	    1,
+	    {UUIDOID},
+	};
+	static Statement delete_execution = {
+	    "DELETE FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	static Statement find_next = {
+	    "SELECT finished_at FROM envrt.executions WHERE finished_at IS NOT NULL"
+	    " ORDER BY finished_at LIMIT 1",
+	    0,
+	    {0},
+	};
+	TimestampTz now = GetCurrentTimestamp();
+	int64 retention_ms = (int64) envrt_execution_retention * 1000;
+	Datum values[1];
+	bool isnull;
+
+	if (envrt_execution_retention == 0)
+		return DT_NOEND;
+	for (int i = 0; i < PURGE_EXECUTIONS; i++)
+	{
+		values[0] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, -retention_ms));
+		if (statement_execute(&find, values, NULL) == 0)
+			break;
+		values[0] = UUIDPGetDatum(result_uuid(0, 1));
+		if (statement_execute(&delete_output, values, NULL) == PURGE_OUTPUT)
+			return now;
+		statement_execute(&delete_execution, values, NULL);
+	}
+	if (statement_execute(&find_next, NULL, NULL) == 0)
+		return DT_NOEND;
+	/* (With a moment more, so that it is due then whatever was rounded.) */
+	return TimestampTzPlusMilliseconds(DatumGetTimestampTz(result_datum(0, 1, &isnull)),
+	                                   retention_ms + 10);
+}

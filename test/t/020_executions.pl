@@ -1,0 +1,357 @@
+# Commands that outlive who asked for them: their rows, their output while it comes, and what becomes of
+# them when a lease, a scheduler, a driver host or the server ends.
+use strict;
+use warnings;
+
+use Encode ();
+use FindBin;
+use IPC::Open3 qw(open3);
+use lib "$FindBin::RealBin/../lib";
+use Test::More;
+use Time::HiRes qw(time);
+use EnvrtTest;
+use EnvrtSession;
+
+my $sandboxes = temporary_directory();
+my $sshd = EnvrtFixture::Sshd->new->start;
+my $node = new_cluster('executions', conf => join "\n",
+	"envrt.sandbox_directory = '$sandboxes'",
+	'envrt.sandbox_on_data_filesystem = on',
+	"envrt.max_output = '64 kB'",
+	'restart_after_crash = on',
+	'');
+my $company = make_company($node);
+my %environment = (ssh => make_ssh_environment($node, $company, $sshd));
+
+# Where the machine lets nobody make namespaces, what is left is the SSH host.
+$environment{sandbox} = make_environment($node, $company, 'sandbox', { provider => 'bubblewrap' }) if has_sandboxes();
+
+my $run = make_run($node, $company);
+my (%lease, %workspace);
+
+sub take_leases
+{
+	for my $driver (sort keys %environment)
+	{
+		$lease{$driver} = acquire($node, $company, $environment{$driver}, $run)->{id};
+		$workspace{$driver} = $driver eq 'ssh' ? "$sshd->{directory}/workspace" : "$sandboxes/leases/$lease{$driver}/workspace";
+	}
+	return;
+}
+
+# Starts a shell command; returns its id.  Named arguments are SQL.
+sub start
+{
+	my ($driver, $script, %arguments) = @_;
+	my $more = join '', map { ", $_ => $arguments{$_}" } sort keys %arguments;
+
+	return $node->safe_psql('postgres',
+		"SELECT envrt_start_execution('$lease{$driver}', 'sh', ARRAY['-c', " . literal($script) . "]$more)");
+}
+
+sub state
+{
+	my ($id) = @_;
+
+	return $node->safe_psql('postgres', "SELECT state FROM envrt.executions WHERE id = '$id'");
+}
+
+sub await_state
+{
+	my ($id, $state) = @_;
+
+	wait_until_sql($node, "SELECT state = '$state' FROM envrt.executions WHERE id = '$id'", "the execution is $state");
+	return;
+}
+
+sub output
+{
+	my ($id, $stream) = @_;
+
+	return $node->safe_psql('postgres',
+		"SELECT string_agg(output, '' ORDER BY position) FROM envrt.execution_output WHERE execution_id = '$id' AND stream = '$stream'");
+}
+
+sub await_output
+{
+	my ($id, $text) = @_;
+
+	wait_until_sql($node, "SELECT coalesce(string_agg(output, '' ORDER BY position), '') LIKE " . literal("%$text%")
+		  . " FROM envrt.execution_output WHERE execution_id = '$id'", "the output has \"$text\"");
+	return;
+}
+
+sub await_execution
+{
+	my ($id) = @_;
+
+	return from_json($node->safe_psql('postgres', "SELECT to_jsonb(e) FROM envrt_await_execution('$id', '60 s') e"));
+}
+
+# How many processes of this machine have this word in their arguments.
+sub processes_with
+{
+	my ($word) = @_;
+	my $count = 0;
+
+	for my $file (glob '/proc/[0-9]*/cmdline')
+	{
+		open my $handle, '<', $file or next;
+		local $/;
+		my $arguments = <$handle> // '';
+		$count++ if $arguments =~ /(?:^|\0)\Q$word\E(?:\0|$)/;
+	}
+	return $count;
+}
+
+sub scheduler
+{
+	return $node->safe_psql('postgres', "SELECT pid FROM envrt.stat_schedulers WHERE database = 'postgres'");
+}
+
+take_leases();
+for my $driver (sort keys %lease)
+{
+	my $id = start($driver, 'echo out; echo err >&2; cat; exit 3', stdin => "E'in\\n'", env => q('{"A": "x"}'));
+	my $result = await_execution($id);
+
+	is_deeply([ @$result{qw(exit_code signal timed_out stdout stderr)} ], [ 3, undef, JSON::PP::false, "out\nin\n", "err\n" ], "$driver: a command that was started")
+	  or diag explain $result;
+	is($result->{metadata}{stdoutBytes}, 7, "$driver: ... with its metadata");
+	is($node->safe_psql('postgres', "SELECT state, exit_code, env IS NULL, stdin IS NULL, started_at >= created_at, finished_at >= started_at FROM envrt.executions WHERE id = '$id'"),
+		'exited|3|t|t|t|t', "$driver: ... and its row, which keeps neither env nor stdin");
+	$result = await_execution(start($driver, 'kill -KILL $$'));
+	is($result->{signal}, 'SIGKILL', "$driver: ended by a signal");
+	$result = await_execution(start($driver, 'echo begun; sleep 60', timeout => "'300 ms'"));
+	is_deeply([ @$result{qw(timed_out stdout)} ], [ JSON::PP::true, "begun\n" ], "$driver: ended by its time limit");
+
+	# Output is there while it runs, for others too.
+	$id = start($driver, 'echo first; while ! test -e go; do sleep 0.05; done; echo second; rm go');
+	await_output($id, "first");
+	is(state($id), 'running', "$driver: output comes while it runs");
+	is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'envrt scheduler' AND (backend_xmin IS NOT NULL OR xact_start IS NOT NULL)"),
+		'0', "$driver: ... and no transaction is open for it");
+
+	# Someone who follows sees each line as it comes.
+	my $pid = open3(my $in, my $out, undef, 'psql', '-XAtq', '-d', $node->connstr('postgres'));
+	print $in "\\set FETCH_COUNT 1\nSELECT (f).output FROM (SELECT envrt_follow_execution('$id') AS f) lines;\n";
+	close $in;
+	is(scalar <$out>, "first\n", "$driver: who follows it is told");
+	is(state($id), 'running', "$driver: ... while it runs");
+	PostgreSQL::Test::Utils::append_to_file("$workspace{$driver}/go", '');
+	is(join('', <$out>), "\nsecond\n\n", "$driver: ... of all of it, and of the end");
+	waitpid $pid, 0;
+	is(await_execution($id)->{exit_code}, 0, "$driver: ... which came");
+
+	# Bytes that are no text
+	$id = start($driver, 'printf "a\\0b\\377c"');
+	is(await_execution($id)->{stdout}, Encode::encode('UTF-8', "a\x{fffd}b\x{fffd}c"), "$driver: as text, what is no text is replaced");
+	is($node->safe_psql('postgres', "SELECT encode(string_agg(coalesce(data, convert_to(output, 'UTF8')), '' ORDER BY position), 'hex') FROM envrt.execution_output WHERE execution_id = '$id'"),
+		unpack('H*', "a\0b\377c"), "$driver: ... and the bytes are kept");
+
+	# A driver that fails
+	my ($state, $message) = sql_state($node, "SELECT envrt_await_execution('" . start($driver, 'true', cwd => "'/no/such/place'") . "')");
+	is($state, '22023', "$driver: a cwd that is not there is what it ends with");
+	like($message, qr{/no/such/place}, "$driver: ... and is named");
+
+	# Cancelled
+	$id = start($driver, 'echo begun; exec sleep 1234.5');
+	await_output($id, 'begun');
+	ok(processes_with('1234.5'), "$driver: a command runs");
+	my $started = time;
+	is($node->safe_psql('postgres', "SELECT envrt_cancel_execution('$id')"), 't', "$driver: it is cancelled");
+	await_state($id, 'cancelled');
+	cmp_ok(time - $started, '<', 2, "$driver: ... at once");
+	wait_until('its process is gone', sub { !processes_with('1234.5') });
+	is($node->safe_psql('postgres', "SELECT envrt_cancel_execution('$id')"), 'f', "$driver: a second time there is nothing to cancel");
+	is((sql_state($node, "SELECT envrt_await_execution('$id')"))[0], '57014', "$driver: which whoever waits is told");
+	$started = time;
+	$id = start($driver, q(trap '' TERM; echo begun; sleep 1234.625 & wait; sleep 1234.625));
+	await_output($id, 'begun');
+	$node->safe_psql('postgres', "SELECT envrt_cancel_execution('$id')");
+	wait_until('one that ignores SIGTERM is gone', sub { !processes_with('1234.625') });
+	await_state($id, 'cancelled');
+}
+
+# What is wrong is said at once, and what is rolled back never was.
+is((sql_state($node, "SELECT envrt_start_execution('00000000-0000-0000-0000-000000000000', 'true')"))[0], '42704', 'no such lease');
+is((sql_state($node, "SELECT envrt_start_execution('$lease{ssh}', 'true', env => '{\"A\": 1}')"))[0], '22023', 'a bad env');
+is((sql_state($node, "SELECT envrt_start_execution('$lease{ssh}', 'true', timeout => '0')"))[0], '22023', 'a bad timeout');
+is((sql_state($node, "SELECT envrt_await_execution('00000000-0000-0000-0000-000000000000')"))[0], '42704', 'no such execution');
+is((sql_state($node, "BEGIN; SELECT envrt_await_execution(envrt_start_execution('$lease{ssh}', 'true'))"))[0], '55000', 'the transaction that asks can\'t wait');
+is((sql_state($node, "BEGIN; SELECT envrt_follow_execution(envrt_start_execution('$lease{ssh}', 'true'))"))[0], '55000', '... nor follow');
+$node->safe_psql('postgres', "BEGIN; SELECT envrt_start_execution('$lease{ssh}', 'touch', ARRAY['rolled-back']); ROLLBACK");
+is(await_execution(start('ssh', 'ls rolled-back'))->{exit_code}, 2, 'a rollback takes a start back');
+is((sql_state($node, "SELECT envrt_await_execution('" . start('ssh', 'sleep 60') . "', '100 ms')"))[0], '57014', 'waiting has its time');
+is((sql_state($node, "SET statement_timeout = '100 ms'; SELECT envrt_await_execution(id) FROM envrt.executions WHERE state = 'running'"))[0], '57014', '... and can be cancelled');
+$node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.executions WHERE state = 'running'");
+{
+	my $id = $node->safe_psql('postgres', "BEGIN; SELECT envrt_start_execution('$lease{ssh}', 'touch', ARRAY['never']) AS id \\gset\nSELECT envrt_cancel_execution(:'id'); COMMIT; SELECT :'id'");
+	$id =~ s/.*\n//s;
+	await_state($id, 'cancelled');
+	is(await_execution(start('ssh', 'ls never'))->{exit_code}, 2, 'what is cancelled before it starts does not');
+}
+
+# A cancel that waits for its commit is in nobody's way.
+{
+	my $session = EnvrtSession->new($node);
+	my $id = start('ssh', 'echo begun; while ! test -e go; do sleep 0.05; done; rm go; echo more; exec sleep 1234.75');
+
+	await_output($id, 'begun');
+	$session->run("BEGIN; SELECT envrt_cancel_execution('$id')");
+	PostgreSQL::Test::Utils::append_to_file("$workspace{ssh}/go", '');
+	await_output($id, 'more');
+	pass('output goes on while a cancel is not committed');
+	is(await_execution(start('ssh', 'echo other'))->{stdout}, "other\n", '... and so do others');
+	$session->run('ROLLBACK');
+	is(state($id), 'running', 'a rollback takes a cancel back');
+	$node->safe_psql('postgres', "SELECT envrt_cancel_execution('$id')");
+	await_state($id, 'cancelled');
+}
+
+# Limits of what is kept
+{
+	my $id = start('ssh', 'head -c 300000 /dev/zero | tr "\\0" x');
+	my $result = await_execution($id);
+
+	is(length $result->{stdout}, 65536, 'envrt_await_execution returns no more than envrt.max_output');
+	ok($result->{metadata}{stdoutTruncated}, '... and says so');
+	is(length output($id, 'stdout'), 300000, '... while the table has all of it');
+	$node->append_conf('postgresql.conf', "envrt.max_execution_output = '100 kB'");
+	$node->reload;
+	wait_until_sql($node, "SELECT current_setting('envrt.max_execution_output') = '100kB'");
+	# The scheduler has it when an execution shows it.
+	wait_until('the scheduler has the setting', sub {
+			$id = start('ssh', 'head -c 1000000 /dev/zero | tr "\\0" x');
+			await_execution($id)->{metadata}{outputTruncated};
+		});
+	cmp_ok(length output($id, 'stdout'), '<', 500000, 'the table keeps no more than envrt.max_execution_output');
+	is(await_execution($id)->{metadata}{stdoutBytes}, 1000000, '... and counts the rest');
+}
+
+# Secrets: references in the row, values with the command
+{
+	my $secret = $node->safe_psql('postgres', "SELECT envrt_create_secret('$company', 'token', 'top-secret-value')");
+	my $reference = qq({"TOKEN": {"type": "secret_ref", "secretId": "$secret", "version": "latest"}});
+
+	is(await_execution(start('ssh', 'echo $TOKEN', env => "'$reference'"))->{stdout}, "top-secret-value\n", 'a secret in env');
+	$node->safe_psql('postgres', q{
+		CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA envrt TO app;
+		GRANT SELECT ON envrt.companies, envrt.environments, envrt.heartbeat_runs, envrt.environment_leases, envrt.company_secrets,
+			envrt.executions, envrt.execution_output TO app;
+		GRANT EXECUTE ON FUNCTION envrt_start_execution, envrt_await_execution, envrt_cancel_execution, envrt_follow_execution TO app;
+		ALTER TABLE envrt.companies ENABLE ROW LEVEL SECURITY});
+	my @as_app = (psql => { extra_params => [ '-U', 'app' ] });
+	my $id = start('ssh', 'echo seen');
+	await_execution($id);
+	is((sql_state($node, "SELECT count(*) FROM envrt.executions", @as_app))[1], '0', 'who sees no company sees no execution');
+	is((sql_state($node, "SELECT count(*) FROM envrt.execution_output", @as_app))[1], '0', '... and no output');
+	is((sql_state($node, "SELECT envrt_await_execution('$id')", @as_app))[0], '42704', '... and waits for none');
+	is((sql_state($node, "SELECT envrt_cancel_execution('$id')", @as_app))[0], '42704', '... and cancels none');
+	is((sql_state($node, "SELECT envrt_follow_execution('$id')", @as_app))[0], '42704', '... and follows none');
+	$node->safe_psql('postgres', 'CREATE POLICY all_of_them ON envrt.companies FOR SELECT TO app USING (true)');
+	is((sql_state($node, "SELECT output FROM envrt.execution_output WHERE execution_id = '$id'", @as_app))[1], "seen\n", 'who sees it sees its output');
+	is((sql_state($node, "SELECT envrt_start_execution('$lease{ssh}', 'true', env => '$reference')", @as_app))[0], '42501', 'secrets in env are a right of their own');
+	is((sql_state($node, "SELECT stdout FROM envrt_await_execution(envrt_start_execution('$lease{ssh}', 'true'))", @as_app))[0], '55000', 'which other commands need not have');
+	$node->safe_psql('postgres', 'ALTER TABLE envrt.companies DISABLE ROW LEVEL SECURITY');
+}
+
+# The end of the run
+for my $driver (sort keys %lease)
+{
+	my $other_run = make_run($node, $company);
+	my $lease = acquire($node, $company, $environment{$driver}, $other_run)->{id};
+	my $id = $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'sh', ARRAY['-c', 'echo begun; exec sleep 1234.875'])");
+
+	await_output($id, 'begun');
+	my $started = time;
+	$node->safe_psql('postgres', "UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = '$other_run'");
+	await_state($id, 'cancelled');
+	cmp_ok(time - $started, '<', 2, "$driver: the run's end cancels it");
+	wait_until('its process is gone', sub { !processes_with('1234.875') });
+}
+
+# Its scheduler ends: it goes on, and nothing of its output is lost or doubled.
+{
+	my @ids = map { start($_, 'i=0; while test $i -lt 300; do i=$((i+1)); echo $i; sleep 0.01; done') } sort keys %lease;
+
+	for my $round (1 .. 3)
+	{
+		my $pid = scheduler();
+
+		$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+		wait_until('there is another scheduler', sub { my $other = scheduler(); $other && $other ne $pid });
+	}
+	for my $id (@ids)
+	{
+		is(await_execution($id)->{stdout}, join('', map { "$_\n" } 1 .. 300), 'it outlives its schedulers, with all of its output');
+	}
+}
+# Between the row and the driver host
+{
+	my $pid = scheduler();
+
+	$node->safe_psql('postgres', "SELECT envrt.arm_fault_point('execution-before-start')");
+	my $id = start('ssh', 'echo x >> once; cat once');
+	wait_until_sql($node, 'SELECT waiting = 1 FROM envrt.stat_fault_points', 'the scheduler is there');
+	is(state($id), 'running', 'its row runs before the driver host is told');
+	$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid), envrt.disarm_fault_point('execution-before-start')");
+	is(await_execution($id)->{stdout}, "x\n", 'a scheduler that ends there is made up for, once');
+}
+
+# Many at once
+{
+	my $count = 100;
+	my $driver = has_sandboxes() ? 'sandbox' : 'ssh';
+
+	$node->safe_psql('postgres', "CREATE TABLE many AS SELECT n, envrt_start_execution('$lease{$driver}', 'sh', ARRAY['-c', 'echo \$0', n::text]) AS id FROM generate_series(1, $count) n");
+	wait_until_sql($node, "SELECT count(*) = $count FROM many JOIN envrt.executions USING (id) WHERE state = 'exited'", 'all have ended', 120);
+	is($node->safe_psql('postgres', "SELECT count(*) FROM many JOIN envrt.execution_output o ON o.execution_id = many.id WHERE output = n || E'\\n'"), $count, 'many at once');
+}
+
+# The driver host ends: lost, with its processes.
+for my $driver (sort keys %lease)
+{
+	my $id = start($driver, 'echo begun; exec sleep 1235.5');
+
+	await_output($id, 'begun');
+	my $host = $node->safe_psql('postgres', 'SELECT pid FROM envrt.stat_driver_host');
+	kill 'KILL', $host;
+	await_state($id, 'lost');
+	pass("$driver: the driver host's end");
+	wait_until('its process is gone', sub { !processes_with('1235.5') });
+	is((sql_state($node, "SELECT envrt_await_execution('$id')"))[0], '08006', "$driver: ... which whoever waits is told");
+	wait_until_sql($node, "SELECT state = 'running' AND pid <> $host FROM envrt.stat_driver_host", 'there is another driver host');
+	is(await_execution(start($driver, 'echo again'))->{stdout}, "again\n", "$driver: the next one runs");
+}
+
+# A backend crashes and the server restarts.
+{
+	my %id = map { $_ => start($_, 'echo begun; exec sleep 1235.625') } keys %lease;
+	my $session = EnvrtSession->new($node);
+	my $queued;
+
+	await_output($_, 'begun') for values %id;
+	kill 'KILL', $session->backend;
+	wait_until('the server is back', sub { ($node->psql('postgres', 'SELECT 1'))[0] == 0 });
+	for my $driver (sort keys %id)
+	{
+		await_state($id{$driver}, 'lost');
+		pass("$driver: a crash of the server loses it");
+	}
+	wait_until('its processes are gone', sub { !processes_with('1235.625') }, 60);
+	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions WHERE state IN ('queued', 'running')"), '0', 'none runs for ever');
+}
+
+# Retention
+{
+	$node->append_conf('postgresql.conf', "envrt.execution_retention = '1 s'");
+	$node->reload;
+	my $id = start('ssh', 'echo kept for a second');
+	await_output($id, 'kept');
+	wait_until_sql($node, 'SELECT count(*) = 0 FROM envrt.executions', 'executions are forgotten');
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM envrt.execution_output'), '0', '... with their output');
+}
+
+stop_all();
+done_testing();
