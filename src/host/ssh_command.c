@@ -30,6 +30,7 @@ struct SshCommand
 	SshWaiter waiter;
 	SshCommandSpec spec;
 	char *command_line;
+	char *plain_line;
 	SshDestination *destination;
 	uint64_t started;
 	Timer *deadline;
@@ -54,6 +55,7 @@ free_command(SshCommand *command)
 	bytes_free(&command->result.errors);
 	ssh_destination_release(command->destination);
 	free(command->command_line);
+	free(command->plain_line);
 	free(command);
 }
 
@@ -105,6 +107,12 @@ ssh_command_detach(SshCommand *command)
 		return true;
 	ssh_command_cancel(command);
 	return false;
+}
+
+void
+ssh_command_set_plain_shell(SshCommand *command)
+{
+	ssh_pooled_set_plain_shell(command->pooled);
 }
 
 void
@@ -389,6 +397,7 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 	SshCommand *command = (SshCommand *) waiter;
 	uint64_t now = now_ms();
 	uint64_t patience;
+	const char *line = command->command_line;
 
 	/* Another try on another session gets what is left of the time. */
 	if (command->end == 0)
@@ -402,8 +411,10 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 		patience = STALE_ANSWER_MS;
 	if (ssh_pooled_idle_ms(pooled) > STALE_AFTER_MS && !command->replaced)
 		timer_start(&command->stale, patience, session_stale, command);
-	command->channel = ssh_channel_run(ssh_pooled_session(pooled), command->command_line,
-	                                   command->spec.input, &channel_events, command);
+	if (command->plain_line != NULL && ssh_pooled_has_plain_shell(pooled))
+		line = command->plain_line;
+	command->channel = ssh_channel_run(ssh_pooled_session(pooled), line, command->spec.input,
+	                                   &channel_events, command);
 }
 
 static void
@@ -419,6 +430,8 @@ ssh_command_start(SshDestination *destination, const SshCommandSpec *spec)
 
 	command->spec = *spec;
 	command->command_line = xstrdup(spec->command_line);
+	if (spec->plain_line != NULL)
+		command->plain_line = xstrdup(spec->plain_line);
 	command->destination = ssh_destination_keep(destination);
 	command->waiter.destination = destination;
 	command->waiter.granted = place_granted;

@@ -28,6 +28,7 @@ typedef struct SshCommandSpec
 {
 	Call *call; /* for its state; NULL: none */
 	const char *command_line;
+	const char *plain_line; /* instead, when the login shell is known to be a sh; may be NULL */
 	uint64_t connect_ms;
 	uint64_t command_ms;
 	size_t max_output;
@@ -60,6 +61,9 @@ extern void ssh_command_cancel(SshCommand *command);
 
 /* The call is gone; false: so is the command, since it had not begun. */
 extern bool ssh_command_detach(SshCommand *command);
+
+/* The login shell is a sh that gets commands as they are: others on this session may know. */
+extern void ssh_command_set_plain_shell(SshCommand *command);
 
 /*
  * For those who keep the time: only between accepted() and done().

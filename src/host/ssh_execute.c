@@ -504,6 +504,8 @@ progress(void *data)
 {
 	Execution *execution = data;
 
+	if (execution->start.plain)
+		ssh_command_set_plain_shell(execution->command);
 	if (execution->keeps_input && execution->start.state == START_DONE)
 	{
 		execution->keeps_input = false;
@@ -563,6 +565,8 @@ ssh_execute(Call *call, const json_t *params)
 	Execution *execution;
 	SshCommandSpec spec = {0};
 	char *line;
+	char *plain_line = NULL;
+	bool by_itself;
 
 	if (error == NULL)
 		request = execute_request_new(params, destination->workspace_path, &error);
@@ -581,7 +585,7 @@ ssh_execute(Call *call, const json_t *params)
 		first_execution->previous = execution;
 	first_execution = execution;
 	execution->output = execute_output_new(call, request, read_again, execution);
-	ssh_execute_input(request, &execution->input);
+	by_itself = ssh_execute_input(request, &execution->input);
 	if (execution->input.length - request->input.length > MAX_SCRIPT)
 	{
 		fail(execution,
@@ -594,7 +598,10 @@ ssh_execute(Call *call, const json_t *params)
 	ssh_script_marker(execution->start.marker);
 	line = ssh_execute_command_line(execution->start.marker);
 	spec.call = call;
+	if (by_itself)
+		plain_line = ssh_execute_plain_line(execution->start.marker);
 	spec.command_line = line;
+	spec.plain_line = plain_line;
 	spec.connect_ms = request->connect_ms;
 	spec.command_ms = request->connect_ms;
 	spec.input.data = execution->input.data;
@@ -608,6 +615,7 @@ ssh_execute(Call *call, const json_t *params)
 	spec.data = execution;
 	execution->command = ssh_command_start(destination, &spec);
 	free(line);
+	free(plain_line);
 }
 
 void

@@ -10,6 +10,10 @@
  * and what follows the line is the command's own input, to the byte, since a shell
  * reads a line from a pipe byte by byte.  (Hence the fixed text does what it can.)
  *
+ * That sh costs a good part of the time that a short command takes.  Where the first command
+ * on a connection finds that the login shell is a sh itself, later ones give it the
+ * fixed text without; but not those that make the shell fork, which a large one does slowly.
+ *
  * A line that is not all printable ASCII does not go through the shell's `read`,
  * which would have to be trusted with every byte.  The line has dd read it then, as
  * exactly, and `eval` sees it as it is in single quotes.
@@ -18,8 +22,8 @@
  * tells of its end is the command's own exit, status or signal.  The server
  * makes each session a process group; if it does not, setsid does, where there is one.
  *
- * The marker line on stderr is "<marker> start <-pgid or pid>"; "<marker> cwd" means
- * that the directory can't be entered.
+ * The marker line on stderr is "<marker> start <-pgid or pid>", and words about the start;
+ * "<marker> cwd" means that the directory can't be entered.
  *
  * A command that runs for long can have a lifeline (l): should the host die or the connection
  * break, nobody would be there to end it.  The channel's input stays open then, and a process
@@ -48,11 +52,11 @@
  * quotes, line breaks, backslashes and exclamation marks.
  */
 static const char fixed_text[] =
-    "envrt_m=$1; envrt_e=; envrt_g=; envrt_h=; "
+    "envrt_e=; envrt_g=; envrt_h=; "
     "if kill -0 -$$ 2>/dev/null; then envrt_g=-; "
     "elif command -v setsid >/dev/null; then envrt_e=$(command -v setsid); envrt_g=-; fi; "
     "c() { CDPATH= cd -- \"$1\" || { echo \"$envrt_m cwd\" >&2; exit 1; }; }; "
-    "x() { echo \"$envrt_m\"; echo \"$envrt_m start $envrt_g$$$envrt_h\" >&2; "
+    "x() { echo \"$envrt_m\"; echo \"$envrt_m start $envrt_g$$$envrt_h$envrt_p\" >&2; "
     "exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; "
     "IFS= read -r envrt_l && eval \"$envrt_l\"";
 
@@ -80,10 +84,27 @@ static const char lifeline_text[] =
     "exec 3<&-; envrt_h=\" held\"; "
     "}; ";
 
+/* A forced command is given to who knows whom, whatever $SHELL is. */
+static const char learn_text[] =
+    "envrt_m=$1; envrt_p=; case \"$SSH_ORIGINAL_COMMAND$SHELL\" in "
+    "/bin/sh|/bin/dash|/bin/bash|/usr/bin/sh|/usr/bin/dash|/usr/bin/bash) envrt_p=\" plain\"; "
+    "esac; ";
+
+/* What the user's profile may have made of the shell; what is in eval is read after it. */
+static const char forget_text[] = "unalias -a 2>/dev/null; set +aefuvxC; "
+                                  "unset -f unset cd command echo eval exec exit export kill read "
+                                  "trap dd head rm sleep 2>/dev/null; ";
+
 char *
 ssh_execute_command_line(const char *marker)
 {
-	return xformat("exec sh -c '%s' sh %s", fixed_text, marker);
+	return xformat("exec sh -c '%s%s' sh %s", learn_text, fixed_text, marker);
+}
+
+char *
+ssh_execute_plain_line(const char *marker)
+{
+	return xformat("%senvrt_m=%s; envrt_p=; eval '%s'", forget_text, marker, fixed_text);
 }
 
 static void
@@ -178,13 +199,15 @@ is_printable(const Bytes *bytes)
 	return true;
 }
 
-void
+bool
 ssh_execute_input(const ExecuteRequest *request, Bytes *input)
 {
 	Bytes script = {0};
+	bool printable;
 
 	make_script(request, &script);
-	if (!is_printable(&script))
+	printable = is_printable(&script);
+	if (!printable)
 	{
 		char line[100];
 
@@ -193,11 +216,12 @@ ssh_execute_input(const ExecuteRequest *request, Bytes *input)
 		append_text(input, line);
 	}
 	append_secret(input, script.data, script.length);
-	if (is_printable(&script))
+	if (printable)
 		append_text(input, "\n");
 	append_secret(input, request->input.data ? request->input.data : "", request->input.length);
 	explicit_bzero(script.data, script.allocated);
 	bytes_free(&script);
+	return printable && !request->stream;
 }
 
 /*
@@ -247,6 +271,7 @@ find_on_stderr(ExecuteStart *start, const Bytes *head, const char **end)
 	start->group = number < 0;
 	start->pid = number < 0 ? -number : number;
 	start->held = memmem(found, (size_t) (*end - found), " held", 5) != NULL;
+	start->plain = memmem(found, (size_t) (*end - found), " plain", 6) != NULL;
 	return found;
 }
 

@@ -15,11 +15,15 @@
 /* The command line for the login shell; to be freed. */
 extern char *ssh_execute_command_line(const char *marker);
 
+/* The same for one that is known to be a sh (ExecuteStart.plain). */
+extern char *ssh_execute_plain_line(const char *marker);
+
 /*
  * What it reads: the script and then the command's own input; secret.  With a lifeline (see
  * ssh_execute_script.c) the end of all must not follow, unless the start was not held.
+ * Returns whether the shell does it all by itself, without a process besides.
  */
-extern void ssh_execute_input(const ExecuteRequest *request, Bytes *input);
+extern bool ssh_execute_input(const ExecuteRequest *request, Bytes *input);
 
 typedef enum
 {
@@ -37,6 +41,7 @@ typedef struct ExecuteStart
 	long pid;         /* START_DONE */
 	bool group;       /* it leads a process group */
 	bool held;        /* it has its lifeline */
+	bool plain;       /* the login shell is a sh, and is given what was asked for */
 	Bytes heads[2];   /* what was written before, of which the beginning may be cut off */
 } ExecuteStart;
 

@@ -55,6 +55,7 @@ struct SshPooled
 	int active; /* places given away */
 	bool retired;
 	bool opened; /* some channel, at some time */
+	bool plain_shell;
 	json_int_t calls;
 	uint64_t idle_since; /* in terms of now_ms(); 0: not idle */
 	uint64_t idle_ms;    /* how long it had been idle when the last place was given away */
@@ -440,6 +441,18 @@ bool
 ssh_pooled_is_used(const SshPooled *pooled)
 {
 	return pooled->calls > 1;
+}
+
+void
+ssh_pooled_set_plain_shell(SshPooled *pooled)
+{
+	pooled->plain_shell = true;
+}
+
+bool
+ssh_pooled_has_plain_shell(const SshPooled *pooled)
+{
+	return pooled->plain_shell;
 }
 
 uint64_t

@@ -50,6 +50,10 @@ extern SshSession *ssh_pooled_session(const SshPooled *pooled);
 extern bool ssh_pooled_is_used(const SshPooled *pooled);
 extern uint64_t ssh_pooled_idle_ms(const SshPooled *pooled);
 
+/* Whether the login shell there is known to be a sh that gets commands as they are. */
+extern void ssh_pooled_set_plain_shell(SshPooled *pooled);
+extern bool ssh_pooled_has_plain_shell(const SshPooled *pooled);
+
 typedef enum
 {
 	PLACE_FREE,      /* the channel has ended, or ends by itself */

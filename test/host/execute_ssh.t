@@ -248,6 +248,38 @@ for my $pair (@shells)
 	$server->stop;
 }
 
+# A login shell that is a sh does without another one from the second command on, whatever its profile makes of it.
+SKIP:
+{
+	my $shell = (getpwuid $>)[8];
+
+	skip "the login shell is $shell", 5 if $shell !~ m{^(?:/usr)?/bin/bash$};
+	spew("$scratch/profile", <<'END');
+shopt -s expand_aliases
+for name in unset cd command echo eval exec exit export kill read set; do eval "alias $name='echo alias $name'"; done
+cd() { builtin cd /; }
+echo() { builtin echo function; }
+read() { builtin echo function; }
+exec() { builtin echo function; }
+c() { builtin echo function; }
+x() { builtin echo function; }
+set -o nounset -o allexport -o noglob -o xtrace
+IFS=aeiou/-
+END
+	my $odd = EnvrtFixture::Sshd->new(keys => $keys, extra => ["SetEnv BASH_ENV=$scratch/profile"])->start;
+	my $new = EnvrtFixture::Sshd->new(keys => $keys)->start;
+
+	# The shell says who it is when it finds no command.
+	like(result('no-such-command', [], server => $new)->{stderr}, qr/^sh: /, 'the first command has a shell besides');
+	like(result('no-such-command', [], server => $new)->{stderr}, qr/^(?!sh: ).*not found/, '... the next one has not');
+	result('true', [], server => $odd);
+	$result = result($^X, [ '-e', 'print join "|", @ARGV, $ENV{A}, $ENV{PWD}, grep /^envrt_/, keys %ENV; exit 3', '*', 'a/b-c' ], server => $odd, env => { A => "it's" });
+	is_deeply([ @$result{qw(exitCode stdout stderr)} ], [ 3, "*|a/b-c|it's|$odd->{directory}/home", '' ], '... and is what it was, with any profile');
+	is(result('no-such-command', [], server => $odd)->{exitCode}, 127, '... or is not there');
+	is_error(execute('true', [], cwd => '/no/such', server => $odd), '22023', qr/does not exist/, '... nor its directory');
+	$odd->stop;
+}
+
 # Login shells that talk.
 my $noisy = EnvrtFixture::Sshd->new(
 	keys => $keys,

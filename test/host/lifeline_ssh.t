@@ -201,8 +201,9 @@ for my $name (sort keys %stubborn)
 	my @input = $name =~ /input/ ? (stdin => 'x' x 3_000_000) : ();
 
 	$night = night();
-	start($night, $stubborn{$name} . '; :', @input);
-	my ($group) = map { (stat_of($_))[2] } running($night);
+	# (The client must live on, since its end is the command's, too.)
+	my @held = start($night, $stubborn{$name} . '; :', @input);
+	my ($group) = map { (stat_of($_))[2] } running($night) or die "$name does not run";
 	kill 'KILL', $host->{pid};
 	waitpid $host->{pid}, 0;
 	EnvrtFixture::unregister($host);
@@ -213,7 +214,7 @@ for my $name (sort keys %stubborn)
 
 # The end of the control channel.
 $night = night();
-start($night, 'trap "" TERM; while :; do sleep 1000; done');
+my @held = start($night, 'trap "" TERM; while :; do sleep 1000; done');
 close $host->{control};
 waitpid $host->{pid}, 0;
 EnvrtFixture::unregister($host);
