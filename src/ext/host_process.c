@@ -39,6 +39,9 @@
 
 #define READY_TIMEOUT_MS 10000
 #define PING_TIMEOUT_MS 2000
+/* How long it may take to end in order. */
+#define STOP_MS 2000
+#define STOP_STEP_MS 10
 #define LIVED_LONG_MS 10000
 #define MAX_DELAY_MS 5000
 #define MAX_CONTROL_LINE 65536
@@ -466,6 +469,18 @@ host_process_add_events(WaitEventSet *events)
 void
 host_process_stop(const char *reason)
 {
-	if (host.pid != 0)
-		bury(reason);
+	siginfo_t about = {0};
+
+	if (host.pid == 0)
+		return;
+	/* It has workers to take leave of; it is left to be waited for. */
+	(void) kill(host.pid, SIGTERM);
+	for (int waited = 0; waited < STOP_MS; waited += STOP_STEP_MS)
+	{
+		if (waitid(P_PID, (id_t) host.pid, &about, WEXITED | WNOHANG | WNOWAIT) < 0 ||
+		    about.si_pid != 0)
+			break;
+		pg_usleep(STOP_STEP_MS * 1000L);
+	}
+	bury(reason);
 }

@@ -113,6 +113,7 @@ operation_free(LeaseOperation *operation)
 		plugin_release(operation->plugin);
 	error_free(operation->plugin_error);
 	json_decref(operation->params);
+	json_decref(operation->secrets);
 	json_decref(operation->found);
 	free(operation->driver_key);
 	lease_key_unpin(operation->key, now_ms());
@@ -218,7 +219,16 @@ operation_ask(LeaseOperation *operation, const char *method, const char *other, 
 	/* One that stepped aside, and has more to ask. */
 	if (operation->limit == NULL)
 		timer_start(&operation->limit, operation->limit_ms, limit_expired, operation);
-	operation->request = plugin_ask(operation->plugin, method, other, params, answered, operation);
+	operation->request =
+	    plugin_ask(operation->plugin,
+	               &(PluginQuestion){
+	                   .method = method,
+	                   .other = other,
+	                   .params = params,
+	                   .secrets = json_incref(operation->secrets),
+	                   .patience_ms = operation->own ? UINT64_MAX : operation->limit_ms,
+	               },
+	               answered, operation);
 }
 
 void
@@ -375,6 +385,7 @@ operation_start_own(const LeaseOperation *maker)
 	operation->driver_key = xstrdup(maker->driver_key);
 	operation->limit_ms = maker->limit_ms;
 	operation->params = json_copy(maker->params);
+	operation->secrets = json_incref(maker->secrets);
 	json_object_set(operation->params, "providerLeaseId",
 	                json_object_get(lease, "providerLeaseId"));
 	if (metadata != NULL)
@@ -474,6 +485,7 @@ lease_operation_start(Call *call, const char *method, const json_t *params)
 	}
 	operation->driver_key = xstrdup(json_string_value(json_object_get(params, "driverKey")));
 	operation->params = plugin_params(params);
+	operation->secrets = plugin_secrets(params);
 	operation->limit_ms = call_limits(params).call_ms;
 	operation->same_instance = instance != NULL && strcmp(instance, host_instance()) == 0;
 	operation->keep = kind == OPERATION_RELEASE && json_is_true(json_object_get(params, "keep"));

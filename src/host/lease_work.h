@@ -34,6 +34,7 @@ struct LeaseOperation
 	HostError *plugin_error; /* ... this is what to say when one is needed */
 	char *driver_key;
 	json_t *params;         /* as the worker gets them */
+	json_t *secrets;        /* what the worker may resolve, or NULL */
 	PluginRequest *request; /* what it is waiting for */
 	Timer *limit;
 	uint64_t limit_ms;

@@ -36,6 +36,8 @@
 #include "log.h"
 #include "long_execution.h"
 #include "plugin.h"
+#include "plugin_metrics.h"
+#include "plugin_state.h"
 #include "plugins.h"
 #include "protocol.h"
 #include "sandbox_cgroup.h"
@@ -48,7 +50,7 @@
 #include "ssh_execute.h"
 #include "ssh_pool.h"
 #include "timer.h"
-#include "worker_exec.h"
+#include "worker_supervisor.h"
 #include "worker_process.h"
 
 /* Lookups that hang occupy a thread each, and libuv gives them half of its threads. */
@@ -250,6 +252,21 @@ pause_briefly(void)
 	nanosleep(&pause, NULL);
 }
 
+/* Whether anything is left of workers, sandboxes and what is written for them. */
+static bool
+busy(void)
+{
+	return plugins_exist() || worker_processes_exist() || sandbox_runs_exist() ||
+	       plugin_states_are_writing();
+}
+
+static void
+run_until(uint64_t end)
+{
+	while (busy() && uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
+		pause_briefly();
+}
+
 /*
  * Ends everything in order.  A name lookup that hangs in its thread must not
  * hold the process up, so the loop is asked, not waited for.
@@ -257,7 +274,8 @@ pause_briefly(void)
 static void
 shut_down(void)
 {
-	uint64_t end = now_ms() + SHUTDOWN_MS;
+	uint64_t begin = now_ms();
+	uint64_t end = begin + SHUTDOWN_MS;
 
 	server_close();
 	long_executions_close();
@@ -269,12 +287,17 @@ shut_down(void)
 	ssh_pool_close();
 	lease_operations_close();
 	plugins_close();
-	worker_processes_kill();
+	plugin_metrics_forget(NULL);
 	sandbox_runs_kill();
-	/* Before their handles are closed, plugins must be freed and workers reaped. */
-	while ((plugins_exist() || worker_processes_exist() || sandbox_runs_exist()) &&
-	       uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
-		pause_briefly();
+	/* Before their handles are closed, plugins must be freed and workers reaped: in order ... */
+	run_until(begin + SHUTDOWN_MS / 2);
+	/* ... then less so. */
+	worker_processes_terminate();
+	run_until(begin + SHUTDOWN_MS * 3 / 4);
+	worker_processes_kill();
+	end = begin + SHUTDOWN_MS * 3 / 2;
+	run_until(end);
+	plugin_states_close();
 	allowed_hosts_free(settings.allowed_hosts);
 	settings.allowed_hosts = NULL;
 	sandbox_leases_close();
@@ -295,8 +318,8 @@ main(int argc, char **argv)
 {
 	Arguments arguments;
 
-	if (argc > 1 && strcmp(argv[1], WORKER_EXEC_OPTION) == 0)
-		worker_exec(argc, argv);
+	if (argc > 1 && strcmp(argv[1], WORKER_SUPERVISOR_OPTION) == 0)
+		worker_supervisor(argc, argv);
 	arguments = parse_arguments(argc, argv);
 	harden(arguments.control_fd >= 0);
 	setenv("UV_THREADPOOL_SIZE", THREADS, 1);

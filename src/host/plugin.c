@@ -8,6 +8,8 @@
  *   starting  a process, and `initialize` on its way
  *   running   initialized: requests are sent
  *   waiting   requests, but it is too early after a crash for another start
+ *   stopping  the process is to end, when it has answered what it was sent, or
+ *             has had some time for that; nothing is sent any more
  *
  * A request is first in the list `waiting`, in the order in which it came, and
  * in `sent` from the moment that a byte of it may have reached the worker.
@@ -24,15 +26,17 @@
  * owes too many late answers is hung, and killed.
  *
  * What breaks the protocol kills the worker: its stream can't be trusted any
- * more.  The end of a process that nobody asked for is a crash, whatever its
- * status.  After the first the worker may be started again at once, then ever
- * later, as long as it does not last.
+ * more.  What is no message at all does not, since libraries like to print,
+ * nor do answers that nobody waits for; unless there is too much of it.  The end of a process that
+ *nobody asked for is a crash, whatever its status.  After the first the worker may be started again
+ *at once, then ever later, as long as it does not last.
  *
  * Answers are delivered from the event loop only, so an asker is never called
  * back from within plugin_ask().  The memory of a plugin goes, by way of the
  * event loop too, when nobody refers to it: the registry does, and everybody
  * who waits for an answer.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,20 +48,26 @@
 #include "memory.h"
 #include "plugin.h"
 #include "plugin_error.h"
+#include "plugin_folder.h"
 #include "protocol.h"
+#include "secret_mask.h"
 #include "timer.h"
 #include "worker_backoff.h"
 #include "worker_process.h"
+#include "worker_services.h"
 
 #define INITIALIZE_MS 15000
 #define MAX_LATE 1000
+#define MAX_STRAY 1000
+#define DRAIN_MS 10000
 
 typedef enum
 {
 	STATE_IDLE,
 	STATE_STARTING,
 	STATE_RUNNING,
-	STATE_WAITING
+	STATE_WAITING,
+	STATE_STOPPING
 } State;
 
 struct PluginRequest
@@ -69,8 +79,10 @@ struct PluginRequest
 	const char *other;
 	char *names; /* holds the two */
 	json_t *params;
+	json_t *secrets;
 	json_int_t id; /* once sent */
 	bool sent;
+	bool hopeless; /* its asker won't wait for as long as the delay is */
 	bool late;
 	PluginAnswered answered; /* NULL: forgotten */
 	void *data;
@@ -97,8 +109,13 @@ struct Plugin
 	Timer *soon;  /* work for the event loop: requests to look at, or memory to free */
 	WorkerBackoff backoff;
 	unsigned late;
+	unsigned stray; /* lines of this worker that were no messages, and answers to nothing */
+	SecretMask *mask;
+	WorkerServices *services;
 	json_int_t starts;
+	int64_t started_at; /* the last start; milliseconds since 1970 */
 	json_int_t calls;
+	json_int_t failed;
 	json_int_t active;
 	char *last_error;
 	char *last_stderr; /* of the process before this one */
@@ -148,6 +165,7 @@ request_free(PluginRequest *request)
 		plugin->late--;
 	plugin->active--;
 	json_decref(request->params);
+	json_decref(request->secrets);
 	free(request->names);
 	free(request);
 }
@@ -160,6 +178,8 @@ request_end(PluginRequest *request, PluginReply reply, json_t *result, HostError
 	PluginAnswered answered = request->answered;
 	void *data = request->data;
 
+	if (reply != REPLY_RESULT && !request->late)
+		plugin->failed++;
 	request_free(request);
 	if (answered == NULL)
 	{
@@ -182,7 +202,7 @@ last_words(const Plugin *plugin)
 {
 	if (plugin->process != NULL)
 	{
-		char *text = worker_process_stderr(plugin->process);
+		char *text = worker_process_stderr(plugin->process, secret_mask_apply, plugin->mask);
 
 		/* Of one that is only starting, the one before may tell more. */
 		if (text[0] != '\0' || plugin->last_stderr == NULL || plugin->state == STATE_RUNNING)
@@ -220,30 +240,72 @@ send_message(Plugin *plugin, json_t *message)
 	worker_process_send(plugin->process, message);
 }
 
-/* The one notification that means something here. */
-static void
-worker_logs(Plugin *plugin, const json_t *params)
-{
-	const char *level = json_string_value(json_object_get(params, "level"));
-	const char *message = json_string_value(json_object_get(params, "message"));
-	LogLevel known = LOG_LOG;
+/* For the worker's own requests (worker_services.c). */
 
-	if (message == NULL)
-		return;
-	if (level != NULL && strcmp(level, "debug") == 0)
-		known = LOG_DEBUG;
-	else if (level != NULL && (strcmp(level, "warn") == 0 || strcmp(level, "error") == 0))
-		known = LOG_WARNING;
-	log_message(known, "plugin \"%s\": %s", plugin_id(plugin), message);
+static void
+services_send(void *owner, json_int_t worker, json_t *message)
+{
+	Plugin *plugin = owner;
+
+	if (plugin->process != NULL && plugin->starts == worker)
+		send_message(plugin, message);
+	else
+		json_decref(message);
+}
+
+/* The id of a request as the worker's SDK gives it back; so is the one that it is told. */
+static bool
+is_invocation(const PluginRequest *request, const char *invocation)
+{
+	char *end;
+	long long id = strtoll(invocation, &end, 10);
+
+	return end != invocation && *end == '\0' && id == request->id;
+}
+
+static const json_t *
+services_secret(void *owner, const char *invocation, const char *reference)
+{
+	const Plugin *plugin = owner;
+
+	for (const PluginRequest *request = plugin->sent.first; request != NULL;
+	     request = request->next)
+	{
+		const json_t *value = json_object_get(request->secrets, reference);
+
+		if (value != NULL && (invocation == NULL || is_invocation(request, invocation)))
+			return value;
+	}
+	return NULL;
 }
 
 static void
-worker_asks(Plugin *plugin, const RpcMessage *message)
+services_keep(void *owner)
 {
-	char *text = xformat("Host does not handle method \"%s\"", message->method);
+	plugin_keep(owner);
+}
 
-	send_message(plugin, rpc_error(json_incref(message->id), RPC_METHOD_NOT_FOUND, text, NULL));
-	free(text);
+static void
+services_release(void *owner)
+{
+	plugin_release(owner);
+}
+
+static void
+stray(Plugin *plugin, const char *how)
+{
+	if (++plugin->stray > MAX_STRAY)
+		broke_protocol(plugin, how);
+}
+
+static void
+stop_when_drained(Plugin *plugin)
+{
+	if (plugin->state == STATE_STOPPING && plugin->sent.first == NULL && plugin->process != NULL)
+	{
+		timer_stop(&plugin->timer);
+		worker_process_stop(plugin->process);
+	}
 }
 
 static void
@@ -252,6 +314,8 @@ initialized(Plugin *plugin, const RpcMessage *message)
 	json_t *methods = json_object_get(message->result, "supportedMethods");
 
 	plugin->initialize_id = 0;
+	if (plugin->state != STATE_STARTING)
+		return;
 	timer_stop(&plugin->timer);
 	if (message->error != NULL)
 	{
@@ -286,17 +350,42 @@ worker_answers(Plugin *plugin, const RpcMessage *message)
 	while (request != NULL && !(json_is_integer(message->id) && request->id == id))
 		request = request->next;
 	if (request == NULL)
-		broke_protocol(plugin, "answered what it was not asked");
-	else if (message->error != NULL)
+	{
+		stray(plugin, "answered what it was not asked, again and again");
+		return;
+	}
+	if (message->error != NULL)
 	{
 		char *words = last_words(plugin);
 		HostError *error = plugin_error_answered(plugin_id(plugin), words, message->error);
 
+		/* Its words may hold what another call brought. */
+		secret_mask_apply(plugin->mask, error->message, strlen(error->message));
 		free(words);
 		request_end(request, REPLY_ERROR, NULL, error);
 	}
 	else
 		request_end(request, REPLY_RESULT, message->result, NULL);
+	stop_when_drained(plugin);
+}
+
+/* What begins like a message is meant to be one. */
+static void
+no_message(Plugin *plugin, const RpcMessage *message, const char *line, size_t length)
+{
+	char *how;
+
+	while (length > 0 && (*line == ' ' || *line == '\t'))
+		line++, length--;
+	if (length == 0 || *line != '{')
+	{
+		worker_services_log_noise(plugin->services, line, length);
+		stray(plugin, "prints too much on its output");
+		return;
+	}
+	how = xformat("broke the protocol: %s", message->error_text);
+	broke_protocol(plugin, how);
+	free(how);
 }
 
 static void
@@ -309,23 +398,15 @@ line_came(void *owner, const char *line, size_t length)
 	switch (message.kind)
 	{
 		case RPC_REQUEST:
-			worker_asks(plugin, &message);
-			break;
 		case RPC_NOTIFICATION:
-			if (strcmp(message.method, "log") == 0)
-				worker_logs(plugin, message.params);
+			worker_services_serve(plugin->services, plugin->starts, &message);
 			break;
 		case RPC_RESPONSE:
 			worker_answers(plugin, &message);
 			break;
 		case RPC_INVALID:
-		{
-			char *how = xformat("broke the protocol: %s", message.error_text);
-
-			broke_protocol(plugin, how);
-			free(how);
+			no_message(plugin, &message, line, length);
 			break;
-		}
 	}
 	rpc_message_clear(&message);
 }
@@ -367,11 +448,21 @@ static void
 process_ended(void *owner, const char *how)
 {
 	Plugin *plugin = owner;
+	bool stopped = plugin->state == STATE_STOPPING;
 
 	free(plugin->last_stderr);
-	plugin->last_stderr = worker_process_stderr(plugin->process);
+	plugin->last_stderr = worker_process_stderr(plugin->process, secret_mask_apply, plugin->mask);
 	plugin->process = NULL;
-	crashed(plugin, how);
+	if (stopped)
+	{
+		log_message(LOG_LOG, "plugin \"%s\": its worker %s, after it was told to end",
+		            plugin_id(plugin), how);
+		timer_stop(&plugin->timer);
+		plugin->state = STATE_IDLE;
+		plugin->initialize_id = 0;
+	}
+	else
+		crashed(plugin, how);
 
 	plugin_keep(plugin);
 	while (plugin->sent.first != NULL)
@@ -412,6 +503,13 @@ start_worker(Plugin *plugin)
 	    .drained = process_drained,
 	    .ended = process_ended,
 	};
+	const PluginManifest *manifest = plugin->manifest;
+	const WorkerProgram program = {
+	    .folder = manifest->folder,
+	    .plugin = manifest->id,
+	    .arguments = {manifest->node ? "node" : manifest->worker,
+	                  manifest->node ? manifest->worker : NULL},
+	};
 	uint64_t delay = worker_backoff_delay(&plugin->backoff, now_ms());
 	char *problem = NULL;
 
@@ -424,8 +522,12 @@ start_worker(Plugin *plugin)
 		return;
 	}
 	plugin->starts++;
+	plugin->stray = 0;
+	plugin->started_at = epoch_ms();
 	worker_backoff_started(&plugin->backoff, now_ms());
-	plugin->process = worker_process_start(plugin->manifest, &events, plugin, &problem);
+	problem = plugin_folder_check_worker(plugin->manifest);
+	if (problem == NULL)
+		plugin->process = worker_process_start(&program, &events, plugin, &problem);
 	if (plugin->process == NULL)
 	{
 		crashed(plugin, problem);
@@ -472,6 +574,23 @@ choose_method(PluginRequest *request)
 	return true;
 }
 
+/* With the invocation's id newer SDKs say which call a request of theirs is about. */
+static json_t *
+request_message(json_int_t id, const PluginRequest *request)
+{
+	json_t *message = rpc_request(id, request->method, json_incref(request->params));
+	json_t *company = json_object_get(request->params, "companyId");
+	char name[24];
+
+	if (json_is_string(company))
+	{
+		snprintf(name, sizeof name, "%lld", (long long) id);
+		json_object_set_new(message, "paperclipInvocation",
+		                    json_pack("{s:s, s:{s:O}}", "id", name, "scope", "companyId", company));
+	}
+	return message;
+}
+
 /* Sends what can be sent; with tell, also ends what the worker has no method for. */
 static void
 send_waiting(Plugin *plugin, bool tell)
@@ -495,8 +614,7 @@ send_waiting(Plugin *plugin, bool tell)
 			continue;
 		}
 		/* One that can't be sent stays for the next process: this one is about to end. */
-		if (!worker_process_send(plugin->process,
-		                         rpc_request(id, request->method, json_incref(request->params))))
+		if (!worker_process_send(plugin->process, request_message(id, request)))
 			return;
 		list_remove(&plugin->waiting, request);
 		request->sent = true;
@@ -519,12 +637,24 @@ plugin_free(Plugin *plugin)
 		request_free(plugin->waiting.first);
 	while (plugin->sent.first != NULL)
 		request_free(plugin->sent.first);
+	worker_services_free(plugin->services);
 	plugin_manifest_free(plugin->manifest);
 	json_decref(plugin->supported);
+	secret_mask_free(plugin->mask);
 	free(plugin->last_error);
 	free(plugin->last_stderr);
 	free(plugin);
 	plugin_count--;
+}
+
+static PluginRequest *
+hopeless(const Plugin *plugin)
+{
+	PluginRequest *request = plugin->waiting.first;
+
+	while (request != NULL && !request->hopeless)
+		request = request->next;
+	return request;
 }
 
 /* From the event loop. */
@@ -532,6 +662,7 @@ static void
 look(void *data)
 {
 	Plugin *plugin = data;
+	PluginRequest *request;
 
 	if (plugin->references == 0)
 	{
@@ -540,23 +671,34 @@ look(void *data)
 	}
 	plugin_keep(plugin);
 	send_waiting(plugin, true);
+	while (plugin->state == STATE_WAITING && (request = hopeless(plugin)) != NULL)
+	{
+		char *words = last_words(plugin);
+		HostError *error = plugin_error_no_worker(plugin_id(plugin), words, plugin->last_error,
+		                                          worker_backoff_delay(&plugin->backoff, now_ms()));
+
+		free(words);
+		request_end(request, REPLY_NO_WORKER, NULL, error);
+	}
 	plugin_release(plugin);
 }
 
 PluginRequest *
-plugin_ask(Plugin *plugin, const char *method, const char *other, json_t *params,
-           PluginAnswered answered, void *data)
+plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answered, void *data)
 {
 	PluginRequest *request = xcalloc(1, sizeof *request);
-	size_t length = strlen(method) + 1;
+	size_t length = strlen(question->method) + 1;
 
 	request->plugin = plugin_keep(plugin);
-	request->names = xformat("%s%c%s", method, '\0', other ? other : "");
+	request->names =
+	    xformat("%s%c%s", question->method, '\0', question->other ? question->other : "");
 	request->method = request->names;
-	request->other = other ? request->names + length : NULL;
-	request->params = params;
+	request->other = question->other ? request->names + length : NULL;
+	request->params = question->params;
+	request->secrets = question->secrets;
 	request->answered = answered;
 	request->data = data;
+	secret_mask_learn(plugin->mask, question->secrets);
 	list_append(&plugin->waiting, request);
 	plugin->calls++;
 	plugin->active++;
@@ -564,6 +706,12 @@ plugin_ask(Plugin *plugin, const char *method, const char *other, json_t *params
 		send_waiting(plugin, false);
 	else if (plugin->state == STATE_IDLE)
 		start_worker(plugin);
+	if (plugin->state == STATE_WAITING &&
+	    worker_backoff_delay(&plugin->backoff, now_ms()) > question->patience_ms)
+	{
+		request->hopeless = true;
+		timer_start(&plugin->soon, 0, look, plugin);
+	}
 	return request;
 }
 
@@ -582,6 +730,7 @@ plugin_request_is_late(PluginRequest *request)
 		return;
 	request->late = true;
 	plugin->late++;
+	plugin->failed++;
 	if (plugin->late > MAX_LATE && plugin->process != NULL)
 		broke_protocol(plugin, "owes too many answers");
 }
@@ -606,8 +755,16 @@ plugin_request_forget(PluginRequest *request)
 Plugin *
 plugin_new(PluginManifest *manifest)
 {
+	static const WorkerServicesOwner functions = {
+	    .send = services_send,
+	    .secret = services_secret,
+	    .keep = services_keep,
+	    .release = services_release,
+	};
 	Plugin *plugin = xcalloc(1, sizeof *plugin);
 
+	plugin->mask = secret_mask_new();
+	plugin->services = worker_services_new(manifest, plugin->mask, &functions, plugin);
 	plugin->manifest = manifest;
 	plugin->references = 1;
 	plugin_count++;
@@ -634,6 +791,36 @@ plugin_release(Plugin *plugin)
 		timer_start(&plugin->soon, 0, look, plugin);
 }
 
+static void
+drain_over(void *data)
+{
+	Plugin *plugin = data;
+
+	worker_process_stop(plugin->process);
+}
+
+void
+plugin_restart(Plugin *plugin)
+{
+	memset(&plugin->backoff, 0, sizeof plugin->backoff);
+	switch (plugin->state)
+	{
+		case STATE_IDLE:
+		case STATE_STOPPING:
+			break;
+		case STATE_WAITING:
+			timer_stop(&plugin->timer);
+			start_when_due(plugin);
+			break;
+		case STATE_STARTING:
+		case STATE_RUNNING:
+			plugin->state = STATE_STOPPING;
+			timer_start(&plugin->timer, DRAIN_MS, drain_over, plugin);
+			stop_when_drained(plugin);
+			break;
+	}
+}
+
 const PluginManifest *
 plugin_manifest(const Plugin *plugin)
 {
@@ -643,20 +830,23 @@ plugin_manifest(const Plugin *plugin)
 json_t *
 plugin_describe(const Plugin *plugin)
 {
-	static const char *const states[] = {"idle", "starting", "running", "waiting"};
+	static const char *const states[] = {"idle", "starting", "running", "waiting", "stopping"};
 	json_t *row = json_object();
+	pid_t pid = plugin->process ? worker_process_pid(plugin->process) : 0;
 
 	json_object_set_new(row, "key", json_string(plugin_id(plugin)));
 	json_object_set_new(row, "version", json_string(plugin->manifest->version));
+	json_object_set_new(row, "displayName", json_string(plugin->manifest->display_name));
 	json_object_set_new(row, "path", json_string(plugin->manifest->folder));
 	json_object_set_new(row, "state", json_string(states[plugin->state]));
-	json_object_set_new(row, "pid",
-	                    plugin->process ? json_integer(worker_process_pid(plugin->process))
-	                                    : json_null());
+	json_object_set_new(row, "pid", pid > 0 ? json_integer(pid) : json_null());
 	json_object_set_new(row, "restarts", json_integer(plugin->starts > 0 ? plugin->starts - 1 : 0));
 	json_object_set_new(row, "lastError",
 	                    plugin->last_error ? json_string(plugin->last_error) : json_null());
 	json_object_set_new(row, "calls", json_integer(plugin->calls));
+	json_object_set_new(row, "failedCalls", json_integer(plugin->failed));
 	json_object_set_new(row, "activeCalls", json_integer(plugin->active));
+	json_object_set_new(row, "startedAt",
+	                    plugin->process ? json_integer(plugin->started_at) : json_null());
 	return row;
 }

@@ -25,6 +25,12 @@ extern bool plugins_exist(void);
 
 extern const PluginManifest *plugin_manifest(const Plugin *plugin);
 
+/*
+ * Ends its worker in order, after what it has been asked is answered or has
+ * had some time; another one is started when it is needed, at once.
+ */
+extern void plugin_restart(Plugin *plugin);
+
 /* For envrt/stats. */
 extern json_t *plugin_describe(const Plugin *plugin);
 
@@ -39,6 +45,7 @@ typedef enum
 	REPLY_RESULT,
 	REPLY_ERROR,       /* the worker's own */
 	REPLY_UNSUPPORTED, /* it has no such method, and was not asked */
+	REPLY_NO_WORKER,   /* none will be there in time, so it was not asked */
 	REPLY_LOST         /* it was asked and ended */
 } PluginReply;
 
@@ -48,12 +55,18 @@ typedef enum
  */
 typedef void (*PluginAnswered)(void *data, PluginReply reply, json_t *result, HostError *error);
 
-/*
- * Asks the worker, which is started if need be; takes the params.  When the
- * worker lacks the method it is asked the other one, if there is one.
- */
-extern PluginRequest *plugin_ask(Plugin *plugin, const char *method, const char *other,
-                                 json_t *params, PluginAnswered answered, void *data);
+typedef struct PluginQuestion
+{
+	const char *method;
+	const char *other;    /* what to ask when the worker lacks the method, or NULL */
+	json_t *params;       /* taken */
+	json_t *secrets;      /* taken: what the worker may resolve meanwhile, or NULL */
+	uint64_t patience_ms; /* how long the asker is going to wait, about */
+} PluginQuestion;
+
+/* Asks the worker, which is started if need be. */
+extern PluginRequest *plugin_ask(Plugin *plugin, const PluginQuestion *question,
+                                 PluginAnswered answered, void *data);
 
 /* Whether the worker may have seen it. */
 extern bool plugin_request_is_sent(const PluginRequest *request);

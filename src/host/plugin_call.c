@@ -32,15 +32,45 @@ typedef struct PluginCall
 	char *driver_key;
 } PluginCall;
 
+/* One that has to wait until the plugins have been read. */
+typedef struct WaitingCall
+{
+	Call *call;
+	char *method;
+	json_t *params;
+	PluginsWaiter *waiter;
+} WaitingCall;
+
 json_t *
 plugin_params(const json_t *params)
 {
-	static const char *const own[] = {"limits", "hostInstance", "keep", "pluginKey"};
+	static const char *const own[] = {"limits", "hostInstance", "keep", "pluginKey", "secrets"};
 	json_t *copy = json_copy((json_t *) params);
 
 	for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
 		json_object_del(copy, own[i]);
 	return copy;
+}
+
+json_t *
+plugin_secrets(const json_t *params)
+{
+	json_t *secrets = json_object_get(params, "secrets");
+
+	return json_is_object(secrets) ? json_incref(secrets) : NULL;
+}
+
+/* A command may take as long as it was given, and the call its own time besides. */
+uint64_t
+plugin_limit(const char *method, const json_t *params)
+{
+	const json_t *command = json_object_get(params, "timeoutMs");
+	uint64_t limit = call_limits(params).call_ms;
+
+	if (strcmp(method, "environmentExecute") == 0 && json_is_integer(command) &&
+	    json_integer_value(command) > 0)
+		limit += (uint64_t) json_integer_value(command);
+	return limit;
 }
 
 Plugin *
@@ -134,7 +164,7 @@ answered(void *data, PluginReply reply, json_t *result, HostError *error)
 		             ? plugin_lease(state->plugin, state->method, result, &error)
 		             : json_incref(result);
 	else if (is_acquire(state->method) &&
-	         (reply == REPLY_UNSUPPORTED ||
+	         (reply == REPLY_UNSUPPORTED || reply == REPLY_NO_WORKER ||
 	          (reply == REPLY_ERROR && !plugin_can_tell_leases(state->plugin, state->driver_key))))
 		error->outcome = OUTCOME_ABSENT;
 	if (answer != NULL)
@@ -144,8 +174,8 @@ answered(void *data, PluginReply reply, json_t *result, HostError *error)
 	plugin_call_free(state);
 }
 
-void
-plugin_call_start(Call *call, const char *method, const json_t *params)
+static void
+start(Call *call, const char *method, const json_t *params)
 {
 	HostError *error = NULL;
 	PluginCall *state;
@@ -164,12 +194,69 @@ plugin_call_start(Call *call, const char *method, const json_t *params)
 	state = xcalloc(1, sizeof *state);
 	state->call = call;
 	state->plugin = plugin_keep(plugin);
-	state->limit_ms = call_limits(params).call_ms;
+	state->limit_ms = plugin_limit(method, params);
 	state->method = xstrdup(method);
 	state->driver_key = xstrdup(json_string_value(json_object_get(params, "driverKey")));
 	call_set_target(call, plugin_manifest(plugin)->id);
 	call_set_state(call, "asking the plugin");
 	call_on_cancel(call, cancelled, state);
 	timer_start(&state->limit, state->limit_ms, expired, state);
-	state->request = plugin_ask(plugin, method, NULL, plugin_params(params), answered, state);
+	state->request = plugin_ask(plugin,
+	                            &(PluginQuestion){
+	                                .method = method,
+	                                .params = plugin_params(params),
+	                                .secrets = plugin_secrets(params),
+	                                .patience_ms = state->limit_ms,
+	                            },
+	                            answered, state);
+}
+
+/*
+ * Before the plugins are known
+ */
+
+static void
+waiting_free(WaitingCall *waiting)
+{
+	json_decref(waiting->params);
+	free(waiting->method);
+	free(waiting);
+}
+
+static void
+plugins_are_ready(void *data)
+{
+	WaitingCall *waiting = data;
+
+	start(waiting->call, waiting->method, waiting->params);
+	waiting_free(waiting);
+}
+
+static void
+waiting_cancelled(void *data)
+{
+	WaitingCall *waiting = data;
+
+	plugins_wait_no_more(waiting->waiter);
+	waiting_free(waiting);
+}
+
+void
+plugin_call_start(Call *call, const char *method, const json_t *params)
+{
+	WaitingCall *waiting;
+
+	if (!plugins_must_wait_for(json_string_value(json_object_get(params, "pluginKey")),
+	                           json_string_value(json_object_get(params, "driverKey"))))
+	{
+		start(call, method, params);
+		return;
+	}
+	waiting = xcalloc(1, sizeof *waiting);
+	waiting->call = call;
+	waiting->method = xstrdup(method);
+	waiting->params = json_incref((json_t *) params);
+	waiting->waiter = plugins_wait(plugins_are_ready, waiting);
+	call_set_state(call, "reading the plugins");
+	call_on_cancel(call, waiting_cancelled, waiting);
 }

@@ -18,6 +18,12 @@ extern void plugin_call_start(Call *call, const char *method, const json_t *para
 /* The params as the worker gets them: without what is for the host only. */
 extern json_t *plugin_params(const json_t *params);
 
+/* The secrets that came with it: a new reference, or NULL. */
+extern json_t *plugin_secrets(const json_t *params);
+
+/* How long the worker may take for a call. */
+extern uint64_t plugin_limit(const char *method, const json_t *params);
+
 /* The plugin of a call, for its driverKey and pluginKey.  NULL with *error set. */
 extern Plugin *plugin_for(const json_t *params, HostError **error);
 

@@ -34,6 +34,18 @@ plugin_error_timeout(const char *plugin, const char *last_words, const char *tro
 }
 
 HostError *
+plugin_error_no_worker(const char *plugin, const char *last_words, const char *how,
+                       uint64_t delay_ms)
+{
+	HostError *error = error_new("38000", "Plugin \"%s\" has no running worker", plugin);
+
+	error_detail(error, "Its worker %s; it is started again in %llu ms.\n%s", how,
+	             (unsigned long long) delay_ms, last_words);
+	error_hint(error, "envrt_restart_plugin() makes it start at once.");
+	return complete(error, RPC_WORKER_UNAVAILABLE, last_words);
+}
+
+HostError *
 plugin_error_lost(const char *plugin, const char *last_words)
 {
 	return complete(error_new("38000", "Plugin \"%s\" worker ended during the call", plugin),

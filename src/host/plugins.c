@@ -7,9 +7,17 @@
  * been installed works without anybody being told; but not more often than
  * once a second, since any caller can ask for what does not exist.
  *
- * A scan makes a new list.  A plugin whose folder and manifest are as they
- * were is taken over with its worker; one that has gone or changed is let go:
- * it answers what it has been asked, and then its worker ends.
+ * A reading makes a new list, folder by folder in the order of their paths.
+ * It takes no time, unless a manifest is a program that has to be run: then it
+ * goes on when that has ended, and who needs a plugin waits.  What the program
+ * said is kept with the folder, so that it is run again only when one of the
+ * files has changed, or everything is to be read anew.
+ *
+ * When the list is complete it takes the old one's place.  A plugin whose
+ * folder, manifest and worker are as they were is taken over with its process;
+ * one that has gone or changed is let go: it answers what it has been asked,
+ * and then its worker ends.  What is wrong with a folder is logged when it is
+ * new, and stays in the list for people to see.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -17,42 +25,131 @@
 #include <string.h>
 
 #include "log.h"
+#include "manifest_program.h"
 #include "memory.h"
+#include "plugin_folder.h"
 #include "plugins.h"
 #include "protocol.h"
 #include "timer.h"
 
 #define RESCAN_MS 1000
 
+/* A folder with a plugin, good or bad. */
+typedef struct PluginEntry
+{
+	char *folder;
+	Plugin *plugin; /* NULL: invalid */
+	char *key;      /* of an invalid one, if it could be read */
+	char *problem;
+	char *stamp; /* what the program's text was made of */
+	char *text;  /* what the program said, or NULL */
+} PluginEntry;
+
 typedef struct PluginList
 {
-	Plugin **plugins; /* by folder */
+	PluginEntry *entries; /* by folder */
 	size_t count;
 } PluginList;
+
+/* A directory of the path, or a folder that is still to be read. */
+typedef struct Place
+{
+	char *root;
+	char *path;
+} Place;
+
+struct PluginsWaiter
+{
+	PluginsWaiter *next;
+	PluginsWaiter *previous;
+	void (*ready)(void *data);
+	void *data;
+};
 
 static char **directories;
 static size_t directory_count;
 static PluginList installed;
 static bool stale = true;
-static uint64_t scanned_at;
+static uint64_t read_at;
+
+/* The reading under way. */
+static struct
+{
+	bool active;
+	bool anew; /* programs are run even if nothing has changed */
+	PluginList list;
+	Place *places;
+	size_t count;
+	size_t next;
+	PluginFolder *folder; /* whose program runs */
+	ManifestProgram *program;
+} reading;
+static bool read_again; /* when it is done */
+static Timer *tell_timer;
+static PluginsWaiter *first_waiter;
+
+static void read_on(void);
 
 /*
- * Scanning
+ * Lists
+ */
+
+static void
+entry_clear(PluginEntry *entry)
+{
+	if (entry->plugin != NULL)
+		plugin_release(entry->plugin);
+	free(entry->folder);
+	free(entry->key);
+	free(entry->problem);
+	free(entry->stamp);
+	free(entry->text);
+}
+
+static void
+list_clear(PluginList *list)
+{
+	for (size_t i = 0; i < list->count; i++)
+		entry_clear(&list->entries[i]);
+	free(list->entries);
+	memset(list, 0, sizeof *list);
+}
+
+static PluginEntry *
+find_by_folder(const PluginList *list, const char *folder)
+{
+	for (size_t i = 0; i < list->count; i++)
+		if (strcmp(list->entries[i].folder, folder) == 0)
+			return &list->entries[i];
+	return NULL;
+}
+
+static Plugin *
+find_by_id(const PluginList *list, const char *id)
+{
+	for (size_t i = 0; i < list->count; i++)
+	{
+		Plugin *plugin = list->entries[i].plugin;
+
+		if (plugin != NULL && strcmp(plugin_manifest(plugin)->id, id) == 0)
+			return plugin;
+	}
+	return NULL;
+}
+
+/*
+ * Reading
  */
 
 static int
-compare_texts(const void *a, const void *b)
+compare_places(const void *a, const void *b)
 {
-	return strcmp(*(char *const *) a, *(char *const *) b);
+	return strcmp(((const Place *) a)->path, ((const Place *) b)->path);
 }
 
-/* The folders in all directories, sorted. */
-static char **
-list_folders(size_t *count)
+static void
+list_places(void)
 {
-	char **folders = NULL;
-
-	*count = 0;
 	for (size_t i = 0; i < directory_count; i++)
 	{
 		DIR *directory = opendir(directories[i]);
@@ -68,33 +165,28 @@ list_folders(size_t *count)
 		{
 			if (entry->d_name[0] == '.')
 				continue;
-			folders = xrealloc(folders, (*count + 1) * sizeof *folders);
-			folders[(*count)++] = xformat("%s/%s", directories[i], entry->d_name);
+			reading.places = xrealloc(reading.places, (reading.count + 1) * sizeof *reading.places);
+			reading.places[reading.count++] = (Place){
+			    .root = xstrdup(directories[i]),
+			    .path = xformat("%s/%s", directories[i], entry->d_name),
+			};
 		}
 		closedir(directory);
 	}
-	if (*count > 0)
-		qsort(folders, *count, sizeof *folders, compare_texts);
-	return folders;
-}
-
-static Plugin *
-find_by_id(const PluginList *list, const char *id)
-{
-	for (size_t i = 0; i < list->count; i++)
-		if (strcmp(plugin_manifest(list->plugins[i])->id, id) == 0)
-			return list->plugins[i];
-	return NULL;
+	if (reading.count > 0)
+		qsort(reading.places, reading.count, sizeof *reading.places, compare_places);
 }
 
 /* Takes the manifest. */
 static Plugin *
-take_over_or_make(const PluginList *old, PluginManifest *manifest)
+take_over_or_make(PluginManifest *manifest)
 {
-	Plugin *known = find_by_id(old, manifest->id);
+	Plugin *known = find_by_id(&installed, manifest->id);
+	const PluginManifest *old = known ? plugin_manifest(known) : NULL;
 
-	if (known != NULL && strcmp(plugin_manifest(known)->folder, manifest->folder) == 0 &&
-	    json_equal(plugin_manifest(known)->json, manifest->json))
+	if (old != NULL && strcmp(old->folder, manifest->folder) == 0 &&
+	    strcmp(old->worker, manifest->worker) == 0 && strcmp(old->stamp, manifest->stamp) == 0 &&
+	    json_equal(old->json, manifest->json))
 	{
 		plugin_manifest_free(manifest);
 		return plugin_keep(known);
@@ -102,58 +194,191 @@ take_over_or_make(const PluginList *old, PluginManifest *manifest)
 	return plugin_new(manifest);
 }
 
+static PluginEntry *
+add_entry(const PluginFolder *folder)
+{
+	PluginList *list = &reading.list;
+	PluginEntry *entry;
+
+	list->entries = xrealloc(list->entries, (list->count + 1) * sizeof *list->entries);
+	entry = &list->entries[list->count++];
+	*entry = (PluginEntry){
+	    .folder = xstrdup(folder->path),
+	    .stamp = folder->stamp ? xstrdup(folder->stamp) : NULL,
+	};
+	return entry;
+}
+
+/* Takes the problem and the key. */
 static void
-take_folder(PluginList *list, const PluginList *old, const char *folder)
+add_invalid(const PluginFolder *folder, char *problem, char *key)
+{
+	const PluginEntry *before = find_by_folder(&installed, folder->path);
+	PluginEntry *entry = add_entry(folder);
+
+	entry->problem = problem;
+	entry->key = key;
+	if (before == NULL || before->problem == NULL || strcmp(before->problem, problem) != 0)
+		log_message(LOG_WARNING, "the plugin in %s is left out: %s", folder->path, problem);
+}
+
+/* A manifest as text, of a file or of a program. */
+static void
+take_text(const PluginFolder *folder, const char *text, size_t length)
 {
 	char *problem = NULL;
-	PluginManifest *manifest = plugin_manifest_read(folder, &problem);
+	char *id = NULL;
+	PluginManifest *manifest = plugin_folder_manifest(folder, text, length, &problem, &id);
 	const Plugin *rival;
 
 	if (manifest == NULL)
 	{
-		if (problem != NULL)
-			log_message(LOG_WARNING, "the plugin in %s is left out: %s", folder, problem);
-		free(problem);
+		add_invalid(folder, problem, id);
 		return;
 	}
-	rival = find_by_id(list, manifest->id);
+	rival = find_by_id(&reading.list, manifest->id);
 	if (rival != NULL)
 	{
-		log_message(LOG_WARNING, "the plugin in %s is left out: %s has the same id \"%s\"", folder,
-		            plugin_manifest(rival)->folder, manifest->id);
+		add_invalid(
+		    folder,
+		    xformat("%s has the same id \"%s\"", plugin_manifest(rival)->folder, manifest->id),
+		    xstrdup(manifest->id));
 		plugin_manifest_free(manifest);
 		return;
 	}
-	list->plugins = xrealloc(list->plugins, (list->count + 1) * sizeof *list->plugins);
-	list->plugins[list->count++] = take_over_or_make(old, manifest);
+	add_entry(folder)->plugin = take_over_or_make(manifest);
 }
 
 static void
-list_clear(PluginList *list)
+program_ended(void *data, const char *text, size_t length, const char *problem)
 {
-	for (size_t i = 0; i < list->count; i++)
-		plugin_release(list->plugins[i]);
-	free(list->plugins);
-	memset(list, 0, sizeof *list);
+	PluginFolder *folder = reading.folder;
+	PluginEntry *entry;
+
+	(void) data;
+	reading.program = NULL;
+	reading.folder = NULL;
+	if (text == NULL)
+		add_invalid(folder, xstrdup(problem), NULL);
+	else
+	{
+		take_text(folder, text, length);
+		entry = &reading.list.entries[reading.list.count - 1];
+		entry->text = xstrndup(text, length);
+	}
+	plugin_folder_free(folder);
+	read_on();
+}
+
+/* True when it goes on later. */
+static bool
+run_program(PluginFolder *folder)
+{
+	const PluginEntry *before = find_by_folder(&installed, folder->path);
+
+	if (!reading.anew && before != NULL && before->text != NULL &&
+	    strcmp(before->stamp, folder->stamp) == 0)
+	{
+		take_text(folder, before->text, strlen(before->text));
+		reading.list.entries[reading.list.count - 1].text = xstrdup(before->text);
+		return false;
+	}
+	reading.folder = folder;
+	reading.program = manifest_program_start(folder->path, folder->script, program_ended, NULL);
+	return true;
 }
 
 static void
-scan(void)
+free_places(void)
+{
+	for (size_t i = 0; i < reading.count; i++)
+	{
+		free(reading.places[i].root);
+		free(reading.places[i].path);
+	}
+	free(reading.places);
+	reading.places = NULL;
+	reading.count = reading.next = 0;
+}
+
+static void
+tell_waiters(void *data)
+{
+	(void) data;
+	while (first_waiter != NULL && !reading.active)
+	{
+		PluginsWaiter *waiter = first_waiter;
+		void (*ready)(void *) = waiter->ready;
+		void *its_data = waiter->data;
+
+		plugins_wait_no_more(waiter);
+		ready(its_data);
+	}
+}
+
+static void
+read_start(bool anew)
+{
+	if (reading.active)
+	{
+		read_again = true;
+		reading.anew = reading.anew || anew;
+		return;
+	}
+	reading.active = true;
+	reading.anew = anew;
+	stale = false;
+	list_places();
+	read_on();
+}
+
+static void
+read_done(void)
 {
 	PluginList old = installed;
-	size_t count;
-	char **folders = list_folders(&count);
+	bool anew = reading.anew;
 
-	memset(&installed, 0, sizeof installed);
-	for (size_t i = 0; i < count; i++)
-	{
-		take_folder(&installed, &old, folders[i]);
-		free(folders[i]);
-	}
-	free(folders);
+	free_places();
+	installed = reading.list;
+	memset(&reading.list, 0, sizeof reading.list);
 	list_clear(&old);
-	stale = false;
-	scanned_at = now_ms();
+	reading.active = false;
+	read_at = now_ms();
+	if (read_again)
+	{
+		read_again = false;
+		read_start(anew);
+	}
+	else
+		timer_start(&tell_timer, 0, tell_waiters, NULL);
+}
+
+static void
+read_on(void)
+{
+	while (reading.next < reading.count)
+	{
+		const Place *place = &reading.places[reading.next++];
+		PluginFolder *folder = plugin_folder_look(place->root, place->path);
+
+		switch (folder->kind)
+		{
+			case FOLDER_EMPTY:
+				break;
+			case FOLDER_BAD:
+				add_invalid(folder, xstrdup(folder->problem), NULL);
+				break;
+			case FOLDER_TEXT:
+				take_text(folder, folder->text.data ? folder->text.data : "", folder->text.length);
+				break;
+			case FOLDER_PROGRAM:
+				if (run_program(folder))
+					return;
+				break;
+		}
+		plugin_folder_free(folder);
+	}
+	read_done();
 }
 
 /*
@@ -200,12 +425,12 @@ plugins_set_path(const json_t *list)
 	}
 	stale = true;
 	/* Nobody may come to need one, so those that are gone must be let go here. */
-	if (installed.count > 0)
-		scan();
+	if (installed.count > 0 || reading.active)
+		read_start(false);
 }
 
 /*
- * Looking up
+ * Waiting
  */
 
 static Plugin *
@@ -213,29 +438,74 @@ find(const char *plugin_key, const char *driver_key)
 {
 	for (size_t i = 0; i < installed.count; i++)
 	{
-		const PluginManifest *manifest = plugin_manifest(installed.plugins[i]);
-		const PluginDriver *driver = plugin_manifest_driver(manifest, driver_key);
+		Plugin *plugin = installed.entries[i].plugin;
+		const PluginManifest *manifest = plugin ? plugin_manifest(plugin) : NULL;
+		const PluginDriver *driver = manifest ? plugin_manifest_driver(manifest, driver_key) : NULL;
 
 		if (driver != NULL &&
 		    (plugin_key != NULL ? strcmp(manifest->id, plugin_key) == 0 : driver->sandbox_provider))
-			return installed.plugins[i];
+			return plugin;
 	}
 	return NULL;
 }
 
+bool
+plugins_must_wait_for(const char *plugin_key, const char *driver_key)
+{
+	if (!reading.active && (stale || (directory_count > 0 && now_ms() >= read_at + RESCAN_MS &&
+	                                  find(plugin_key, driver_key) == NULL)))
+		read_start(false);
+	return reading.active;
+}
+
+bool
+plugins_must_wait(bool again)
+{
+	if (again || (stale && !reading.active))
+		read_start(again);
+	return reading.active;
+}
+
+PluginsWaiter *
+plugins_wait(void (*ready)(void *data), void *data)
+{
+	PluginsWaiter *waiter = xcalloc(1, sizeof *waiter);
+	PluginsWaiter *last = first_waiter;
+
+	waiter->ready = ready;
+	waiter->data = data;
+	/* Who came first is told first. */
+	while (last != NULL && last->next != NULL)
+		last = last->next;
+	waiter->previous = last;
+	if (last != NULL)
+		last->next = waiter;
+	else
+		first_waiter = waiter;
+	return waiter;
+}
+
+void
+plugins_wait_no_more(PluginsWaiter *waiter)
+{
+	if (waiter->previous != NULL)
+		waiter->previous->next = waiter->next;
+	else
+		first_waiter = waiter->next;
+	if (waiter->next != NULL)
+		waiter->next->previous = waiter->previous;
+	free(waiter);
+}
+
+/*
+ * Looking up
+ */
+
 Plugin *
 plugins_find(const char *plugin_key, const char *driver_key, HostError **error)
 {
-	Plugin *plugin;
+	Plugin *plugin = find(plugin_key, driver_key);
 
-	if (stale)
-		scan();
-	plugin = find(plugin_key, driver_key);
-	if (plugin == NULL && directory_count > 0 && now_ms() >= scanned_at + RESCAN_MS)
-	{
-		scan();
-		plugin = find(plugin_key, driver_key);
-	}
 	if (plugin != NULL)
 		return plugin;
 	if (plugin_key == NULL)
@@ -254,19 +524,70 @@ plugins_find(const char *plugin_key, const char *driver_key, HostError **error)
 	return NULL;
 }
 
+Plugin *
+plugins_find_by_key(const char *plugin_key)
+{
+	return find_by_id(&installed, plugin_key);
+}
+
+/*
+ * Describing
+ */
+
 json_t *
 plugins_describe(void)
 {
 	json_t *rows = json_array();
 
 	for (size_t i = 0; i < installed.count; i++)
-		json_array_append_new(rows, plugin_describe(installed.plugins[i]));
+		if (installed.entries[i].plugin != NULL)
+			json_array_append_new(rows, plugin_describe(installed.entries[i].plugin));
+	return rows;
+}
+
+static json_t *
+describe_invalid(const PluginEntry *entry)
+{
+	return json_pack("{s:s?, s:n, s:n, s:s, s:s, s:n, s:i, s:s, s:i, s:i, s:i, s:n, s:n}", "key",
+	                 entry->key, "version", "displayName", "path", entry->folder, "state",
+	                 "invalid", "pid", "restarts", 0, "lastError", entry->problem, "calls", 0,
+	                 "failedCalls", 0, "activeCalls", 0, "startedAt", "manifest");
+}
+
+json_t *
+plugins_list(void)
+{
+	json_t *rows = json_array();
+
+	for (size_t i = 0; i < installed.count; i++)
+	{
+		const PluginEntry *entry = &installed.entries[i];
+		json_t *row;
+
+		if (entry->plugin == NULL)
+			row = describe_invalid(entry);
+		else
+		{
+			row = plugin_describe(entry->plugin);
+			json_object_set(row, "manifest", plugin_manifest(entry->plugin)->json);
+		}
+		json_array_append_new(rows, row);
+	}
 	return rows;
 }
 
 void
 plugins_close(void)
 {
+	timer_stop(&tell_timer);
+	while (first_waiter != NULL)
+		plugins_wait_no_more(first_waiter);
+	if (reading.program != NULL)
+		manifest_program_forget(reading.program);
+	if (reading.folder != NULL)
+		plugin_folder_free(reading.folder);
+	free_places();
+	list_clear(&reading.list);
 	list_clear(&installed);
 	clear_path();
 }

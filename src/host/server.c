@@ -33,6 +33,7 @@
 #include "log.h"
 #include "long_execution.h"
 #include "memory.h"
+#include "plugin_methods.h"
 #include "plugins.h"
 #include "protocol.h"
 #include "sandbox_lease.h"
@@ -282,6 +283,17 @@ dispatch_execution(Connection *connection, const RpcMessage *message)
 		connection_send(connection, rpc_response(json_incref(message->id), json_null()));
 }
 
+static void
+dispatch_plugins(Connection *connection, const RpcMessage *message)
+{
+	Call *call = call_begin(connection, connection->peer, message->id, message->method, NULL);
+
+	if (call == NULL)
+		refuse(connection, message->id, calls_too_many());
+	else
+		plugin_methods_start(call, message->method, message->params);
+}
+
 /* A call that is over, or never was, is as good as cancelled. */
 static void
 cancel(Connection *connection, const RpcMessage *message)
@@ -323,6 +335,8 @@ dispatch(Connection *connection, const RpcMessage *message)
 		connection_send(connection, rpc_response(json_incref(id), stats()));
 	else if (strcmp(method, "envrt/cancel") == 0)
 		cancel(connection, message);
+	else if (plugin_methods_has(method))
+		dispatch_plugins(connection, message);
 	else if (strncmp(method, "environment", strlen("environment")) == 0)
 		dispatch_driver(connection, message);
 	else if (strncmp(method, LONG_EXECUTION_PREFIX, strlen(LONG_EXECUTION_PREFIX)) == 0)

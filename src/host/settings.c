@@ -9,6 +9,7 @@
  */
 #include "call.h"
 #include "log.h"
+#include "plugin_state.h"
 #include "plugins.h"
 #include "sandbox_config.h"
 #include "sandbox_place.h"
@@ -24,6 +25,7 @@ settings_configure(const json_t *params)
 	const json_t *sessions = json_object_get(params, "sshSessionsPerHost");
 	const json_t *max_calls = json_object_get(params, "maxCalls");
 	const json_t *hosts = json_object_get(params, "allowedHosts");
+	const json_t *data_directory = json_object_get(params, "dataDirectory");
 	const json_t *plugin_path = json_object_get(params, "pluginPath");
 
 	if (json_is_integer(idle) && json_integer_value(idle) >= 0)
@@ -42,6 +44,8 @@ settings_configure(const json_t *params)
 		log_message(LOG_WARNING, "configure: allowedHosts is no list, left as it was");
 	if (json_is_array(plugin_path))
 		plugins_set_path(plugin_path);
+	if (json_is_string(data_directory))
+		plugin_state_set_directory(json_string_value(data_directory));
 	sandbox_place_configure(params);
 	sandbox_config_configure(params);
 	ssh_pool_settings_changed();

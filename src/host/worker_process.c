@@ -2,17 +2,22 @@
  * worker_process.c
  *		The process of a plugin's worker: lines in, lines out, and its end.
  *
- * The process is started by way of worker_exec.c, in a session of its own and
- * with an environment that holds nothing of ours.  Its life here:
+ * Our child is the supervisor (worker_supervisor.c), whose child the worker is;
+ * its environment holds nothing of ours.  Its life here:
  *
  *   runs      lines of stdout go to the owner; stderr is drained always and
  *             its end kept for messages; what is sent is queued by libuv
- *   exited    whatever it has left in its process group is killed; its pipes
- *             are read to their end, since the last answers may still be in
- *             them, but only for a moment: a grandchild with a session of its
- *             own may hold them open for ever
+ *   stops     it was sent `shutdown`.  When it has answered, or has not for a
+ *             while, its input is closed; then comes SIGTERM; then it is killed
+ *   exited    so has all that it had started; its pipes are read to their end,
+ *             since the last answers may still be in them, but only for a
+ *             moment, should anybody hold them open after all
  *   ended     the owner has been told, and the memory goes when libuv has let
- *             go of the four handles
+ *             go of the five handles
+ *
+ * To kill it is to close the supervisor's channel, which then kills all there
+ * is.  If that takes too long, the supervisor is killed, and the kernel kills
+ * the worker.
  *
  * A process that the owner dismissed runs through the same, with nobody told.
  * The process handle must stay open until the exit, or nobody would reap.
@@ -31,23 +36,35 @@
 #include "memory.h"
 #include "protocol.h"
 #include "timer.h"
-#include "worker_exec.h"
 #include "worker_process.h"
+#include "worker_supervisor.h"
 
-/* How much of stderr is kept. */
-#define STDERR_KEEP 8000
+/* How much of stderr is kept, and how much of that is shown: one that is cut off can be masked. */
+#define STDERR_KEEP 16384
+#define STDERR_SHOW 8000
 
 /* How long pipes are read after the exit, and an exit awaited after the end of stdout. */
 #define LINGER_MS 200
 #define OUTPUT_END_MS 1000
 
-/* How long a dismissed one may take to end. */
-#define DISMISSED_MS 5000
+/* How long one that stops may take to answer, to go then, and to heed SIGTERM. */
+#define STOP_ANSWER_MS 10000
+#define STOP_EXIT_MS 500
+#define STOP_TERMINATE_MS 5000
+
+/* How long the supervisor may take to kill what there is. */
+#define KILL_MS 2000
+
+/* The id of `shutdown`: no other request gets as far. */
+#define SHUTDOWN_ID ((json_int_t) 9007199254740991)
 
 /* A worker that lets more requests than this pile up does not read them. */
 #define MAX_UNREAD ((size_t) 4 * ENVRT_MAX_LINE)
 
 #define ENVIRONMENT_SIZE 6
+
+/* Arguments that are for us, before the program's. */
+#define OWN_ARGUMENTS 3
 
 struct WorkerProcess
 {
@@ -59,11 +76,19 @@ struct WorkerProcess
 	uv_pipe_t input;
 	uv_pipe_t output;
 	uv_pipe_t errors;
+	uv_pipe_t channel; /* to the supervisor */
+	uv_write_t terminate;
 	int open_handles;
 	RpcReader *reader;
 	Bytes stderr_bytes;
 	Timer *timer;
+	Timer *kill_timer;
+	char pid_text[16]; /* as the supervisor says it */
+	size_t pid_length;
+	pid_t pid;
 	char *how; /* how it ended, or is made to end */
+	bool stopping;
+	bool terminating;
 	bool killed;
 	bool exited;
 	bool ending; /* the handles are being closed */
@@ -89,13 +114,6 @@ worker_process_note_file_limit(void)
 
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
 		file_limit = files.rlim_cur;
-}
-
-static void
-kill_group(WorkerProcess *process)
-{
-	if (process->process.pid > 0)
-		kill(-process->process.pid, SIGKILL);
 }
 
 /*
@@ -133,7 +151,9 @@ close_all(WorkerProcess *process)
 {
 	process->ending = true;
 	timer_stop(&process->timer);
+	timer_stop(&process->kill_timer);
 	close_handle((uv_handle_t *) &process->process);
+	close_handle((uv_handle_t *) &process->channel);
 	close_handle((uv_handle_t *) &process->input);
 	close_handle((uv_handle_t *) &process->output);
 	close_handle((uv_handle_t *) &process->errors);
@@ -166,12 +186,20 @@ exited(uv_process_t *handle, int64_t status, int signal)
 	WorkerProcess *process = handle->data;
 
 	process->exited = true;
-	kill_group(process);
+	timer_stop(&process->kill_timer);
 	if (process->how == NULL)
 		process->how = signal != 0 ? xformat("was ended by signal %d", signal)
 		                           : xformat("exited with status %d", (int) status);
 	timer_start(&process->timer, LINGER_MS, finish, process);
 	finish_if_drained(process);
+}
+
+static void
+kill_supervisor(void *data)
+{
+	WorkerProcess *process = data;
+
+	uv_process_kill(&process->process, SIGKILL);
 }
 
 void
@@ -182,8 +210,10 @@ worker_process_kill(WorkerProcess *process, const char *why)
 	process->killed = true;
 	if (process->how == NULL)
 		process->how = xstrdup(why);
-	if (!process->exited)
-		kill_group(process);
+	if (process->exited)
+		return;
+	close_handle((uv_handle_t *) &process->channel);
+	timer_start(&process->kill_timer, KILL_MS, kill_supervisor, process);
 }
 
 static void
@@ -199,20 +229,66 @@ kill_deaf(void *data)
 }
 
 static void
-kill_dismissed(void *data)
+kill_stopped(void *data)
 {
 	worker_process_kill(data, "did not end when told to");
+}
+
+static void
+terminate_written(uv_write_t *request, int status)
+{
+	(void) request;
+	(void) status;
+}
+
+/* May be called again, to hurry. */
+static void
+terminate(void *data)
+{
+	WorkerProcess *process = data;
+	uv_buf_t buffer = uv_buf_init((char *) WORKER_SUPERVISOR_TERMINATE, 1);
+
+	timer_start(&process->timer, STOP_TERMINATE_MS, kill_stopped, process);
+	if (process->terminating || uv_is_closing((uv_handle_t *) &process->channel))
+		return;
+	process->terminating = true;
+	uv_write(&process->terminate, (uv_stream_t *) &process->channel, &buffer, 1, terminate_written);
+}
+
+/* It has answered, or does not. */
+static void
+close_input(void *data)
+{
+	WorkerProcess *process = data;
+
+	close_handle((uv_handle_t *) &process->input);
+	timer_start(&process->timer, STOP_EXIT_MS, terminate, process);
+}
+
+void
+worker_process_stop(WorkerProcess *process)
+{
+	if (process->stopping || process->killed || process->exited)
+		return;
+	process->stopping = true;
+	worker_process_send(process, rpc_request(SHUTDOWN_ID, "shutdown", json_object()));
+	if (!process->killed)
+		timer_start(&process->timer, STOP_ANSWER_MS, close_input, process);
 }
 
 void
 worker_process_dismiss(WorkerProcess *process)
 {
+	worker_process_stop(process);
 	process->owner = NULL;
-	if (process->exited)
-		return;
-	/* The end of its input tells it. */
-	close_handle((uv_handle_t *) &process->input);
-	timer_start(&process->timer, DISMISSED_MS, kill_dismissed, process);
+}
+
+void
+worker_processes_terminate(void)
+{
+	for (WorkerProcess *process = first_process; process != NULL; process = process->next)
+		if (!process->exited && !process->killed && !process->ending)
+			terminate(process);
 }
 
 /*
@@ -238,6 +314,32 @@ output_ended(WorkerProcess *process)
 	finish_if_drained(process);
 }
 
+/* Whether a line is the answer to `shutdown`, and so for us. */
+static bool
+is_farewell(const char *line, size_t length)
+{
+	RpcMessage message;
+	bool result;
+
+	rpc_parse(line, length, &message);
+	result = message.kind == RPC_RESPONSE && json_is_integer(message.id) &&
+	         json_integer_value(message.id) == SHUTDOWN_ID;
+	rpc_message_clear(&message);
+	return result;
+}
+
+static void
+take_line(WorkerProcess *process, const char *line, size_t length)
+{
+	if (process->stopping && is_farewell(line, length))
+	{
+		if (!uv_is_closing((uv_handle_t *) &process->input))
+			close_input(process);
+	}
+	else if (process->owner != NULL)
+		process->events.line(process->owner, line, length);
+}
+
 static void
 output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
@@ -255,10 +357,9 @@ output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	}
 	status = rpc_reader_feed(process->reader, buffer->base, (size_t) count);
 	explicit_bzero(buffer->base, (size_t) count);
-	while (!process->killed && process->owner != NULL &&
-	       (status == RPC_READ_MORE || status == RPC_READ_LINE) &&
+	while (!process->killed && (status == RPC_READ_MORE || status == RPC_READ_LINE) &&
 	       (status = rpc_reader_next(process->reader, &line, &length)) == RPC_READ_LINE)
-		process->events.line(process->owner, line, length);
+		take_line(process, line, length);
 	if (!process->killed && status != RPC_READ_MORE && status != RPC_READ_LINE)
 		worker_process_kill(process, "wrote a line that is too long");
 }
@@ -287,16 +388,46 @@ errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 }
 
 char *
-worker_process_stderr(const WorkerProcess *process)
+worker_process_stderr(const WorkerProcess *process, WorkerMask mask, void *data)
 {
-	const char *text = process->stderr_bytes.data ? process->stderr_bytes.data : "";
-	size_t length = process->stderr_bytes.length;
+	const Bytes *kept = &process->stderr_bytes;
+	char *copy = xstrndup(kept->data ? kept->data : "", kept->length);
+	char *text = copy;
+	size_t length = kept->length;
+	char *result;
 
-	/* It may begin in the middle of a character. */
-	if (length == STDERR_KEEP)
+	/* Before anything is cut off or cleaned. */
+	if (mask != NULL)
+		mask(data, copy, length);
+	if (length > STDERR_SHOW)
+	{
+		text += length - STDERR_SHOW;
+		length = STDERR_SHOW;
+		/* It may begin in the middle of a character. */
 		while (length > 0 && ((unsigned char) *text & 0xc0) == 0x80)
 			text++, length--;
-	return clean_text(text, length, STDERR_KEEP, true);
+	}
+	result = clean_text(text, length, STDERR_SHOW, true);
+	explicit_bzero(copy, kept->length);
+	free(copy);
+	return result;
+}
+
+/* The supervisor says who the worker is, and nothing else. */
+static void
+channel_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+{
+	WorkerProcess *process = stream->data;
+
+	if (count < 0)
+		uv_read_stop(stream);
+	for (ssize_t i = 0; i < count; i++)
+	{
+		if (buffer->base[i] == '\n')
+			process->pid = (pid_t) strtol(process->pid_text, NULL, 10);
+		else if (process->pid_length + 1 < sizeof process->pid_text)
+			process->pid_text[process->pid_length++] = buffer->base[i];
+	}
 }
 
 /*
@@ -334,7 +465,7 @@ worker_process_send(WorkerProcess *process, json_t *message)
 	Write *write;
 	uv_buf_t buffer;
 
-	if (process->killed || process->exited)
+	if (process->killed || process->exited || uv_is_closing((uv_handle_t *) &process->input))
 	{
 		json_decref(message);
 		return false;
@@ -362,51 +493,52 @@ worker_process_send(WorkerProcess *process, json_t *message)
  */
 
 static void
-make_environment(const PluginManifest *manifest, char **environment)
+make_environment(const WorkerProgram *program, char **environment)
 {
 	const char *path = getenv("PATH");
 	const char *node_path = getenv("NODE_PATH");
 
 	environment[0] = xformat("PATH=%s", path ? path : "/usr/local/bin:/usr/bin:/bin");
 	environment[1] = xformat("NODE_PATH=%s", node_path ? node_path : "");
-	environment[2] = xformat("PAPERCLIP_PLUGIN_ID=%s", manifest->id);
+	environment[2] = xformat("PAPERCLIP_PLUGIN_ID=%s", program->plugin);
 	environment[3] = xstrdup("NODE_ENV=production");
 	environment[4] = xstrdup("TZ=UTC");
 	environment[5] = NULL;
 }
 
 static int
-spawn(WorkerProcess *process, const PluginManifest *manifest)
+spawn(WorkerProcess *process, const WorkerProgram *program)
 {
-	char parent[24];
 	char files[24];
-	char *arguments[] = {ENVRT_HOST_PROGRAM, WORKER_EXEC_OPTION, parent, files, NULL, NULL, NULL};
+	char *arguments[OWN_ARGUMENTS + sizeof program->arguments / sizeof program->arguments[0]] = {
+	    ENVRT_HOST_PROGRAM, WORKER_SUPERVISOR_OPTION, files};
 	char *environment[ENVIRONMENT_SIZE];
-	uv_stdio_container_t stdio[3] = {
+	uv_stdio_container_t stdio[4] = {
 	    {.flags = UV_CREATE_PIPE | UV_READABLE_PIPE,
 	     .data.stream = (uv_stream_t *) &process->input},
 	    {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
 	     .data.stream = (uv_stream_t *) &process->output},
 	    {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
 	     .data.stream = (uv_stream_t *) &process->errors},
+	    {.flags = UV_CREATE_PIPE | UV_READABLE_PIPE | UV_WRITABLE_PIPE,
+	     .data.stream = (uv_stream_t *) &process->channel},
 	};
 	uv_process_options_t options = {
 	    .exit_cb = exited,
 	    .file = "/proc/self/exe",
 	    .args = arguments,
 	    .env = environment,
-	    .cwd = manifest->folder,
+	    .cwd = program->folder,
 	    .flags = UV_PROCESS_DETACHED,
-	    .stdio_count = 3,
+	    .stdio_count = 4,
 	    .stdio = stdio,
 	};
 	int result;
 
-	snprintf(parent, sizeof parent, "%d", (int) getpid());
 	snprintf(files, sizeof files, "%llu", (unsigned long long) file_limit);
-	arguments[4] = manifest->node ? "node" : manifest->worker;
-	arguments[5] = manifest->node ? manifest->worker : NULL;
-	make_environment(manifest, environment);
+	for (int i = 0; program->arguments[i] != NULL; i++)
+		arguments[OWN_ARGUMENTS + i] = (char *) program->arguments[i];
+	make_environment(program, environment);
 	result = uv_spawn(uv_default_loop(), &process->process, &options);
 	for (int i = 0; environment[i] != NULL; i++)
 		free(environment[i]);
@@ -414,7 +546,7 @@ spawn(WorkerProcess *process, const PluginManifest *manifest)
 }
 
 WorkerProcess *
-worker_process_start(const PluginManifest *manifest, const WorkerProcessEvents *events, void *owner,
+worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *events, void *owner,
                      char **problem)
 {
 	WorkerProcess *process = xcalloc(1, sizeof *process);
@@ -432,15 +564,16 @@ worker_process_start(const PluginManifest *manifest, const WorkerProcessEvents *
 	uv_pipe_init(uv_default_loop(), &process->input, 0);
 	uv_pipe_init(uv_default_loop(), &process->output, 0);
 	uv_pipe_init(uv_default_loop(), &process->errors, 0);
+	uv_pipe_init(uv_default_loop(), &process->channel, 0);
 	process->process.data = process->input.data = process->output.data = process->errors.data =
-	    process;
-	process->open_handles = 4;
+	    process->channel.data = process;
+	process->open_handles = 5;
 	process->next = first_process;
 	if (first_process != NULL)
 		first_process->previous = process;
 	first_process = process;
 
-	result = spawn(process, manifest);
+	result = spawn(process, program);
 	if (result < 0)
 	{
 		*problem = xformat("could not be started: %s", uv_strerror(result));
@@ -452,13 +585,14 @@ worker_process_start(const PluginManifest *manifest, const WorkerProcessEvents *
 	    uv_read_start((uv_stream_t *) &process->output, lend_buffer, output_read) == 0;
 	process->errors_open =
 	    uv_read_start((uv_stream_t *) &process->errors, lend_buffer, errors_read) == 0;
+	uv_read_start((uv_stream_t *) &process->channel, lend_buffer, channel_read);
 	return process;
 }
 
 pid_t
 worker_process_pid(const WorkerProcess *process)
 {
-	return process->process.pid;
+	return process->pid;
 }
 
 void

@@ -11,9 +11,15 @@
 
 #include <jansson.h>
 
-#include "plugin_manifest.h"
-
 typedef struct WorkerProcess WorkerProcess;
+
+/* What is run. */
+typedef struct WorkerProgram
+{
+	const char *folder;       /* its working directory */
+	const char *plugin;       /* for its environment; may be empty */
+	const char *arguments[6]; /* up to a NULL; the first is the program, looked up in PATH */
+} WorkerProgram;
 
 /* All run from the event loop, never from within a call. */
 typedef struct WorkerProcessEvents
@@ -32,10 +38,11 @@ typedef struct WorkerProcessEvents
 extern void worker_process_note_file_limit(void);
 
 /* NULL with *problem set, to be freed. */
-extern WorkerProcess *worker_process_start(const PluginManifest *manifest,
+extern WorkerProcess *worker_process_start(const WorkerProgram *program,
                                            const WorkerProcessEvents *events, void *owner,
                                            char **problem);
 
+/* Of the worker; 0 while it is not known. */
 extern pid_t worker_process_pid(const WorkerProcess *process);
 
 /* Whether nothing of what was sent is still here. */
@@ -47,13 +54,20 @@ extern bool worker_process_send(WorkerProcess *process, json_t *message);
 /* Ends it at once; ended() will say why.  No line comes any more. */
 extern void worker_process_kill(WorkerProcess *process, const char *why);
 
-/* Lets it end by itself, and kills it when it does not.  The owner forgets it: no event comes. */
+/* Ends it in order, and kills it when it does not end; ended() says when.  Lines may still come. */
+extern void worker_process_stop(WorkerProcess *process);
+
+/* The same; but the owner forgets it: no event comes. */
 extern void worker_process_dismiss(WorkerProcess *process);
 
-/* The end of what it wrote to stderr; to be freed. */
-extern char *worker_process_stderr(const WorkerProcess *process);
+/* Hides secrets in a text, in place. */
+typedef void (*WorkerMask)(void *data, char *text, size_t length);
 
-/* Kills every one; and whether there still are any. */
+/* The end of what it wrote to stderr, masked unless mask is NULL; to be freed. */
+extern char *worker_process_stderr(const WorkerProcess *process, WorkerMask mask, void *data);
+
+/* Gives every one SIGTERM; kills every one; and whether there still are any. */
+extern void worker_processes_terminate(void);
 extern void worker_processes_kill(void);
 extern bool worker_processes_exist(void);
 

@@ -68,7 +68,7 @@ sub plugin_folder
 
 	mkdir $path;
 	spew("$path/manifest.json", ref $manifest ? $json->encode($manifest) : $manifest);
-	symlink "$rude/rude/worker", "$path/worker";
+	spew("$path/worker", slurp("$rude/rude/worker"), 0755);
 	spew("$path/mode", $mode) if defined $mode;
 	return;
 }
@@ -251,9 +251,11 @@ sub lost
 }
 {
 	my @acts = (
-		junk => qr/broke the protocol: the message is not valid JSON/,
-		stranger => qr/answered what it was not asked/,
-		nobody => qr/answered what it was not asked/,
+		half => qr/broke the protocol: the message ends too early/,
+		'bad text' => qr/broke the protocol: the message is not valid UTF-8/,
+		'half for good' => qr/exited with status 5/,
+		'much junk' => qr/prints too much on its output/,
+		'many strangers' => qr/answered what it was not asked, again and again/,
 		long => qr/line that is too long/,
 		exit => qr/exited with status 3/,
 		kill => qr/ended by signal 9/,
@@ -274,9 +276,15 @@ sub lost
 	$host = start_host(plugins => [ $journals, $rude ]);
 	is($host->call('environmentProbe', act('last words'))->{result}, 'said', 'the last words of a worker are heard');
 	wait_until('it is gone', sub { !plugin_stats($host, 'envrt.rude')->{pid} });
+	my $client = $host->connect;
+	my $bystander = $client->send_call('environmentProbe', act('order'));
 	is($host->call('environmentProbe', act('twice'))->{result}, 1, 'an answer to what is answered already');
-	wait_until('it is killed', sub { plugin_stats($host, 'envrt.rude')->{lastError} =~ /not asked/ });
-	pass('... ends the worker');
+	is($host->call('environmentProbe', act('junk'))->{result}, 'after junk', 'lines that are no messages');
+	is($host->call('environmentProbe', act('stranger'))->{result}, 'after strangers', 'answers with unknown ids');
+	is($host->call('environmentProbe', act('nobody'))->{result}, 'after nobody', 'an answer to nobody');
+	is($host->call('environmentProbe', act('order'))->{result}, 'second', '... cost nothing');
+	is($client->answer($bystander)->{result}, 'first', '... and nobody else');
+	like(slurp($host->{stderr}), qr/^LOG: plugin "envrt\.rude": on its output: this is no JSON$/m, '... but are logged');
 }
 
 # Requests that were not sent wait for the next worker, and crashes in a row are made to wait.
@@ -291,10 +299,11 @@ $host = start_host(plugins => [ $journals, $rude ]);
 	is(plugin_stats($host, 'envrt.rude')->{restarts}, 1, '... and counted');
 	is_error($client->call('environmentProbe', act('exit')), '38000', qr/ended during/, 'a second one');
 	my $answer = $client->call('environmentAcquireLease', act('echo', limits => { callMs => 300 }));
-	is_error($answer, '38000', qr/^Plugin "envrt\.rude" did not answer environmentAcquireLease within 300 ms$/,
-		'... is not: calls wait');
-	is($answer->{error}{data}{outcome}, 'absent', '... and make nothing when they give up');
-	like($answer->{error}{data}{detail}, qr/exited with status 3/, '... and say why');
+	is_error($answer, '38000', qr/^Plugin "envrt\.rude" has no running worker$/,
+		'... is not: a call that could not wait for as long fails');
+	is($answer->{error}{code}, -32000, '... has its code');
+	is($answer->{error}{data}{outcome}, 'absent', '... and makes nothing');
+	like($answer->{error}{data}{detail}, qr/exited with status 3/, '... and says why');
 	is(plugin_stats($host, 'envrt.rude')->{state}, 'waiting', '... in this state');
 	$took = elapsed(sub { ok($client->call('environmentProbe', act('echo'))->{result}, 'a call waits for the restart') });
 	cmp_ok($took, '>', 0.5, '... for a while');
@@ -366,10 +375,17 @@ $host = start_host(plugins => [ $journals, $rude ]);
 	is_deeply(
 		$answers,
 		[
-			{ jsonrpc => '2.0', id => 1, error => { code => -32601, message => 'Host does not handle method "state.get"' } },
-			{ jsonrpc => '2.0', id => 'text', error => { code => -32601, message => 'Host does not handle method "secrets.resolve"' } }
+			{ jsonrpc => '2.0', id => 1, error => { code => -32601, message => 'Host does not handle method "issues.list"' } },
+			{
+				jsonrpc => '2.0',
+				id => 'text',
+				error => {
+					code => -32001,
+					message => 'Plugin "envrt.rude" is missing required capability "secrets.read-ref" for method "secrets.resolve"'
+				}
+			}
 		],
-		'what it asks the host is declined');
+		'what it may not ask the host is declined');
 	for my $act ('no object', 'no id', 'odd id')
 	{
 		my $answer = $client->call('environmentAcquireLease', act($act));
@@ -423,14 +439,16 @@ my %bad = (
 	'a worker elsewhere' => [ manifest('x', entrypoints => { worker => '/bin/true' }), qr/within the folder/ ],
 	'a worker above' => [ manifest('x', entrypoints => { worker => 'a/../../worker' }), qr/within the folder/ ],
 	'a worker that is not there' => [ manifest('x', entrypoints => { worker => 'none' }), qr/none: No such file/ ],
+	'an id with capitals' => [ manifest('X'), qr/Plugin id must start with a lowercase alphanumeric/ ],
 	'a worker that can not run' => [ manifest('x', entrypoints => { worker => 'manifest.json' }), qr/not executable/ ],
 	'a folder as worker' => [ manifest('x', entrypoints => { worker => '.' }), qr/is no file/ ],
-	'no capability' => [ manifest('x', capabilities => []), qr/without the capability/ ],
-	'no kind' => [ manifest('x', environmentDrivers => [ { driverKey => 'x' } ]), qr/neither "sandbox_provider"/ ],
-	'no driver key' => [ manifest('x', environmentDrivers => [ { kind => 'sandbox_provider' } ]), qr/no valid driverKey/ ],
+	'no capability' => [ manifest('x', capabilities => []),
+		qr/Capability 'environment\.drivers\.register' is required when environmentDrivers are declared/ ],
+	'an odd kind' => [ manifest('x', environmentDrivers => [ { driverKey => 'x', kind => 'y' } ]), qr/neither "sandbox_provider"/ ],
+	'no driver key' => [ manifest('x', environmentDrivers => [ { kind => 'sandbox_provider' } ]), qr/has no driverKey/ ],
 	'a driver twice' => [
 		manifest('x', environmentDrivers => [ ({ driverKey => 'x', kind => 'sandbox_provider' }) x 2 ]),
-		qr/declared twice/
+		qr/Duplicate environment driver keys: x/
 	],
 	'drivers that are no list' => [ manifest('x', environmentDrivers => {}), qr/no list/ ],
 	'an odd flag' => [

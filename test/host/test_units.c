@@ -405,7 +405,8 @@ static void
 manifest(const char *text, const char *expected, const char *name)
 {
 	char *problem = NULL;
-	PluginManifest *parsed = plugin_manifest_parse("/p", text, strlen(text), &problem);
+	char *id = NULL;
+	PluginManifest *parsed = plugin_manifest_parse("/p", text, strlen(text), &problem, &id);
 
 	if (expected == NULL)
 		ok(parsed != NULL && problem == NULL, "manifest: %s", name);
@@ -415,6 +416,7 @@ manifest(const char *text, const char *expected, const char *name)
 	if (parsed != NULL)
 		plugin_manifest_free(parsed);
 	free(problem);
+	free(id);
 }
 
 #define MANIFEST(worker, rest)                                                                     \
@@ -430,7 +432,8 @@ test_manifests(void)
 	                                   "\"acceptsLeaseId\":true},"
 	                                   "{\"driverKey\":\"b\",\"kind\":\"environment_driver\"}"));
 	char *problem = NULL;
-	PluginManifest *parsed = plugin_manifest_parse("/p", full, strlen(full), &problem);
+	char *id = NULL;
+	PluginManifest *parsed = plugin_manifest_parse("/p", full, strlen(full), &problem, &id);
 	const PluginDriver *driver;
 
 	ok(parsed != NULL, "manifest: one with everything");
@@ -457,10 +460,27 @@ test_manifests(void)
 	manifest(MANIFEST("/w", ""), "within the folder", "absolute");
 	manifest(MANIFEST("", ""), "entrypoints.worker is missing", "empty");
 	manifest(MANIFEST("a\\nb", ""), "entrypoints.worker is missing", "a line break");
-	manifest(MANIFEST("w", ",\"environmentDrivers\":[{}]"), "without the capability",
+	manifest(MANIFEST("w", ",\"environmentDrivers\":[{}]"), "Capability 'environment.drivers.register' is required when environmentDrivers are declared",
 	         "no capability");
-	manifest(MANIFEST("w", DRIVERS("{}")), "no valid driverKey", "a driver that is none");
-	manifest(MANIFEST("w", DRIVERS("1")), "no valid driverKey", "a driver that is a number");
+	manifest(MANIFEST("w", DRIVERS("{}")), "has no driverKey", "a driver that is none");
+	manifest(MANIFEST("w", DRIVERS("1")), "has no driverKey", "a driver that is a number");
+	manifest(MANIFEST("w", DRIVERS("{\"driverKey\":\"A\"}")), "Environment driver key must start",
+	         "a driver key with capitals");
+	manifest(MANIFEST("w", DRIVERS("{\"driverKey\":\"a\",\"kind\":null}")), "is neither",
+	         "a kind that is null");
+	manifest(MANIFEST("w", DRIVERS("{\"driverKey\":\"a\"}")), NULL, "the usual kind");
+	manifest(MANIFEST("w", DRIVERS("{\"driverKey\":\"a\"},{\"driverKey\":\"a\"}")),
+	         "Duplicate environment driver keys: a", "a driver twice");
+	manifest(MANIFEST("w", DRIVERS("{\"driverKey\":\"a\",\"configSchema\":[]}")),
+	         "configSchema of environment driver \"a\" is no object", "a schema that is none");
+	manifest(MANIFEST("w", ",\"capabilities\":[7]"), "capabilities is no list",
+	         "a capability that is a number");
+	manifest(MANIFEST("w", ",\"capabilities\":{}"), "capabilities is no list",
+	         "capabilities that are no list");
+	manifest(MANIFEST("w", ",\"apiVersion\":2"), "apiVersion is not 1", "another protocol");
+	manifest(MANIFEST("w", ",\"displayName\":\"a\\u0000\""), "null byte", "a NUL");
+	manifest(MANIFEST("w", ",\"displayName\":7"), "displayName is no text", "an odd name");
+	manifest("{\"id\":\"../x\"}", "Plugin id must start", "an id that is a path");
 	manifest("", "line 1", "empty text");
 }
 

@@ -1,0 +1,17 @@
+/*
+ * worker_supervisor.h
+ *		The process between the host and a plugin's worker.
+ */
+#ifndef ENVRT_HOST_WORKER_SUPERVISOR_H
+#define ENVRT_HOST_WORKER_SUPERVISOR_H
+
+/* The host's first argument that means: supervise a worker, whose arguments are the others. */
+#define WORKER_SUPERVISOR_OPTION "--worker"
+
+/* What the host says on the channel. */
+#define WORKER_SUPERVISOR_TERMINATE "T"
+
+/* argv: the program's name, the option, the limit of open files, the worker and its arguments. */
+extern void worker_supervisor(int argc, char **argv) __attribute__((noreturn));
+
+#endif
