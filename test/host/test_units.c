@@ -460,7 +460,9 @@ test_manifests(void)
 	manifest(MANIFEST("/w", ""), "within the folder", "absolute");
 	manifest(MANIFEST("", ""), "entrypoints.worker is missing", "empty");
 	manifest(MANIFEST("a\\nb", ""), "entrypoints.worker is missing", "a line break");
-	manifest(MANIFEST("w", ",\"environmentDrivers\":[{}]"), "Capability 'environment.drivers.register' is required when environmentDrivers are declared",
+	manifest(MANIFEST("w", ",\"environmentDrivers\":[{}]"),
+	         "Capability 'environment.drivers.register' is required when environmentDrivers are "
+	         "declared",
 	         "no capability");
 	manifest(MANIFEST("w", DRIVERS("{}")), "has no driverKey", "a driver that is none");
 	manifest(MANIFEST("w", DRIVERS("1")), "has no driverKey", "a driver that is a number");
