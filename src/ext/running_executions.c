@@ -516,6 +516,7 @@ keep_output(Running *running, const json_t *pieces)
 	{
 		running->position = position;
 		running->bytes = bytes;
+		ConditionVariableBroadcast(&shared_state->leases_changed);
 	}
 	return kept;
 }

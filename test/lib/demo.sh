@@ -34,7 +34,7 @@ END
 	local name
 
 	for name in company agent environment_local environment_ssh environment_fake environment_sandbox \
-		run_local run_ssh run_fake run_sandbox lease_ssh lease_sandbox data_directory; do
+		run_local run_ssh run_fake run_sandbox lease_ssh lease_sandbox lease_long execution data_directory; do
 		printf '\\set %s %s\n' "$name" "${!name:-none}"
 	done
 }
@@ -182,7 +182,28 @@ if [ -n "$has_sandboxes" ]; then
 	expect "its network interfaces" "$(query "SELECT trim(E' \\n' FROM stdout) FROM envrt_execute('$lease_sandbox', 'sh', ARRAY['-c', 'tail -n +3 /proc/net/dev | cut -d: -f1']);")" lo
 fi
 
-title "6. Release, by SQL: one by its run, the others by the end of theirs"
+title "6. A command that takes five seconds, run after the commit: its lines as they come"
+lease_long=$lease_ssh
+[ -z "$has_sandboxes" ] || lease_long=$lease_sandbox
+start_statement="SELECT envrt_start_execution(:'lease_long', 'sh', ARRAY['-c',
+       'for i in 1 2 3 4 5; do echo line \$i; sleep 1; done']) AS execution;"
+printf '%s\n' "$start_statement" | sed 's/^/    /'
+execution=$(query "$start_statement")
+follow_statement="\\set FETCH_COUNT 1
+SELECT (line).output FROM (SELECT envrt_follow_execution(:'execution') AS line) follow;"
+printf '%s\n\n' "$follow_statement" | sed 's/^/    /'
+{ variables; printf '%s\n' "$follow_statement"; } | psql -X -q -A -t | sed -u '/^$/d' | {
+	begun=$SECONDS
+	while IFS= read -r line; do
+		printf '    after %d s: %s\n' $((SECONDS - begun)) "$line" | tee -a "$ENVRT_WORK/stream"
+	done
+}
+expect "the number of lines that came" "$(grep -c 'line [1-5]$' "$ENVRT_WORK/stream")" 5
+[ "$(cut -d: -f1 "$ENVRT_WORK/stream" | sort -u | wc -l)" -ge 3 ] || die "Not as it should be: the lines came all at once."
+echo
+show "SELECT exit_code, timed_out, metadata FROM envrt_await_execution(:'execution');"
+
+title "7. Release, by SQL: one by its run, the others by the end of theirs"
 show "SELECT provider, status, released_at IS NOT NULL AS is_released
 FROM envrt_release_leases(:'run_local');"
 show "UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = :'run_ssh';
@@ -195,7 +216,7 @@ if [ -n "$has_sandboxes" ]; then
 	expect "what is left of the sandbox" "$(ls -A "$ENVRT_WORK/sandboxes/leases")" ""
 fi
 
-title "7. Active leases"
+title "8. Active leases"
 show "SELECT id, provider FROM envrt.environment_leases WHERE status = 'active';"
 expect "the number of active leases" \
 	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active';")" 0
