@@ -1,4 +1,5 @@
-# envrt: see README.md.  Needs libsodium, jansson, libuv, libssh and libseccomp (their -dev packages).
+# envrt: see README.md.  Needs libsodium, jansson, libuv, libssh, libseccomp and libarchive (their -dev
+# packages).
 
 EXTENSION = envrt
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" envrt.control)
@@ -22,6 +23,10 @@ comma = ,
 HOST_BUILD = build/host$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
 HOST_OBJS = $(patsubst src/%.c,$(HOST_BUILD)/%.o,$(wildcard src/host/*.c src/common/*.c))
 
+# One end of a transfer of files; beside the driver host.
+FILES = envrt_files
+FILES_SOURCES = $(wildcard src/files/*.c)
+
 REGRESS_OPTS = --inputdir=test --outputdir=build/regress --load-extension=envrt
 ISOLATION_OPTS = --inputdir=test --outputdir=build/isolation --load-extension=envrt
 # contract_ssh needs the sshd that test/all starts.
@@ -34,14 +39,14 @@ PG_CPPFLAGS = -Isrc/common $(WARNINGS)
 # Set by `make check-warnings` and the test run; users of other compilers are not stopped by a new warning.
 WARNINGS =
 
-EXTRA_CLEAN = $(HOST) build
+EXTRA_CLEAN = $(HOST) $(FILES) build
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 override with_llvm = no
 include $(PGXS)
 
-all: $(HOST)
+all: $(HOST) $(FILES)
 
 # Made of one kind or the other by turns, it can't be judged by its age.
 $(HOST): $(HOST_BUILD)/$(HOST) FORCE
@@ -58,8 +63,19 @@ build/sandbox_init: src/sandbox/sandbox_init.c src/host/sandbox_spec.h
 build/sandbox_init.o: build/sandbox_init
 	cd build && ld -r -b binary -z noexecstack -o sandbox_init.o sandbox_init
 
+# Never with sanitizers: they need more memory than a sandbox gives.
+$(FILES): $(FILES_SOURCES) $(wildcard src/files/*.h) src/host/files_protocol.h
+	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -D_GNU_SOURCE -Isrc/host -o $@ $(FILES_SOURCES) -larchive
+
+# The host looks for it where it is itself.
+$(HOST_BUILD)/$(FILES): $(FILES)
+	@$(MKDIR_P) $(@D)
+	cp $< $@
+
+$(HOST_BUILD)/$(HOST): $(HOST_BUILD)/$(FILES)
+
 $(HOST_BUILD)/$(HOST): $(HOST_OBJS) build/sandbox_init.o
-	$(CC) $(CFLAGS) $(HOST_FLAGS) -o $@ $^ $(LDFLAGS) $(HOST_LIBS)
+	$(CC) $(CFLAGS) $(HOST_FLAGS) -o $@ $(filter %.o,$^) $(LDFLAGS) $(HOST_LIBS)
 
 $(HOST_OBJS): $(HOST_BUILD)/%.o: src/%.c $(wildcard src/host/*.h src/common/*.h)
 	@$(MKDIR_P) $(@D)
@@ -75,12 +91,13 @@ install: install-host
 uninstall: uninstall-host
 
 .PHONY: install-host uninstall-host
-install-host: $(HOST)
+install-host: $(HOST) $(FILES)
 	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
 	$(INSTALL_PROGRAM) $(HOST) '$(DESTDIR)$(pkglibdir)/$(HOST)'
+	$(INSTALL_PROGRAM) $(FILES) '$(DESTDIR)$(pkglibdir)/$(FILES)'
 
 uninstall-host:
-	rm -f '$(DESTDIR)$(pkglibdir)/$(HOST)'
+	rm -f '$(DESTDIR)$(pkglibdir)/$(HOST)' '$(DESTDIR)$(pkglibdir)/$(FILES)'
 
 include test/tests.mk
 include test/host/host.mk

@@ -716,6 +716,16 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_follow_execution(uuid, bigint) IS
 'The rows of envrt.execution_output after a position, each as soon as it is there, until the execution has ended. In the select list of a cursor (psql: \set FETCH_COUNT 1) rows arrive while it runs; in FROM they come all at once. Errors: 42704 no such execution, 55000 started by the very transaction that asks';
 
+CREATE FUNCTION envrt_push_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_push_files(uuid, text, text) IS
+'Copies a file, or what is in a directory, from the server (local_path, absolute) into the workspace of an active lease (remote_path, relative to the workspace or absolute below it; default: the workspace). Permissions and links are kept, each file appears at once and complete, nothing is removed. Returns the number of files and links, and bytes. Needs pg_read_server_files. Progress: envrt.stat_transfers. Errors: 22023 bad argument, 42704 no such lease, 42501 not allowed, or a file of the server''s own, 0A000 the driver moves no files, 55000 lease not active, 58P01 no such file, 53100 disk full, 53400 a limit of the sandbox, 08006 no progress for envrt.provider_timeout, 08001/08004/28000/38000 from the driver';
+
+CREATE FUNCTION envrt_pull_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_pull_files(uuid, text, text) IS
+'The other way round: from the workspace to the server, whose files become those of the server''s user. local_path is made when it is missing, not what it is in. Needs pg_write_server_files. Errors: as envrt_push_files';
+
 CREATE FUNCTION envrt.use_secrets_in_env()
 RETURNS void
 AS 'MODULE_PATHNAME', 'envrt_use_secrets_in_env' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -854,6 +864,16 @@ CREATE VIEW envrt.stat_ssh_sessions AS
     SELECT host, port, username AS "user", company_id, channels, idle_since, calls FROM envrt.ssh_session_stats();
 COMMENT ON VIEW envrt.stat_ssh_sessions IS 'Open ssh sessions: whose, channels in use, idle since when (null: in use), calls served';
 
+CREATE FUNCTION envrt.transfer_stats(OUT pid integer, OUT lease_id uuid, OUT driver text, OUT direction text, OUT local_path text,
+                                     OUT remote_path text, OUT files bigint, OUT bytes bigint, OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_transfer_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.transfer_stats() IS 'Behind the view envrt.stat_transfers';
+
+CREATE VIEW envrt.stat_transfers AS
+    SELECT pid, lease_id, driver, direction, local_path, remote_path, files, bytes, since FROM envrt.transfer_stats();
+COMMENT ON VIEW envrt.stat_transfers IS 'Transfers of files under way: backend, lease, push or pull, both paths, the files and bytes that have been moved so far, since when';
+
 CREATE FUNCTION envrt.scheduler_stats(OUT database_id oid, OUT pid integer, OUT state text, OUT since timestamptz)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'envrt_scheduler_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -918,6 +938,8 @@ REVOKE ALL ON FUNCTION envrt_start_execution(uuid, text, text[], text, jsonb, te
 REVOKE ALL ON FUNCTION envrt_await_execution(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_cancel_execution(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_follow_execution(uuid, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_push_files(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_pull_files(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_claim_instance(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_forget_provider_lease(uuid) FROM PUBLIC;
@@ -933,11 +955,12 @@ REVOKE ALL ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.driver_host_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.call_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.ssh_session_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.transfer_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.scheduler_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.arm_fault_point(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.disarm_fault_point(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
-GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
+GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
+GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;

@@ -20,6 +20,7 @@
 PG_FUNCTION_INFO_V1(envrt_driver_host_stats);
 PG_FUNCTION_INFO_V1(envrt_call_stats);
 PG_FUNCTION_INFO_V1(envrt_ssh_session_stats);
+PG_FUNCTION_INFO_V1(envrt_transfer_stats);
 PG_FUNCTION_INFO_V1(envrt_scheduler_stats);
 
 #define STATS_TIMEOUT_MS 1000
@@ -154,6 +155,39 @@ envrt_ssh_session_stats(PG_FUNCTION_ARGS)
 		values[4] = Int32GetDatum((int32) integer_member(session, "channels"));
 		values[5] = timestamp_member(session, "idleSince", &nulls[5]);
 		values[6] = Int64GetDatum(integer_member(session, "calls"));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt.transfer_stats()
+ */
+Datum
+envrt_transfer_stats(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	size_t i;
+	json_t *transfer;
+
+	compat_begin_result_set(fcinfo);
+	json_array_foreach(json_object_get(ask_driver_host(), "transfers"), i, transfer)
+	{
+		const char *lease = json_string_value(json_object_get(transfer, "leaseId"));
+		Datum values[9];
+		bool nulls[9] = {false};
+
+		values[0] = Int32GetDatum((int32) integer_member(transfer, "pid"));
+		nulls[1] = lease == NULL;
+		if (lease != NULL)
+			values[1] = DirectFunctionCall1(uuid_in, CStringGetDatum(lease));
+		values[2] = text_member(transfer, "driver", &nulls[2]);
+		values[3] = text_member(transfer, "direction", &nulls[3]);
+		values[4] = text_member(transfer, "localPath", &nulls[4]);
+		values[5] = text_member(transfer, "remotePath", &nulls[5]);
+		values[6] = Int64GetDatum(integer_member(transfer, "files"));
+		values[7] = Int64GetDatum(integer_member(transfer, "bytes"));
+		values[8] = timestamp_member(transfer, "startedAt", &nulls[8]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

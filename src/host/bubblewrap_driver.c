@@ -3,7 +3,7 @@
  *		The bubblewrap driver: sandboxes on this machine, made by bwrap.
  *
  * Here params are read and answers made.  What a lease is: sandbox_lease.c; what a
- * command in it is: sandbox_execute.c.
+ * command in it is: sandbox_execute.c; a transfer of files: sandbox_transfer.c.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +18,7 @@
 #include "sandbox_folder.h"
 #include "sandbox_lease.h"
 #include "sandbox_spec.h"
+#include "sandbox_transfer.h"
 
 #define ID_PREFIX "sandbox://bubblewrap/"
 
@@ -158,6 +159,42 @@ execute(Call *call, const json_t *params)
 }
 
 /*
+ * Files
+ */
+
+static void
+transfer(Call *call, const json_t *params, bool push)
+{
+	const json_t *lease = json_object_get(params, "lease");
+	HostError *error = NULL;
+	const char *id = folder_id(params, json_object_get(lease, "providerLeaseId"), &error);
+	SandboxConfig *config =
+	    id ? sandbox_config_new(json_object_get(params, "config"), &error) : NULL;
+	TransferRequest *request =
+	    config ? transfer_request_new(params, push, SANDBOX_WORKSPACE, &error) : NULL;
+
+	if (request != NULL)
+	{
+		sandbox_transfer(call, params, id, config, request);
+		return;
+	}
+	sandbox_config_free(config);
+	call_fail(call, error);
+}
+
+static void
+push_files(Call *call, const json_t *params)
+{
+	transfer(call, params, true);
+}
+
+static void
+pull_files(Call *call, const json_t *params)
+{
+	transfer(call, params, false);
+}
+
+/*
  * Config
  */
 
@@ -240,6 +277,8 @@ static const DriverMethod methods[] = {{"environmentValidateConfig", validate_co
                                        {"environmentDestroyLease", destroy_lease},
                                        {"environmentListLeases", list_leases},
                                        {"environmentExecute", execute},
+                                       {"environmentPushFiles", push_files},
+                                       {"environmentPullFiles", pull_files},
                                        {NULL, NULL}};
 
 const Driver bubblewrap_driver = {"bubblewrap", methods};

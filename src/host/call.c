@@ -112,6 +112,12 @@ calls_too_many(void)
 	return error;
 }
 
+pid_t
+call_peer(const Call *call)
+{
+	return call->peer;
+}
+
 void
 call_set_target(Call *call, const char *target)
 {

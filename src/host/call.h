@@ -45,6 +45,9 @@ extern Call *call_begin_for(const CallSink *sink, void *data, const char *method
 extern void call_cancel(Call *call);
 extern void call_tell_room(const Call *call);
 
+/* Who calls; 0: the host itself. */
+extern pid_t call_peer(const Call *call);
+
 /* For envrt/stats.  The state must be a constant. */
 extern void call_set_target(Call *call, const char *target);
 extern void call_set_state(Call *call, const char *state);

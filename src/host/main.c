@@ -31,6 +31,7 @@
 #include <libssh/libssh.h>
 #include <sodium.h>
 
+#include "files_process.h"
 #include "jsonrpc.h"
 #include "lease_operation.h"
 #include "log.h"
@@ -256,8 +257,8 @@ pause_briefly(void)
 static bool
 busy(void)
 {
-	return plugins_exist() || worker_processes_exist() || sandbox_runs_exist() ||
-	       plugin_states_are_writing();
+	return plugins_exist() || worker_processes_exist() || files_processes_exist() ||
+	       sandbox_runs_exist() || plugin_states_are_writing();
 }
 
 static void
@@ -288,6 +289,7 @@ shut_down(void)
 	lease_operations_close();
 	plugins_close();
 	plugin_metrics_forget(NULL);
+	files_processes_kill();
 	sandbox_runs_kill();
 	/* Before their handles are closed, plugins must be freed and workers reaped: in order ... */
 	run_until(begin + SHUTDOWN_MS / 2);

@@ -408,6 +408,14 @@ sandbox_run_arguments(const Bytes *root, Bytes *arguments)
 	}
 }
 
+/* Where a command's stdin comes from and its stdout goes to; a descriptor that is none is -1. */
+typedef struct Stdio
+{
+	const Bytes *input; /* NULL: input_fd, or none */
+	int input_fd;
+	int output_fd; /* none: the output is ours to read */
+} Stdio;
+
 /* The descriptors of the child; -1 where one could not be made. */
 typedef struct Descriptors
 {
@@ -431,6 +439,13 @@ make_pipe(int *reader, int *writer)
 }
 
 static bool
+copy_descriptor(int fd, int *copy)
+{
+	*copy = fcntl(fd, F_DUPFD_CLOEXEC, SANDBOX_FD_COUNT);
+	return *copy >= 0;
+}
+
+static bool
 make_control(int *ours, int *theirs)
 {
 	static const int on = 1;
@@ -444,7 +459,7 @@ make_control(int *ours, int *theirs)
 }
 
 static bool
-make_descriptors(Descriptors *all, const Bytes *arguments, const Bytes *spec, bool has_input)
+make_descriptors(Descriptors *all, const Bytes *arguments, const Bytes *spec, const Stdio *stdio)
 {
 	static const struct
 	{
@@ -468,8 +483,12 @@ make_descriptors(Descriptors *all, const Bytes *arguments, const Bytes *spec, bo
 	for (size_t i = 0; i < sizeof same / sizeof same[0]; i++)
 		all->child[same[i].fd] = sandbox_file_open(same[i].file);
 	made = make_control(&all->control, &all->child[SANDBOX_FD_CONTROL]) &&
-	       make_pipe(&all->output, &all->child[1]) && make_pipe(&all->errors, &all->child[2]) &&
-	       (!has_input || make_pipe(&all->child[0], &all->input));
+	       make_pipe(&all->errors, &all->child[2]) &&
+	       (stdio->output_fd >= 0 ? copy_descriptor(stdio->output_fd, &all->child[1])
+	                              : make_pipe(&all->output, &all->child[1])) &&
+	       (stdio->input_fd < 0 || copy_descriptor(stdio->input_fd, &all->child[0])) &&
+	       (stdio->input == NULL || stdio->input->length == 0 ||
+	        make_pipe(&all->child[0], &all->input));
 	for (int i = SANDBOX_FD_ARGUMENTS; i < SANDBOX_FD_COUNT; i++)
 		made = made && all->child[i] >= 0;
 	return made;
@@ -556,11 +575,13 @@ run_new(const SandboxRunEvents *events, void *data, const Descriptors *all, pid_
 	run->process.data = run->input.data = run->output.data = run->errors.data = run->control.data =
 	    run->write.data = run;
 	run->open_handles = 5;
-	uv_pipe_open(&run->output, all->output);
 	uv_pipe_open(&run->errors, all->errors);
+	if (all->output >= 0)
+		uv_pipe_open(&run->output, all->output);
 	if (all->input >= 0)
 		uv_pipe_open(&run->input, all->input);
-	run->output_open = run->errors_open = true;
+	run->output_open = all->output >= 0;
+	run->errors_open = true;
 	run->next = first_run;
 	if (first_run != NULL)
 		first_run->previous = run;
@@ -599,12 +620,12 @@ spawn_run(Descriptors *all, bool made, const SandboxRunEvents *events, void *dat
 	return NULL;
 }
 
-SandboxRun *
-sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
-                  const SandboxRunEvents *events, void *data, HostError **error)
+static SandboxRun *
+start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio,
+          const SandboxRunEvents *events, void *data, HostError **error)
 {
 	Descriptors all;
-	bool made = make_descriptors(&all, arguments, spec, input->length > 0);
+	bool made = make_descriptors(&all, arguments, spec, stdio);
 	SandboxRun *run = spawn_run(&all, made, events, data, error);
 
 	if (run == NULL)
@@ -614,7 +635,17 @@ sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
 	uv_poll_start(&run->process, UV_READABLE, exited);
 	uv_poll_start(&run->control, UV_READABLE, control_readable);
 	start_reading(run);
-	if (input->length > 0)
+	return run;
+}
+
+SandboxRun *
+sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
+                  const SandboxRunEvents *events, void *data, HostError **error)
+{
+	Stdio stdio = {.input = input, .input_fd = -1, .output_fd = -1};
+	SandboxRun *run = start_run(arguments, spec, &stdio, events, data, error);
+
+	if (run != NULL && input->length > 0)
 	{
 		uv_buf_t buffer = uv_buf_init(input->data, (unsigned) input->length);
 
@@ -622,6 +653,15 @@ sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
 			close_handle((uv_handle_t *) &run->input);
 	}
 	return run;
+}
+
+SandboxRun *
+sandbox_run_start_between(const Bytes *arguments, const Bytes *spec, int input_fd, int output_fd,
+                          const SandboxRunEvents *events, void *data, HostError **error)
+{
+	Stdio stdio = {.input_fd = input_fd, .output_fd = output_fd};
+
+	return start_run(arguments, spec, &stdio, events, data, error);
 }
 
 /*

@@ -38,6 +38,15 @@ typedef struct SandboxRunEvents
 extern SandboxRun *sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
                                      const SandboxRunEvents *events, void *data, HostError **error);
 
+/*
+ * The same, with stdin and stdout from and to descriptors (the caller's, which are copied; -1: no
+ * stdin, or a stdout like above).
+ */
+extern SandboxRun *sandbox_run_start_between(const Bytes *arguments, const Bytes *spec,
+                                             int input_fd, int output_fd,
+                                             const SandboxRunEvents *events, void *data,
+                                             HostError **error);
+
 /* All of bwrap's arguments, each with its NUL: the file system's, and what all sandboxes have in
  * common. */
 extern void sandbox_run_arguments(const Bytes *root, Bytes *arguments);

@@ -41,6 +41,7 @@
 #include "settings.h"
 #include "ssh_pool.h"
 #include "timer.h"
+#include "transfer.h"
 
 /* More answers than this waiting to be read, and the client is dropped. */
 #define MAX_UNREAD ((size_t) ENVRT_MAX_LINE + 1024 * 1024)
@@ -213,6 +214,7 @@ stats(void)
 	json_object_set_new(result, "plugins", plugins_describe());
 	json_object_set_new(result, "sandboxes", sandbox_leases_describe());
 	json_object_set_new(result, "executions", long_executions_describe());
+	json_object_set_new(result, "transfers", transfers_describe());
 	return result;
 }
 

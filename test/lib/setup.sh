@@ -20,7 +20,7 @@ envrt_pg_bin=/usr/lib/postgresql/15/bin
 envrt_packages=(
 	make gcc libc6-dev perl libipc-run-perl curl util-linux
 	postgresql-15 postgresql-server-dev-15
-	libssh-dev libsodium-dev libuv1-dev libjansson-dev libssl-dev libseccomp-dev bubblewrap
+	libssh-dev libsodium-dev libuv1-dev libjansson-dev libssl-dev libseccomp-dev libarchive-dev bubblewrap
 	openssh-server openssh-client
 )
 envrt_work=
@@ -237,7 +237,7 @@ setup_tree()
 	setup_work
 	say "building"
 	tar -C "$envrt_root" --exclude-vcs --exclude=./build --exclude=./tmp_check --exclude='*.o' \
-		--exclude='*.so' --exclude=./envrt_driver_host -cf - . | tar -C "$envrt_work/tree" -xf -
+		--exclude='*.so' --exclude=./envrt_driver_host --exclude=./envrt_files -cf - . | tar -C "$envrt_work/tree" -xf -
 	if [ "$(id -u)" = 0 ]; then
 		chown -R postgres:postgres "$envrt_work"
 	fi

@@ -1,0 +1,179 @@
+/*
+ * files.c
+ *		Files between the server and a lease's workspace: envrt_push_files and
+ *		envrt_pull_files.
+ *
+ * The driver host moves them (src/host/transfer.c), and the caller waits: the call
+ * ends with the statement, and has no time limit but that something has to move.  On the
+ * server's side everything happens as the server's user, so it takes the rights that the server's
+ * own functions for files take.  What the server itself consists of is named here, and left alone
+ * there: an accident with a path must not read or overwrite the database.
+ */
+#include "postgres.h"
+
+#include <unistd.h>
+
+#include "access/htup_details.h"
+#include "arguments.h"
+#include "catalog/pg_authid.h"
+#include "driver_call.h"
+#include "funcapi.h"
+#include "json.h"
+#include "lease_call.h"
+#include "miscadmin.h"
+#include "protocol.h"
+#include "provider_lease.h"
+#include "settings.h"
+#include "storage/fd.h"
+#include "tables.h"
+#include "utils/acl.h"
+
+PG_FUNCTION_INFO_V1(envrt_push_files);
+PG_FUNCTION_INFO_V1(envrt_pull_files);
+
+/* The driver host ends what does not move; this is for the wait's arithmetic: 23 days. */
+#define NO_LIMIT_MS 2000000000
+
+static void
+require_right(const ApiCall *call, bool push)
+{
+	Oid role = push ? ROLE_PG_READ_SERVER_FILES : ROLE_PG_WRITE_SERVER_FILES;
+
+	if (!has_privs_of_role(call->caller, role))
+		ereport(ERROR,
+		        (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		         errmsg("permission denied to %s files of the server", push ? "read" : "write"),
+		         errhint("It takes the privileges of the role %s.",
+		                 push ? "pg_read_server_files" : "pg_write_server_files")));
+}
+
+/*
+ * What is never transferred
+ */
+
+static void
+protect(json_t *list, const char *path)
+{
+	if (path != NULL && path[0] == '/')
+		json_array_append_new(list, json_string(text_to_utf8(path)));
+}
+
+/* The data directory, what it links to, and what the settings name (a new reference). */
+static json_t *
+protected_paths(void)
+{
+	json_t *list = json_array();
+	char *tablespaces = psprintf("%s/pg_tblspc", DataDir);
+	DIR *directory = AllocateDir(tablespaces);
+	struct dirent *entry;
+
+	protect(list, DataDir);
+	protect(list, psprintf("%s/pg_wal", DataDir));
+	while ((entry = ReadDirExtended(directory, tablespaces, DEBUG1)) != NULL)
+		if (entry->d_name[0] != '.')
+			protect(list, psprintf("%s/%s", tablespaces, entry->d_name));
+	if (directory != NULL)
+		FreeDir(directory);
+	protect(list, envrt_sandbox_directory);
+	protect(list, envrt_master_key_file);
+	return list;
+}
+
+/*
+ * The call
+ */
+
+/* ERROR for a lease whose driver moves no files. */
+static void
+require_transfers(const CalledLease *lease)
+{
+	if (strcmp(lease->driver, "ssh") == 0 || called_lease_is_bubblewrap(lease))
+		return;
+	if (called_lease_is_fake(lease))
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+		                errmsg("Sandbox driver does not support file transfer for provider "
+		                       "\"fake\".")));
+	if (strcmp(lease->driver, "sandbox") == 0)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+		                errmsg("Sandbox provider \"%s\" does not support file transfer.",
+		                       lease->provider != NULL ? lease->provider : "")));
+	ereport(ERROR,
+	        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+	         errmsg("Environment driver \"%s\" does not support file transfer.", lease->driver)));
+}
+
+static json_t *
+transfer_params(const ApiCall *call, const CalledLease *lease, const char *local_path,
+                const char *remote_path)
+{
+	json_t *params;
+	json_t *lease_json;
+
+	require_transfers(lease);
+	params = called_lease_params(call, lease, "file transfer");
+	lease_json = called_lease_json(lease);
+	json_object_set_new(lease_json, "id", json_string(uuid_text(lease->id)));
+	json_object_set_new(params, "lease", lease_json);
+	json_object_set_new(params, "localPath", json_string(text_to_utf8(local_path)));
+	if (remote_path != NULL)
+		json_object_set_new(params, "remotePath", json_string(text_to_utf8(remote_path)));
+	json_object_set_new(params, "protectedPaths", protected_paths());
+	json_object_set_new(params, "limits",
+	                    json_pack("{s:i, s:i}", "connectMs", envrt_ssh_connect_timeout, "stallMs",
+	                              envrt_provider_timeout));
+	return params;
+}
+
+static Datum
+transfer(FunctionCallInfo fcinfo, const char *function, bool push)
+{
+	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
+	char *local_path = text_argument(fcinfo, 1, "local_path");
+	char *remote_path = optional_text_argument(fcinfo, 2);
+	CalledLease lease;
+	ApiCall call;
+	TupleDesc desc;
+	Datum values[2];
+	bool nulls[2] = {false};
+	json_t *error;
+	json_t *result;
+	Datum row;
+
+	if (!is_absolute_path(local_path))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("local_path must be an absolute path")));
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	api_enter(&call, function);
+	require_right(&call, push);
+	called_lease_load(&call, lease_id, &lease);
+	result =
+	    provider_call(push ? "environmentPushFiles" : "environmentPullFiles",
+	                  transfer_params(&call, &lease, local_path, remote_path), NO_LIMIT_MS, &error);
+	if (error != NULL)
+		driver_host_raise(error);
+	values[0] = Int64GetDatum(json_integer_value(json_object_get(result, "files")));
+	values[1] = Int64GetDatum(json_integer_value(json_object_get(result, "bytes")));
+	BlessTupleDesc(desc);
+	row = HeapTupleHeaderGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
+	api_leave(&call);
+	return row;
+}
+
+/*
+ * envrt_push_files(lease_id, local_path, remote_path)
+ */
+Datum
+envrt_push_files(PG_FUNCTION_ARGS)
+{
+	return transfer(fcinfo, "envrt_push_files()", true);
+}
+
+/*
+ * envrt_pull_files(lease_id, local_path, remote_path)
+ */
+Datum
+envrt_pull_files(PG_FUNCTION_ARGS)
+{
+	return transfer(fcinfo, "envrt_pull_files()", false);
+}

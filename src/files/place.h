@@ -1,0 +1,36 @@
+/*
+ * place.h
+ *		Finding the place of a transfer in the file system, and what must be left alone.
+ */
+#ifndef ENVRT_FILES_PLACE_H
+#define ENVRT_FILES_PLACE_H
+
+#include <stdbool.h>
+#include <sys/stat.h>
+
+/* Directories within directories; each is a descriptor. */
+#define MAX_DEPTH 500
+
+/* NULL: paths are absolute, and links in them are followed.  Else they are below it, without links.
+ */
+extern void place_set_base(const char *path);
+
+/* A file or directory that is never read or written, with all that is below it. */
+extern void place_protect(const char *path);
+
+/* Fails when it is one of these itself; path is for the text. */
+extern void place_check(const struct stat *info, const char *path);
+
+/* A directory to be read, or a regular file; fails when there is neither.  Its info. */
+extern int place_open_source(const char *path, struct stat *info);
+
+/* A directory to write into, made when missing; *made: it was. */
+extern int place_open_target(const char *path, bool *made);
+
+/*
+ * The directory to write a file into, and *name, its name there (to be freed): `path`
+ * itself, or when that is a directory, own_name in it.
+ */
+extern int place_open_parent(const char *path, const char *own_name, char **name);
+
+#endif

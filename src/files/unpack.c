@@ -1,0 +1,568 @@
+/*
+ * unpack.c
+ *		An archive from stdin as files.
+ *
+ * Who has made the archive is not trusted.  libarchive reads the format; what is made of
+ * it in the file system is decided here:
+ *
+ *   - A name is relative and without "..", or all fails.
+ *   - Directories are entered one by one by descriptors, without following links, from the
+ *     target down.  Those of the current entry are kept open (a Level each), so a directory that
+ *     is moved meanwhile is still the one that was entered.  What is no directory and
+ *     stands where one is needed is replaced.
+ *   - A regular file is written without a name and gets its name when it is complete
+ *     (or, on file systems that can't do that, is renamed from a temporary one).  Who
+ *     opens it sees the old or the new one; whatever ends this program leaves no part of it.
+ *   - A link is made as it is said, and never followed.  Another name for a file is given to one
+ *     that was found in the same way.
+ *   - Permissions are those of user, group and others; no set-user-ID, no owner, no device,
+ *     no pipe, no socket.
+ *
+ * An archive whose first entry is "." is that of a directory; else it is one file, and its
+ * name is the target's or, when that is a directory, that in it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <archive.h>
+#include <archive_entry.h>
+
+#include "files.h"
+#include "files_protocol.h"
+#include "place.h"
+#include "report.h"
+
+#define BLOCK 65536
+#define MAX_NAME 255
+#define HOLE 4096
+
+/* What may follow the end of an archive: it is read, so that who writes it is not interrupted. */
+#define MAX_PADDING (1024 * 1024)
+
+/* A directory of the current entry's path. */
+typedef struct Level
+{
+	int fd;
+	char *name;
+	bool has_meta; /* these are to be set when it is left */
+	mode_t mode;
+	struct timespec modified;
+} Level;
+
+static struct archive *archive;
+static Level levels[MAX_DEPTH + 1];
+static int depth; /* of the last level; 0 is the target */
+static char *names[MAX_DEPTH + 1];
+static bool something_read;
+static int name_count;
+
+/* A file that has a temporary name, for the case that all ends. */
+static int temporary_directory;
+static char temporary_name[64];
+
+/*
+ * Temporary names
+ */
+
+static void
+remove_temporary(void)
+{
+	if (temporary_name[0] != '\0')
+		unlinkat(temporary_directory, temporary_name, 0);
+	temporary_name[0] = '\0';
+}
+
+void
+files_abandon(void)
+{
+	remove_temporary();
+}
+
+static void
+new_temporary(int directory)
+{
+	static unsigned long count;
+
+	temporary_directory = directory;
+	snprintf(temporary_name, sizeof temporary_name, FILES_TEMPORARY "%ld-%lu", (long) getpid(),
+	         ++count);
+	unlinkat(directory, temporary_name, 0);
+}
+
+/* What has the temporary name gets the other one.  Two names of one file are left as they are. */
+static void
+rename_temporary(const char *name, const char *path)
+{
+	if (renameat(temporary_directory, temporary_name, temporary_directory, name) < 0)
+	{
+		int problem = errno;
+
+		if (problem == EISDIR || problem == ENOTEMPTY || problem == EEXIST)
+			fail_state("55000", "\"%s\" is a directory already", path);
+		fail(problem, "could not make \"%s\": %s", path, strerror(problem));
+	}
+	remove_temporary();
+}
+
+/*
+ * Names
+ */
+
+static void
+forget_names(void)
+{
+	while (name_count > 0)
+		free(names[--name_count]);
+}
+
+static void
+read_names(const char *path)
+{
+	const char *next = path;
+
+	forget_names();
+	if (path[0] == '/')
+		fail(0, "the archive holds \"%s\", which is outside of the target", path);
+	while (*next != '\0')
+	{
+		size_t length = strcspn(next, "/");
+
+		if (length == 2 && memcmp(next, "..", 2) == 0)
+			fail(0, "the archive holds \"%s\", which is outside of the target", path);
+		if (length > MAX_NAME || name_count == MAX_DEPTH)
+			fail_state("53400", "the archive holds a name that is too long");
+		if (length > 0 && !(length == 1 && *next == '.'))
+		{
+			names[name_count] = strndup(next, length);
+			if (names[name_count++] == NULL)
+				fail_state("53400", "out of memory");
+		}
+		next += length;
+		next += strspn(next, "/");
+	}
+}
+
+/*
+ * Directories
+ */
+
+static void
+leave_level(void)
+{
+	Level *level = &levels[depth];
+	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, level->modified};
+
+	if (level->has_meta)
+	{
+		futimens(level->fd, times);
+		fchmod(level->fd, level->mode);
+	}
+	close(level->fd);
+	free(level->name);
+	depth--;
+}
+
+static int
+open_directory(int above, const char *name)
+{
+	return openat(above, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* Its mode is to be writable for us until it is left. */
+static void
+enter_level(const char *name, const char *path)
+{
+	Level *level = &levels[depth + 1];
+	int above = levels[depth].fd;
+	bool made = mkdirat(above, name, 0700) == 0;
+	struct stat info;
+
+	level->fd = open_directory(above, name);
+	if (level->fd < 0 && (errno == ENOTDIR || errno == ELOOP))
+	{
+		unlinkat(above, name, 0);
+		made = mkdirat(above, name, 0700) == 0;
+		level->fd = open_directory(above, name);
+	}
+	if (level->fd < 0 || fstat(level->fd, &info) < 0)
+		fail(errno, "could not make the directory of \"%s\": %s", path, strerror(errno));
+	place_check(&info, path);
+	level->name = strdup(name);
+	if (level->name == NULL)
+		fail_state("53400", "out of memory");
+	level->has_meta = made;
+	level->mode = 0755;
+	level->modified.tv_nsec = UTIME_OMIT;
+	depth++;
+}
+
+/* Has exactly the first `count` names entered. */
+static void
+go_to(int count, const char *path)
+{
+	int same = 0;
+
+	while (same < count && same < depth && strcmp(levels[same + 1].name, names[same]) == 0)
+		same++;
+	while (depth > same)
+		leave_level();
+	while (depth < count)
+		enter_level(names[depth], path);
+}
+
+static void
+make_directory(struct archive_entry *entry, const char *path)
+{
+	Level *level;
+	struct stat info;
+
+	go_to(name_count, path);
+	if (name_count == 0)
+		return;
+	level = &levels[depth];
+	if (fstat(level->fd, &info) == 0 && (info.st_mode & 0700) != 0700)
+		fchmod(level->fd, (info.st_mode & 0777) | 0700);
+	level->has_meta = true;
+	level->mode = archive_entry_perm(entry) & 0777;
+	level->modified.tv_sec = archive_entry_mtime(entry);
+	level->modified.tv_nsec = archive_entry_mtime_is_set(entry) ? 0 : UTIME_OMIT;
+}
+
+/*
+ * Files
+ */
+
+static void __attribute__((noreturn)) fail_reading(void)
+{
+	const char *text = archive_error_string(archive);
+
+	if (!something_read)
+		fail_second("there is no archive");
+	if (text != NULL && strstr(text, "runcated") != NULL)
+		fail_second("the archive is not complete");
+	fail(0, "the archive can't be read: %s", text != NULL ? text : "it is none");
+}
+
+static bool
+is_zero(const char *bytes, size_t length)
+{
+	return bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0;
+}
+
+static void
+write_at(int fd, const char *bytes, size_t length, la_int64_t offset, const char *path)
+{
+	while (length > 0)
+	{
+		ssize_t count = pwrite(fd, bytes, length, offset);
+
+		if (count < 0 && errno != EINTR)
+			fail(errno, "could not write \"%s\": %s", path, strerror(errno));
+		if (count > 0)
+		{
+			bytes += count;
+			length -= (size_t) count;
+			offset += count;
+		}
+	}
+}
+
+/* Where nothing is, nothing is written: the file has holes there. */
+static void
+write_what_is(int fd, const char *bytes, size_t length, la_int64_t offset, const char *path)
+{
+	size_t start = 0;
+	size_t end = 0;
+
+	while (end < length)
+	{
+		size_t piece = length - end < HOLE ? length - end : HOLE;
+
+		if (is_zero(bytes + end, piece))
+		{
+			write_at(fd, bytes + start, end - start, offset + (la_int64_t) start, path);
+			start = end + piece;
+		}
+		end += piece;
+	}
+	write_at(fd, bytes + start, end - start, offset + (la_int64_t) start, path);
+}
+
+static void
+write_content(int fd, struct archive_entry *entry, const char *path)
+{
+	const void *bytes;
+	size_t length;
+	la_int64_t offset;
+	int status;
+
+	while ((status = archive_read_data_block(archive, &bytes, &length, &offset)) == ARCHIVE_OK)
+	{
+		write_what_is(fd, bytes, length, offset, path);
+		report_bytes(length);
+	}
+	if (status != ARCHIVE_EOF)
+		fail_reading();
+	if (ftruncate(fd, archive_entry_size(entry)) < 0)
+		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
+}
+
+/* Without a name, or with a temporary one. */
+static int
+open_new(int directory, const char *path)
+{
+	int fd = openat(directory, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+
+	if (fd >= 0)
+		return fd;
+	new_temporary(directory);
+	fd = openat(directory, temporary_name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+	            0600);
+	if (fd < 0)
+		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
+	return fd;
+}
+
+static void
+name_file(int fd, int directory, const char *name, const char *path)
+{
+	char link[64];
+
+	if (temporary_name[0] == '\0')
+	{
+		snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+		if (linkat(AT_FDCWD, link, directory, name, AT_SYMLINK_FOLLOW) == 0)
+			return;
+		if (errno != EEXIST)
+			fail(errno, "could not make \"%s\": %s", path, strerror(errno));
+		new_temporary(directory);
+		if (linkat(AT_FDCWD, link, directory, temporary_name, AT_SYMLINK_FOLLOW) < 0)
+		{
+			int problem = errno;
+
+			temporary_name[0] = '\0';
+			fail(problem, "could not make \"%s\": %s", path, strerror(problem));
+		}
+	}
+	rename_temporary(name, path);
+}
+
+static void
+make_file(struct archive_entry *entry, int directory, const char *name, const char *path)
+{
+	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
+	int fd = open_new(directory, path);
+
+	write_content(fd, entry, path);
+	if (archive_entry_mtime_is_set(entry))
+		times[1] = (struct timespec){.tv_sec = archive_entry_mtime(entry)};
+	if (fchmod(fd, archive_entry_perm(entry) & 0777) < 0)
+		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
+	futimens(fd, times);
+	name_file(fd, directory, name, path);
+	if (close(fd) < 0)
+		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
+	report_file();
+}
+
+/*
+ * Links
+ */
+
+static void
+make_link(struct archive_entry *entry, int directory, const char *name, const char *path)
+{
+	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
+	const char *target = archive_entry_symlink(entry);
+
+	if (target == NULL || target[0] == '\0')
+		fail(0, "the archive's link \"%s\" leads nowhere", path);
+	new_temporary(directory);
+	if (symlinkat(target, directory, temporary_name) < 0)
+		fail(errno, "could not make \"%s\": %s", path, strerror(errno));
+	if (archive_entry_mtime_is_set(entry))
+		times[1] = (struct timespec){.tv_sec = archive_entry_mtime(entry)};
+	utimensat(directory, temporary_name, times, AT_SYMLINK_NOFOLLOW);
+	rename_temporary(name, path);
+	report_file();
+}
+
+/* The directory of the current names' last, entered without following links. */
+static int
+find_directory(const char *path)
+{
+	int fd = openat(levels[0].fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	for (int i = 0; fd >= 0 && i < name_count - 1; i++)
+	{
+		int below = open_directory(fd, names[i]);
+
+		close(fd);
+		fd = below;
+	}
+	if (fd < 0)
+		fail(0, "the archive links \"%s\", which is not there", path);
+	return fd;
+}
+
+/* Another name for a file that is there. */
+static void
+make_name(struct archive_entry *entry, const char *path)
+{
+	const char *target = archive_entry_hardlink(entry);
+	struct stat info;
+	char *name;
+	int found;
+
+	name = strdup(names[name_count - 1]);
+	if (name == NULL)
+		fail_state("53400", "out of memory");
+	new_temporary(levels[depth].fd);
+	read_names(target);
+	found = name_count > 0 ? find_directory(target) : -1;
+	if (found < 0 || fstatat(found, names[name_count - 1], &info, AT_SYMLINK_NOFOLLOW) < 0 ||
+	    !(S_ISREG(info.st_mode) || S_ISLNK(info.st_mode)))
+		fail(0, "the archive links \"%s\", which is no file in it", target);
+	place_check(&info, target);
+	if (linkat(found, names[name_count - 1], temporary_directory, temporary_name, 0) < 0)
+		fail(errno, "could not make \"%s\": %s", path, strerror(errno));
+	close(found);
+	rename_temporary(name, path);
+	free(name);
+	report_file();
+}
+
+/*
+ * The archive
+ */
+
+static la_ssize_t
+read_in(struct archive *reader, void *data, const void **buffer)
+{
+	static char block[BLOCK];
+	ssize_t count;
+
+	(void) data;
+	while ((count = read(STDIN_FILENO, block, sizeof block)) < 0 && errno == EINTR)
+		;
+	if (count < 0)
+		archive_set_error(reader, errno, "%s", strerror(errno));
+	something_read = something_read || count > 0;
+	*buffer = block;
+	return count;
+}
+
+static void
+read_padding(void)
+{
+	const void *buffer;
+	size_t total = 0;
+	ssize_t count;
+
+	while (total < MAX_PADDING && (count = read_in(archive, NULL, &buffer)) > 0)
+		total += (size_t) count;
+}
+
+static struct archive_entry *
+next_entry(void)
+{
+	struct archive_entry *entry;
+	int status = archive_read_next_header(archive, &entry);
+
+	if (status == ARCHIVE_EOF)
+		return NULL;
+	if (status < ARCHIVE_WARN)
+		fail_reading();
+	return entry;
+}
+
+static void
+unpack_entry(struct archive_entry *entry)
+{
+	char *path = strdup(archive_entry_pathname(entry) ? archive_entry_pathname(entry) : "/");
+	const char *name;
+
+	if (path == NULL)
+		fail_state("53400", "out of memory");
+	read_names(path);
+	if (archive_entry_hardlink(entry) == NULL && archive_entry_filetype(entry) == AE_IFDIR)
+		make_directory(entry, path);
+	else if (name_count == 0)
+		fail(0, "the archive holds a file without a name");
+	else
+	{
+		go_to(name_count - 1, path);
+		name = names[name_count - 1];
+		if (archive_entry_hardlink(entry) != NULL)
+			make_name(entry, path);
+		else if (archive_entry_filetype(entry) == AE_IFREG)
+			make_file(entry, levels[depth].fd, name, path);
+		else if (archive_entry_filetype(entry) == AE_IFLNK)
+			make_link(entry, levels[depth].fd, name, path);
+	}
+	free(path);
+}
+
+static void
+unpack_directory(struct archive_entry *entry, const char *target)
+{
+	bool made;
+
+	levels[0].fd = place_open_target(target, &made);
+	levels[0].has_meta = made;
+	levels[0].mode = archive_entry_perm(entry) & 0777;
+	levels[0].modified.tv_nsec = UTIME_OMIT;
+	while ((entry = next_entry()) != NULL)
+		unpack_entry(entry);
+	while (depth >= 0)
+		leave_level();
+}
+
+static void
+unpack_file(struct archive_entry *entry, const char *target)
+{
+	char *name;
+	int directory;
+
+	if (name_count != 1 || archive_entry_hardlink(entry) != NULL ||
+	    archive_entry_filetype(entry) != AE_IFREG)
+		fail(0, "the archive holds neither a directory nor a file");
+	directory = place_open_parent(target, names[0], &name);
+	make_file(entry, directory, name, name);
+	if (next_entry() != NULL)
+		fail(0, "the archive of a file holds more than that");
+	free(name);
+	close(directory);
+}
+
+void
+files_unpack(const char *target)
+{
+	struct archive_entry *entry;
+
+	report_before_exit(remove_temporary);
+	archive = archive_read_new();
+	if (archive == NULL)
+		fail_state("53400", "out of memory");
+	archive_read_support_format_tar(archive);
+	if (archive_read_open(archive, NULL, NULL, read_in, NULL) != ARCHIVE_OK)
+		fail_reading();
+	entry = next_entry();
+	if (entry == NULL)
+		fail_second("there is no archive");
+	read_names(archive_entry_pathname(entry) ? archive_entry_pathname(entry) : "/");
+	if (name_count == 0 && archive_entry_filetype(entry) == AE_IFDIR)
+		unpack_directory(entry, target);
+	else
+		unpack_file(entry, target);
+	forget_names();
+	read_padding();
+	archive_read_free(archive);
+	report_done();
+}

@@ -1,0 +1,33 @@
+/*
+ * files_protocol.h
+ *		What the driver host and envrt_files (src/files) tell each other.
+ *
+ * The host gives arguments; the program says on stderr, a line each:
+ *
+ *   P files bytes       so much so far, at most ten times a second
+ *   D files bytes       done, with so much
+ *   E sqlstate text     failed
+ *   S sqlstate text     failed, most likely since the other end has
+ */
+#ifndef ENVRT_HOST_FILES_PROTOCOL_H
+#define ENVRT_HOST_FILES_PROTOCOL_H
+
+/* It is installed beside the driver host. */
+#define FILES_PROGRAM "envrt_files"
+
+#define FILES_PROGRESS 'P'
+#define FILES_DONE 'D'
+#define FILES_ERROR 'E'
+#define FILES_SECOND 'S'
+
+/* A line is no longer. */
+#define FILES_MAX_LINE 8192
+
+/* What starts so in a name is a transfer's own, and is never transferred. */
+#define FILES_TEMPORARY ".envrt-transfer-"
+
+/* A seal's name ends so, by what was packed. */
+#define FILES_SEAL_DIRECTORY ".directory"
+#define FILES_SEAL_FILE ".file"
+
+#endif

@@ -1,0 +1,446 @@
+#!/usr/bin/perl
+# Transfers of files: what envrt_files makes of hostile archives, and the bubblewrap driver's transfers.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+use EnvrtFixture qw(has_sandboxes);
+use HostTest;
+use JSON::PP ();
+use POSIX ();
+use Test::More;
+
+my $base = temporary_directory();
+my $outside = "$base/outside";
+my $count = 0;
+
+mkdir $outside;
+spew("$outside/secret", 'untouched');
+
+# The program is where the host under test has it.
+my $program = ($ENV{ENVRT_DRIVER_HOST} // "$top/envrt_driver_host") =~ s{[^/]*$}{envrt_files}r;
+
+#######################################################################
+# Archives made by hand
+#######################################################################
+
+sub header
+{
+	my ($name, %field) = @_;
+	my $size = $field{raw_size} // sprintf '%011o', $field{size} // length($field{data} // '');
+	my $block = pack 'a100 a8 a8 a8 a12 a12 a8 a1 a100 a8 a32 a32 a8 a8 a155 x12', $name,
+	  sprintf('%07o', $field{mode} // 0644), '0000000', '0000000', $size, '00000000001', ' ' x 8,
+	  $field{type} // '0', $field{link} // '', "ustar  ", '', '', '0000001', '0000001', '';
+
+	substr $block, 148, 8, sprintf "%06o\0 ", unpack '%32C*', $block;
+	return $block;
+}
+
+sub entry
+{
+	my ($name, %field) = @_;
+	my $data = $field{data} // '';
+
+	return header($name, %field) . $data . "\0" x (-length($data) % 512);
+}
+
+my $top_entry = entry('./', type => '5', mode => 0755);
+my $end = "\0" x 1024;
+
+# Runs it; the lines that it says, its exit status, and the target.
+sub unpack_archive
+{
+	my ($archive, %options) = @_;
+	my $target = $options{target} // "$base/target" . ++$count;
+	my $file = "$base/archive";
+
+	spew($file, $archive);
+	mkdir $target if !$options{target};
+	my $said = `'$program' unpack @{ $options{arguments} // [] } -- '$target' < '$file' 2>&1`;
+	return { said => $said, status => $?, target => $target };
+}
+
+sub listing
+{
+	my ($directory) = @_;
+
+	return join ' ', sort map { s{^\Q$directory\E/}{}r } split /\n/, `find '$directory' -mindepth 1`;
+}
+
+sub refused
+{
+	my ($name, $archive, $said, %options) = @_;
+	my $result = unpack_archive($archive, %options);
+
+	like($result->{said}, $said, "$name: refused");
+	isnt($result->{status}, 0, '... with a status');
+	is(listing($result->{target}), $options{left} // '', '... and nothing is left') if !$options{target};
+	return $result;
+}
+
+{
+	my $result = unpack_archive($top_entry
+		  . entry('./a', data => 'one')
+		  . entry('./d/', type => '5', mode => 0750)
+		  . entry('./d/b', data => 'two', mode => 0600)
+		  . entry('./l', type => '2', link => '/nowhere')
+		  . entry('./h', type => '1', link => './d/b')
+		  . $end);
+
+	is($result->{said} =~ s/^P.*\n//mgr, "D 4 6\n", 'an archive');
+	is(listing($result->{target}), 'a d d/b h l', '... is unpacked');
+	is(slurp("$result->{target}/h"), 'two', '... with the second name of a file');
+	is((stat "$result->{target}/d")[2] & 07777, 0750, '... and permissions');
+	is((stat "$result->{target}/d/b")[2] & 07777, 0600, '... of both kinds');
+	is(readlink "$result->{target}/l", '/nowhere', '... and a link that leads nowhere');
+}
+
+# Out of the target by name
+refused('..', $top_entry . entry('../out', data => 'x') . $end, qr/^E 38000 .*outside/m);
+refused('.. further down', $top_entry . entry('a/../../out', data => 'x') . $end, qr/^E 38000 .*outside/m);
+refused('.. as a directory', $top_entry . entry('../out/', type => '5') . $end, qr/^E 38000 .*outside/m);
+refused('an absolute name', $top_entry . entry("$base/out", data => 'x') . $end, qr/^E 38000 .*outside/m);
+refused('a name with a line break', $top_entry . entry("../a\nD 1 1\n", data => 'x') . $end, qr/^E 38000 .*\?D 1 1\?/m);
+ok(!-e "$base/out", 'nothing came out');
+
+# Out of it by links
+{
+	my $result = unpack_archive($top_entry . entry('s', type => '2', link => $outside) . entry('s/x', data => 'x') . $end);
+
+	ok(!-e "$outside/x", 'a file below a link does not follow it');
+	ok(-d "$result->{target}/s" && !-l "$result->{target}/s", '... but replaces it');
+	$result = unpack_archive($top_entry . entry('s', type => '2', link => "$outside/secret") . entry('s', data => 'overwritten') . $end);
+	is(slurp("$outside/secret"), 'untouched', 'a file over a link does not follow it');
+	is(slurp("$result->{target}/s"), 'overwritten', '... but replaces it');
+	$result = unpack_archive($top_entry
+		  . entry('s', type => '2', link => $outside)
+		  . entry('s', type => '5', mode => 0700)
+		  . entry('s/y', data => 'x')
+		  . $end);
+	ok(!-e "$outside/y", 'nor does a directory over a link');
+	mkdir my $target = "$base/prepared";
+	symlink $outside, "$target/there";
+	symlink "$outside/secret", "$target/file";
+	unpack_archive($top_entry . entry('there/z', data => 'x') . entry('file', data => 'x') . $end, target => $target);
+	ok(!-e "$outside/z", 'links that are in the target before are not followed');
+	is(slurp("$outside/secret"), 'untouched', '... neither to files');
+}
+for my $case ([ '..', '../outside/secret' ], [ 'an absolute name', "$outside/secret" ], [ 'a link', 's/secret' ])
+{
+	my ($name, $link) = @$case;
+
+	refused(
+		"another name by $name",
+		$top_entry . entry('s', type => '2', link => $outside) . entry('h', type => '1', link => $link) . $end,
+		qr/^E 38000 /m, left => 's');
+}
+is((stat "$outside/secret")[3], 1, 'the file outside has one name');
+{
+	my $result = unpack_archive($top_entry
+		  . entry('f', data => 'first')
+		  . entry('h', type => '1', link => 'f')
+		  . entry('h', data => 'second')
+		  . $end);
+
+	is(slurp("$result->{target}/f"), 'first', 'a file that has another name is not written through that');
+	is(slurp("$result->{target}/h"), 'second', '... which is another file then');
+}
+
+# What is no file
+{
+	my $result = unpack_archive($top_entry
+		  . entry('null', type => '3')
+		  . entry('disk', type => '4')
+		  . entry('pipe', type => '6')
+		  . entry('suid', mode => 06755, data => 'x')
+		  . entry('dir/', type => '5', mode => 02777)
+		  . $end);
+
+	is(listing($result->{target}), 'dir suid', 'devices and pipes are left out');
+	is((stat "$result->{target}/suid")[2] & 07777, 0755, 'no set-user-ID');
+	is((stat "$result->{target}/dir")[2] & 07777, 0777, '... nor for directories');
+}
+refused('a file without a name', $top_entry . entry('.', data => 'x') . $end, qr/^E 38000 .*without a name/m);
+refused('more than the file', entry('one', data => 'x') . entry('two', data => 'y') . $end,
+	qr/^E 38000 .*more than that/m, left => 'one');
+refused('a file in a directory', entry('a/one', data => 'x') . $end, qr/^E 38000 /m);
+refused('what is none', 'x' x 4096, qr/^E 38000 /m);
+refused('nothing', '', qr/^S /m);
+refused('zeros alone', $end, qr/^S /m);
+
+# Sizes
+refused('half a file', $top_entry . entry('whole', data => 'x') . header('half', size => 100000) . 'y' x 50000,
+	qr/^S .*complete/m, left => 'whole');
+refused('half a header', $top_entry . substr(entry('half', data => 'x'), 0, 300), qr/^[ES] /m);
+refused('a huge size', $top_entry . header('huge', size => 8 * 1024**3 - 1) . 'y' x 100000, qr/^[ES] /m);
+refused('an impossible size', $top_entry . header('huge', raw_size => "\x80" . "\0" x 3 . "\x7f" . "\xff" x 7) . 'y' x 10000, qr/^[ES] /m);
+refused('a negative size', $top_entry . header('huge', raw_size => "\xff" x 12) . 'y' x 10000, qr/^[ES] /m);
+refused('a name of megabytes', $top_entry . header('././@LongLink', type => 'L', size => 500 * 1024**2) . 'y' x 3_000_000, qr/^[ES] /m);
+refused('attributes of megabytes', $top_entry . header('x', type => 'x', size => 500 * 1024**2) . 'y' x 3_000_000, qr/^[ES] /m);
+{
+	my $deep = 'd/' x 600;
+	my $result = unpack_archive($top_entry . entry('././@LongLink', type => 'L', data => "${deep}f\0") . entry('x', data => 'x') . $end);
+
+	like($result->{said}, qr/^E 53400 .*too long/m, 'nested too deep');
+	$deep = 'd/' x 400;
+	$result = unpack_archive($top_entry . entry('././@LongLink', type => 'L', data => "${deep}f\0") . entry('x', data => 'x') . $end);
+	like($result->{said}, qr/^D 1 1$/m, 'and not too deep');
+	system 'rm', '-rf', $result->{target};
+}
+
+# What is the server's own
+{
+	mkdir "$base/data";
+	mkdir "$base/data/sub";
+	symlink "$base/data", "$base/alias";
+	my @protect = (arguments => [ '--protect', "$base/data" ]);
+
+	for my $target ("$base/data", "$base/data/sub", "$base/data/new", "$base/alias/sub", "$base/x/../data")
+	{
+		mkdir "$base/x";
+		refused("into $target", $top_entry . entry('f', data => 'x') . $end, qr/^E 42501 .*server itself/m, target => $target, @protect);
+	}
+	refused('a file there', entry('f', data => 'x') . $end, qr/^E 42501 /m, target => "$base/data/sub/f", @protect);
+	refused('into what it is in', $top_entry . entry('data/f', data => 'x') . $end, qr/^E 42501 /m, target => $base, @protect);
+	is(listing("$base/data"), 'sub', 'nothing is there');
+	spew("$base/data/sub/f", 'x');
+	for my $source ("$base/data", "$base/data/sub", "$base/data/sub/f", "$base/alias/sub/f", $base)
+	{
+		my $said = `'$program' pack --protect '$base/data' -- '$source' 2>&1 >/dev/null`;
+
+		like($said, qr/^E 42501 /m, "nothing from $source");
+	}
+}
+
+# Killed half-way, by whatever signal: nothing is there but what was complete.
+for my $signal (qw(TERM KILL))
+{
+	my $target = "$base/killed$signal";
+
+	mkdir $target;
+	my $pid = open(my $pipe, '|-', $program, 'unpack', '--', $target) // die "can't run it: $!";
+	$pipe->autoflush(1);
+	print $pipe $top_entry . entry('whole', data => 'x') . header('half', size => 10_000_000) . 'y' x 1_000_000;
+	wait_until('the first file is there', sub { -e "$target/whole" });
+	kill $signal, $pid;
+	local $SIG{PIPE} = 'IGNORE';
+	close $pipe;
+	is(listing($target), 'whole', "SIG$signal leaves no half file");
+}
+
+#######################################################################
+# The bubblewrap driver
+#######################################################################
+if (!has_sandboxes())
+{
+	done_testing();
+	exit;
+}
+require SandboxTest;
+SandboxTest->import;
+
+my $directory = temporary_directory();
+my $host = start_host(sandboxes => $directory);
+my $client = $host->connect;
+my $source = "$base/source";
+
+mkdir $source;
+mkdir "$source/empty";
+mkdir "$source/deep";
+spew("$source/deep/$_", 'x' x $_, 0400 + ($_ % 8) * 8) for 1 .. 300;
+spew("$source/script", "#!/bin/sh\n", 0755);
+symlink '/etc/passwd', "$source/link";
+symlink '../outside', "$source/out";
+spew("$source/\xff\n name", 'bytes');
+chmod 0500, "$source/deep";
+
+sub transfer_params
+{
+	my ($id, %other) = @_;
+
+	return sandbox_params($id, lease => { id => $id, providerLeaseId => provider_id($id) }, %other);
+}
+
+# Names, kinds, permissions, targets and contents below a directory.
+sub digest
+{
+	my ($directory) = @_;
+
+	return `cd '$directory' && find . -mindepth 1 ! -type l -printf '%P %y %m %s\\n' -o -type l -printf '%P %y %l\\n' | LC_ALL=C sort; find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum`;
+}
+
+sub new_lease
+{
+	my (%config) = @_;
+	my $id = lease_id();
+
+	acquire($client, $id, config => \%config);
+	return $id;
+}
+
+sub no_process_left
+{
+	my ($name) = @_;
+
+	ok(eval { wait_until('they are gone', sub { !grep { slurp("/proc/$_/cmdline") =~ /envrt[_-]files\0(?:un)?pack/ } children_of($host->{pid}) }); 1 }, $name);
+	ok(eval { wait_until('the transfer is over', sub { !@{ $host->stats->{transfers} } }); 1 }, '... nor a transfer');
+	return;
+}
+
+{
+	my $id = new_lease();
+	my $workspace = "$directory/leases/$id/workspace";
+	my $result = $client->call('environmentPushFiles', transfer_params($id, localPath => $source))->{result};
+
+	is_deeply($result, { files => 304, bytes => 45150 + 10 + 5 }, 'a push');
+	is(digest($workspace), digest($source), '... brings all as it is');
+	is((stat "$workspace/script")[9], (stat "$source/script")[9], '... with its time');
+	$result = $client->call('environmentPullFiles', transfer_params($id, localPath => "$base/pulled"))->{result};
+	is_deeply($result, { files => 304, bytes => 45165 }, 'a pull');
+	is(digest("$base/pulled"), digest($source), '... brings it back');
+	$result = $client->call('environmentPushFiles', transfer_params($id, localPath => "$source/script", remotePath => 'new/place/s'))->{result};
+	is_deeply($result, { files => 1, bytes => 10 }, 'a push of a file');
+	is(slurp("$workspace/new/place/s"), "#!/bin/sh\n", '... to a place that was not there');
+	ok(-x "$workspace/new/place/s", '... as it is');
+	$client->call('environmentPushFiles', transfer_params($id, localPath => "$source/script", remotePath => '/workspace/new'));
+	ok(-f "$workspace/new/script", 'a push of a file into a directory');
+	$client->call('environmentPullFiles', transfer_params($id, localPath => "$base/single", remotePath => 'new/script'));
+	is(slurp("$base/single"), "#!/bin/sh\n", 'a pull of a file');
+	is_deeply(execute($client, $id, [ 'sh', '-c', 'chmod -R u+w . && rm -rf /workspace/* && mkfifo pipe && touch f' ])->{exitCode}, 0, 'a workspace with a pipe');
+	$result = $client->call('environmentPullFiles', transfer_params($id, localPath => "$base/no_pipe"))->{result};
+	is(listing("$base/no_pipe"), 'f', '... which a pull leaves out');
+
+	# Paths
+	for my $path ('..', 'a/../../b', '/etc', '/workspace2', '/workspace/../etc', '/')
+	{
+		is_error($client->call('environmentPushFiles', transfer_params($id, localPath => $source, remotePath => $path)),
+			'22023', qr/leads out of the workspace/, "the remote path \"$path\"");
+	}
+	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => 'relative')), '22023', qr/localPath must be an absolute/, 'a relative local path');
+	is_error($client->call('environmentPushFiles', transfer_params($id)), '22023', qr/localPath/, 'none');
+	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => "$base/missing")), '58P01', qr/missing/, 'one that is not there');
+	is_error($client->call('environmentPullFiles', transfer_params($id, localPath => "$base/missing/too")), '58P01', qr/missing/, 'one in what is not there');
+	is_error($client->call('environmentPullFiles', transfer_params($id, localPath => "$base/pulled", remotePath => 'missing')), '58P01', qr/missing/, 'a remote path that is not there');
+	symlink '/etc', "$workspace/etc";
+	symlink $outside, "$workspace/link";
+	is_error($client->call('environmentPullFiles', transfer_params($id, localPath => "$base/pulled2", remotePath => 'etc/passwd')), '22023', qr/no directory/, 'a remote path through a link');
+	is_error($client->call('environmentPullFiles', transfer_params($id, localPath => "$base/pulled2", remotePath => 'etc')), '22023', qr/is a link/, '... and a link itself');
+	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => $source, remotePath => 'link/x')), '22023', qr/no directory/, '... for a push, too');
+	is(listing($outside), 'secret', '... which makes nothing there');
+	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => $source, protectedPaths => ["$source/deep"])), '42501', qr/server itself/, 'what is protected');
+	is_error($client->call('environmentPushFiles', transfer_params(lease_id(), localPath => $source)), '55000', qr/is gone/, 'a lease that is none');
+}
+
+# Limits of the sandbox
+{
+	my $id = new_lease();
+
+	system 'truncate', '-s', '30M', "$base/large";
+	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => "$base/large", config => { maxFileMb => 20 })),
+		'53400', qr/File too large/, 'a file that is larger than maxFileMb');
+	is(listing("$directory/leases/$id/workspace"), '', '... leaves nothing');
+	mkdir "$base/many";
+	system "head -c 2000000 /dev/urandom > '$base/many/$_'" for 1 .. 40;
+	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => "$base/many", config => { workspaceMb => 16 })),
+		'53400', qr/workspaceMb|File too large/, 'more than workspaceMb');
+	no_process_left('no process is left');
+}
+
+# Ended half-way
+sub half_way
+{
+	my ($name, $method, $id, $end) = @_;
+	my $other = $host->connect;
+	my $call = $other->send_call($method, transfer_params($id, localPath => "$base/endless"));
+
+	wait_until('something was moved', sub { grep { $_->{bytes} > 1_000_000 } @{ $host->stats->{transfers} } });
+	my ($row) = @{ $host->stats->{transfers} };
+	is($row->{leaseId}, $id, "$name: it is in the statistics");
+	is($row->{direction}, $method =~ /Push/ ? 'push' : 'pull', '... with its direction');
+	$end->($other, $call);
+	no_process_left("$name: no process is left");
+	return;
+}
+
+{
+	my $id = new_lease();
+	my $workspace = "$directory/leases/$id/workspace";
+	my $cancel = sub {
+		my ($other, $call) = @_;
+
+		is($other->call('envrt/cancel', { id => $call })->{result}, undef, 'a cancel');
+		is_error($other->answer($call), '57014', qr/cancelled/, '... ends the call');
+	};
+	my $leave = sub { $_[0]->close };
+
+	system 'truncate', '-s', '900G', "$base/endless";
+	half_way('push, cancelled', 'environmentPushFiles', $id, $cancel);
+	half_way('push, left', 'environmentPushFiles', $id, $leave);
+	is(listing($workspace), '', 'no half file is left');
+	unlink "$base/endless";
+	system 'truncate', '-s', '900G', "$workspace/endless";
+	half_way('pull, cancelled', 'environmentPullFiles', $id, $cancel);
+	half_way('pull, left', 'environmentPullFiles', $id, $leave);
+	is(listing("$base/endless"), '', 'no half file is left');
+	half_way('the lease ends', 'environmentPullFiles', $id,
+		sub {
+			my ($other, $call) = @_;
+
+			$client->call('environmentDestroyLease', sandbox_params($id, providerLeaseId => provider_id($id)));
+			is_error($other->answer($call), '55000', qr/ended meanwhile/, 'the end of the lease ends it');
+		});
+	is_deeply([ grep { /\Q$id/ } in_use($directory) ], [], '... and the folder goes');
+}
+
+# Whose ends die, or stop
+for my $case ([ 'KILL', '38000', qr/signal 9/ ], [ 'STOP', '08006', qr/no progress/ ])
+{
+	my ($signal, $state, $text) = @$case;
+	my $id = new_lease();
+	my $call;
+
+	rmdir "$base/endless";
+	system 'truncate', '-s', '900G', "$base/endless";
+	$call = $client->send_call('environmentPushFiles', transfer_params($id, localPath => "$base/endless", limits => { stallMs => 1000 }));
+	wait_until('something was moved', sub { grep { $_->{bytes} > 1_000_000 } @{ $host->stats->{transfers} } });
+	kill $signal, grep { slurp("/proc/$_/cmdline") =~ /^envrt_files\0pack/ } children_of($host->{pid});
+	is_error($client->answer($call), $state, $text, "SIG$signal for the end on the server");
+	no_process_left('... leaves no process');
+	is(listing("$directory/leases/$id/workspace"), '', '... and no file');
+}
+
+# Links that come and go while files are pushed
+{
+	my $id = new_lease();
+	my $busy = $host->connect;
+	my $work = $busy->send_call('environmentExecute',
+		sandbox_params($id, lease => { providerLeaseId => provider_id($id), metadata => {} }, command => 'sh', timeoutMs => 60000,
+			args => [ '-c', "while :; do rm -rf deep empty; ln -s $outside deep; ln -s $outside empty; rm -f deep; mkdir deep 2>/dev/null; done" ]));
+
+	for my $round (1 .. 20)
+	{
+		$client->call('environmentPushFiles', transfer_params($id, localPath => $source));
+		$client->call('environmentPullFiles', transfer_params($id, localPath => "$base/busy"));
+	}
+	$busy->close;
+	is(listing($outside), 'secret', 'links in the workspace lead nowhere, whenever they are made');
+	ok(!grep({ !-l "$base/busy/$_" && -e "$base/busy/$_/secret" } qw(deep empty)), '... in either direction');
+}
+
+# The host dies
+{
+	my $id = new_lease();
+	my $workspace = "$directory/leases/$id/workspace";
+	my $call = $client->send_call('environmentPushFiles', transfer_params($id, localPath => "$base/endless"));
+
+	wait_until('something was moved', sub { grep { $_->{bytes} > 1_000_000 } @{ $host->stats->{transfers} } });
+	my @pids = grep { slurp("/proc/$_/cmdline") =~ /^(?:envrt_files|bwrap)\0/ } children_of($host->{pid});
+	is(scalar @pids, 2, 'two processes');
+	kill 'KILL', $host->{pid};
+	wait_until('they are gone', sub { !grep { kill 0, $_ } @pids });
+	is(listing($workspace), '', 'when the host is killed no half file is left');
+}
+
+done_testing();
