@@ -170,6 +170,8 @@ setup_packages()
 	local missing=()
 
 	command -v apt-get >/dev/null || die "This needs Debian 12: no apt-get found."
+	# For plugins.  Who has node from elsewhere has npm, too, and could not have Debian's besides.
+	command -v node >/dev/null && command -v npm >/dev/null || set -- nodejs npm "$@"
 	for package in "${envrt_packages[@]}" "$@"; do
 		is_installed "$package" || missing+=("$package")
 	done
