@@ -44,7 +44,8 @@ typedef struct WaitingCall
 json_t *
 plugin_params(const json_t *params)
 {
-	static const char *const own[] = {"limits", "hostInstance", "keep", "pluginKey", "secrets"};
+	static const char *const own[] = {"limits",    "hostInstance", "keep",
+	                                  "pluginKey", "pluginsOff",   "secrets"};
 	json_t *copy = json_copy((json_t *) params);
 
 	for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
@@ -77,7 +78,8 @@ Plugin *
 plugin_for(const json_t *params, HostError **error)
 {
 	return plugins_find(json_string_value(json_object_get(params, "pluginKey")),
-	                    json_string_value(json_object_get(params, "driverKey")), error);
+	                    json_string_value(json_object_get(params, "driverKey")),
+	                    json_object_get(params, "pluginsOff"), error);
 }
 
 json_t *

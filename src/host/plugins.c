@@ -433,8 +433,23 @@ plugins_set_path(const json_t *list)
  * Waiting
  */
 
+static bool
+is_among(const json_t *keys, const char *key)
+{
+	size_t index;
+	json_t *value;
+
+	json_array_foreach((json_t *) keys, index, value)
+	{
+		if (json_is_string(value) && strcmp(json_string_value(value), key) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* One that is among those `off` is not there. */
 static Plugin *
-find(const char *plugin_key, const char *driver_key)
+find(const char *plugin_key, const char *driver_key, const json_t *off)
 {
 	for (size_t i = 0; i < installed.count; i++)
 	{
@@ -442,7 +457,7 @@ find(const char *plugin_key, const char *driver_key)
 		const PluginManifest *manifest = plugin ? plugin_manifest(plugin) : NULL;
 		const PluginDriver *driver = manifest ? plugin_manifest_driver(manifest, driver_key) : NULL;
 
-		if (driver != NULL &&
+		if (driver != NULL && !is_among(off, manifest->id) &&
 		    (plugin_key != NULL ? strcmp(manifest->id, plugin_key) == 0 : driver->sandbox_provider))
 			return plugin;
 	}
@@ -453,7 +468,7 @@ bool
 plugins_must_wait_for(const char *plugin_key, const char *driver_key)
 {
 	if (!reading.active && (stale || (directory_count > 0 && now_ms() >= read_at + RESCAN_MS &&
-	                                  find(plugin_key, driver_key) == NULL)))
+	                                  find(plugin_key, driver_key, NULL) == NULL)))
 		read_start(false);
 	return reading.active;
 }
@@ -502,9 +517,9 @@ plugins_wait_no_more(PluginsWaiter *waiter)
  */
 
 Plugin *
-plugins_find(const char *plugin_key, const char *driver_key, HostError **error)
+plugins_find(const char *plugin_key, const char *driver_key, const json_t *off, HostError **error)
 {
-	Plugin *plugin = find(plugin_key, driver_key);
+	Plugin *plugin = find(plugin_key, driver_key, off);
 
 	if (plugin != NULL)
 		return plugin;
@@ -515,9 +530,13 @@ plugins_find(const char *plugin_key, const char *driver_key, HostError **error)
 		                   driver_key);
 	else
 	{
-		*error = error_new("42704", "Plugin \"%s\" does not declare environment driver \"%s\".",
+		bool known = find_by_id(&installed, plugin_key) != NULL;
+
+		*error = error_new("42704",
+		                   known ? "Plugin \"%s\" does not declare environment driver \"%s\"."
+		                         : "Plugin environment driver \"%s:%s\" is not ready.",
 		                   plugin_key, driver_key);
-		if (find_by_id(&installed, plugin_key) == NULL)
+		if (!known)
 			error_detail(*error, "No plugin of that key is installed.");
 	}
 	(*error)->code = RPC_METHOD_NOT_FOUND;

@@ -36,9 +36,11 @@ extern void plugins_wait_no_more(PluginsWaiter *waiter);
 
 /*
  * Who has a driver: the plugin of that key, or any plugin's sandbox provider
- * when the key is NULL.  The plugin is the registry's.  NULL with *error set.
+ * when the key is NULL, but none whose key is in the list `off` (NULL: any).
+ * The plugin is the registry's.  NULL with *error set.
  */
-extern Plugin *plugins_find(const char *plugin_key, const char *driver_key, HostError **error);
+extern Plugin *plugins_find(const char *plugin_key, const char *driver_key, const json_t *off,
+                            HostError **error);
 
 /* NULL when there is none of that key. */
 extern Plugin *plugins_find_by_key(const char *plugin_key);

@@ -168,7 +168,7 @@ is_deeply($host->stats->{plugins}, [], 'plugins are not looked for before one is
 	is_error($host->call('environmentProbe', params(pluginKey => 'envrt.rude')),
 		'42704', qr/^Plugin "envrt\.rude" does not declare environment driver "journal"\.$/, 'not of this plugin');
 	is_error($host->call('environmentProbe', params(pluginKey => 'nobody')),
-		'42704', qr/^Plugin "nobody" does not declare environment driver "journal"\.$/, 'no such plugin');
+		'42704', qr/^Plugin environment driver "nobody:journal" is not ready\.$/, 'no such plugin');
 	is_error($host->call('environmentProbe', params(driverKey => 'ssh', config => {})),
 		'22023', qr/./, 'the built-in driver comes first');
 	is_error($host->call('environmentProbe', params(driverKey => 'ssh', pluginKey => 'envrt.rude')),
