@@ -289,7 +289,13 @@ CREATE TABLE envrt.plugins (
 );
 CREATE UNIQUE INDEX plugins_plugin_key_idx ON envrt.plugins (plugin_key);
 CREATE INDEX plugins_status_idx ON envrt.plugins (status);
-COMMENT ON TABLE envrt.plugins IS 'Plugins that environments may refer to';
+COMMENT ON TABLE envrt.plugins IS
+'What this database says of plugins that are installed on the machine: one whose status is not ready can''t be used here; one without a row can. Nothing in a row makes a plugin: what runs is in envrt.plugin_path';
+COMMENT ON COLUMN envrt.plugins.plugin_key IS 'The id in the plugin''s manifest';
+COMMENT ON COLUMN envrt.plugins.package_path IS 'For people, never read by envrt';
+COMMENT ON COLUMN envrt.plugins.manifest_json IS 'The manifest as envrt_reload_plugins found it, for people; never read by envrt';
+COMMENT ON COLUMN envrt.plugins.status IS
+'ready: can be used. error: its manifest is wrong; uninstalled: it has gone: both set by envrt_reload_plugins. disabled, upgrade_pending: by a person, who alone can change them. installed: not yet approved';
 
 CREATE TABLE envrt.activity_log (
     id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
@@ -503,7 +509,7 @@ CREATE FUNCTION envrt_create_environment(company_id uuid, name text, driver text
 RETURNS envrt.environments
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_create_environment(uuid, text, text, jsonb, text, jsonb) IS
-'Validates the config, moves a privateKey in it into a company secret, and stores the environment. Errors: 22023 bad argument or config, 42704 no such company, 23505 a second local environment';
+'Validates the config, moves secrets in it (privateKey, what a plugins configSchema marks as a secret-ref) into company secrets, and stores the environment. A plugins config is validated by the plugin. Errors: 22023 bad argument or config, 42704 no such company, secret, provider or plugin, 55000 plugin not ready or no driver host, 38000 from the plugin, 23505 a second local environment';
 
 CREATE FUNCTION envrt_ensure_local_environment(company_id uuid)
 RETURNS envrt.environments
@@ -526,7 +532,7 @@ CREATE FUNCTION envrt_probe_config(company_id uuid, driver text, config jsonb,
                                    OUT ok boolean, OUT driver text, OUT summary text, OUT details jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_probe_config(uuid, text, jsonb) IS
-'Like envrt_probe, for a config that is not stored; nothing is stored, a privateKey in it is used as it is';
+'Like envrt_probe, for a config that is not stored; nothing is stored, secrets in it are used as they are. Errors: also 22023 bad config, or one that its plugin does not accept';
 
 -- ---------------------------------------------------------------------------------------------
 -- Leases
@@ -753,7 +759,9 @@ AS 'MODULE_PATHNAME', 'envrt_own_instance' LANGUAGE C STABLE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt.own_instance() IS 'What the ledger rows of this server have in these columns; nulls without preload';
 
 CREATE VIEW envrt.stat_cleanup AS
-    SELECT p.lease_id, p.holder_id, p.company_id, p.environment_id, p.driver, p.driver_key AS provider, p.provider_lease_id, p.lease_policy,
+    SELECT p.lease_id, p.holder_id, p.company_id, p.environment_id, p.driver, CASE WHEN p.driver OPERATOR(pg_catalog.=) 'plugin'
+                THEN 'plugin:' OPERATOR(pg_catalog.||) p.plugin_key OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) p.driver_key
+                ELSE p.driver_key END AS provider, p.provider_lease_id, p.lease_policy,
            p.state, p.cleanup, p.attempts, p.next_attempt_at, p.last_error,
            CASE WHEN p.system_identifier OPERATOR(pg_catalog.=) o.system_identifier AND p.database_id OPERATOR(pg_catalog.=) o.database_id
                      AND p.timeline OPERATOR(pg_catalog.=) o.timeline AND p.instance OPERATOR(pg_catalog.=) o.instance
@@ -770,6 +778,49 @@ CREATE VIEW envrt.stat_cleanup AS
       AND NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id OPERATOR(pg_catalog.=) l.id);
 COMMENT ON VIEW envrt.stat_cleanup IS
 'The ledger without config and secrets: each provider lease that may exist, its state, attempts to clean it up, the next one (null: none by itself), the last error. made_by foreign: made by another server, left alone until envrt_claim_instance';
+
+-- ---------------------------------------------------------------------------------------------
+-- Plugins
+-- ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION envrt_plugins(OUT plugin_key text, OUT version text, OUT display_name text, OUT path text, OUT state text, OUT pid integer,
+                              OUT started_at timestamptz, OUT restarts bigint, OUT last_error text, OUT calls bigint, OUT failed_calls bigint,
+                              OUT active_calls integer)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_plugins() IS
+'The plugins that are installed in envrt.plugin_path, as the driver host knows them; see the view envrt.stat_plugins. No row without a driver host';
+
+CREATE VIEW envrt.stat_plugins AS
+    SELECT coalesce(h.plugin_key, p.plugin_key) AS plugin_key, p.id AS plugin_id, p.status, h.plugin_key IS NOT NULL AS installed,
+           coalesce(h.version, p.version) AS version, h.display_name, h.path, h.state, h.pid, h.started_at, h.restarts,
+           coalesce(h.last_error, p.last_error) AS last_error, h.calls, h.failed_calls, h.active_calls
+    FROM envrt_plugins() h FULL JOIN envrt.plugins p ON p.plugin_key OPERATOR(pg_catalog.=) h.plugin_key;
+COMMENT ON VIEW envrt.stat_plugins IS
+'Plugins: their row in this database (plugin_id, status; null: none, which does no harm), whether they are installed, and of those that are: state of the worker (idle: not needed yet; starting, running; waiting: for its next start after it ended; invalid: the manifest is wrong), process, restarts, last error, calls served, failed and in flight';
+
+CREATE FUNCTION envrt_reload_plugins()
+RETURNS SETOF envrt.plugins
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_reload_plugins() IS
+'Has the driver host read the folders of envrt.plugin_path again, and makes a row for each plugin found: ready, or error when its manifest is wrong. Those that are gone become uninstalled; disabled and upgrade_pending stay. Returns all rows. Running workers of plugins that have not changed go on. Errors: 55000 no driver host';
+
+CREATE FUNCTION envrt_restart_plugin(plugin_key text)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt_restart_plugin(text) IS
+'Ends the plugin''s worker, for the whole server; the next call starts it again, without a delay after crashes. Errors: 42704 no such plugin is installed, 55000 no driver host';
+
+CREATE FUNCTION envrt.plugin_metric_stats(OUT plugin_key text, OUT name text, OUT tags jsonb, OUT last double precision, OUT count bigint,
+                                          OUT sum double precision, OUT updated_at timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_plugin_metric_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.plugin_metric_stats() IS 'Behind the view envrt.stat_plugin_metrics';
+
+CREATE VIEW envrt.stat_plugin_metrics AS
+    SELECT plugin_key, name, tags, last, count, sum, updated_at FROM envrt.plugin_metric_stats();
+COMMENT ON VIEW envrt.stat_plugin_metrics IS
+'What plugins have written by metrics.write since the driver host started: by name and tags the last value, how many and their sum';
 
 -- ---------------------------------------------------------------------------------------------
 -- Runs
@@ -944,6 +995,10 @@ REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_claim_instance(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_forget_provider_lease(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.own_instance() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_plugins() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_reload_plugins() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt_restart_plugin(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.plugin_metric_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_on_heartbeat_run() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_attach_runs(regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt_detach_runs(regclass) FROM PUBLIC;
@@ -964,3 +1019,5 @@ REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
 GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
 GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
+GRANT EXECUTE ON FUNCTION envrt_plugins(), envrt.plugin_metric_stats() TO pg_monitor;
+GRANT SELECT ON envrt.stat_plugins, envrt.stat_plugin_metrics TO pg_monitor;

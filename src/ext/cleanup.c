@@ -382,6 +382,7 @@ make_call(Cleanup *cleanup, int row)
 
 		config = config_fill_secrets(config, &cleanup->lease_id, secrets, &values);
 		cleanup->values = json_incref(values);
+		json_object_set_new(params, "secrets", config_secrets_by_id(values));
 	}
 	json_object_set(params, "config", config);
 }

@@ -41,6 +41,8 @@ PG_FUNCTION_INFO_V1(envrt_use_secrets_in_env);
 
 /* All of a call has to fit into a line. */
 #define MAX_INPUT_BYTES (8 * 1024 * 1024)
+/* What a plugin may take beyond a command's time limit, to end the command and to answer. */
+#define PLUGIN_MARGIN_MS 30000
 
 /*
  * envrt.use_secrets_in_env()
@@ -209,6 +211,19 @@ command_check_env(const ApiCall *call, const CalledLease *lease, const Command *
 	}
 }
 
+/* Plugins know text only. */
+static json_t *
+bytes_as_text_json(bytea *value)
+{
+	const char *bytes = VARDATA_ANY(value);
+	size_t length = VARSIZE_ANY_EXHDR(value);
+
+	if (!pg_verify_mbstr(PG_UTF8, bytes, length, true))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("stdin must be UTF-8 without zero bytes for a plugin")));
+	return json_stringn(bytes, length);
+}
+
 json_t *
 command_params(const ApiCall *call, const CalledLease *lease, const Command *command,
                int64 otherwise_ms, int64 *timeout_ms)
@@ -216,6 +231,8 @@ command_params(const ApiCall *call, const CalledLease *lease, const Command *com
 	json_t *params = lease_params(call, lease);
 	json_t *config_timeout = json_object_get(json_object_get(params, "config"), "timeoutMs");
 	int64 timeout = command->timeout_ms;
+	int64 call_ms;
+	bool of_plugin = called_lease_is_of_plugin(lease);
 
 	json_object_set_new(params, "lease", called_lease_json(lease));
 	json_object_set_new(params, "command", text_json(command->command));
@@ -223,7 +240,9 @@ command_params(const ApiCall *call, const CalledLease *lease, const Command *com
 	if (command->cwd != NULL)
 		json_object_set_new(params, "cwd", text_json(command->cwd));
 	json_object_set(params, "env", resolve_env(lease->company_id, command->env));
-	if (command->stdin_bytes != NULL)
+	if (command->stdin_bytes != NULL && of_plugin)
+		json_object_set_new(params, "stdin", bytes_as_text_json(command->stdin_bytes));
+	else if (command->stdin_bytes != NULL)
 		json_object_set_new(params, "stdinBase64", base64_json(command->stdin_bytes));
 	if (command->stdin_text != NULL)
 		json_object_set_new(params, "stdin", text_json(command->stdin_text));
@@ -233,8 +252,15 @@ command_params(const ApiCall *call, const CalledLease *lease, const Command *com
 		json_object_set_new(params, "timeoutMs", json_integer(timeout));
 	else
 		timeout = otherwise_ms;
+	/* A plugin has the time of the command, which the host adds, and what it takes to end it. */
+	call_ms = timeout;
+	if (of_plugin)
+	{
+		timeout += PLUGIN_MARGIN_MS;
+		call_ms = json_object_get(params, "timeoutMs") != NULL ? PLUGIN_MARGIN_MS : timeout;
+	}
 	json_object_set_new(params, "limits",
-	                    json_pack("{s:I, s:i, s:i, s:i}", "callMs", (json_int_t) timeout,
+	                    json_pack("{s:I, s:i, s:i, s:i}", "callMs", (json_int_t) call_ms,
 	                              "connectMs", envrt_ssh_connect_timeout, "graceMs",
 	                              COMMAND_GRACE_MS, "maxOutput", envrt_max_output * 1024));
 	*timeout_ms = timeout + envrt_ssh_connect_timeout + 2 * COMMAND_GRACE_MS;

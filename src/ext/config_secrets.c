@@ -6,15 +6,22 @@
  * secret, {"type": "secret_ref", "secretId", "version"}.  Its value takes its
  * place on the way to the provider and nowhere else.
  *
+ * A string that is the id of a secret is a reference too, in the plugins' own
+ * way: it goes to the plugin as it is, which asks the driver host for the
+ * value.  So the values go with the call, beside the config.
+ *
  * A provider lease must be cleaned up with the secrets it was made with, also
  * when these have been rotated or deleted: so the ledger keeps their values,
  * encrypted and bound to its row's key (secrets.c).
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "config_secrets.h"
 #include "json.h"
+#include "lib/stringinfo.h"
 #include "secrets.h"
+#include "utils/builtins.h"
 
 bool
 config_is_secret_reference(const json_t *value)
@@ -25,9 +32,45 @@ config_is_secret_reference(const json_t *value)
 	       json_is_string(json_object_get(value, "secretId"));
 }
 
-/* What names the reference among the values. */
-static char *
-reference_name(const json_t *reference)
+/* Whether it has the form of an id: 36 characters, hex digits and four hyphens. */
+static bool
+is_uuid_text(const char *text)
+{
+	for (int i = 0; i < 36; i++)
+		if (i == 8 || i == 13 || i == 18 || i == 23 ? text[i] != '-'
+		                                            : !isxdigit((unsigned char) text[i]))
+			return false;
+	return text[36] == '\0';
+}
+
+bool
+config_is_secret_id(const json_t *value, const pg_uuid_t *company_id)
+{
+	static Statement find = {
+	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND company_id OPERATOR(pg_catalog.=) $2",
+	    2,
+	    {UUIDOID, UUIDOID},
+	};
+	Datum values[2];
+
+	if (!json_is_string(value) || !is_uuid_text(json_string_value(value)))
+		return false;
+	values[0] = DirectFunctionCall1(uuid_in, CStringGetDatum(json_string_value(value)));
+	values[1] = UUIDPGetDatum(company_id);
+	return statement_execute(&find, values, NULL) > 0;
+}
+
+/* The string as the other kind of reference (guarded). */
+static json_t *
+reference_of_id(const json_t *id)
+{
+	return json_guard(json_pack("{s:s, s:s, s:s}", "type", "secret_ref", "secretId",
+	                            json_string_value(id), "version", "latest"));
+}
+
+char *
+config_reference_name(const json_t *reference)
 {
 	const json_t *version = json_object_get(reference, "version");
 	const char *id = json_string_value(json_object_get(reference, "secretId"));
@@ -36,53 +79,73 @@ reference_name(const json_t *reference)
 	                                : psprintf("%s:latest", id);
 }
 
-/* Put values in place of references; those not yet known are resolved if there is a company. */
+/* The value of a reference, looked up if there is a company; NULL: not known. */
+static json_t *
+value_of(const json_t *reference, const pg_uuid_t *company_id, json_t *values)
+{
+	char *name = config_reference_name(reference);
+
+	if (company_id != NULL && json_object_get(values, name) == NULL)
+		json_object_set(values, name, secret_resolve(company_id, reference));
+	return json_object_get(values, name);
+}
+
+/* What is to stand in the member's place, or NULL: it stays. */
+static json_t *replacement(json_t *member, const pg_uuid_t *company_id, json_t *values);
+
 static void
-replace(json_t *value, const pg_uuid_t *company_id, json_t *values)
+replace_in(json_t *value, const pg_uuid_t *company_id, json_t *values)
 {
 	const char *key;
 	size_t index;
 	json_t *member;
+	json_t *other;
 	void *next;
 
 	if (json_is_array(value))
 	{
 		json_array_foreach(value, index, member)
 		{
-			if (!config_is_secret_reference(member))
-				replace(member, company_id, values);
+			if ((other = replacement(member, company_id, values)) != NULL)
+				json_array_set(value, index, other);
 		}
-		return;
 	}
-	if (!json_is_object(value))
-		return;
-	json_object_foreach_safe(value, next, key, member)
+	else if (json_is_object(value))
 	{
-		char *name;
-
-		if (!config_is_secret_reference(member))
+		json_object_foreach_safe(value, next, key, member)
 		{
-			replace(member, company_id, values);
-			continue;
+			if ((other = replacement(member, company_id, values)) != NULL)
+				json_object_set(value, key, other);
 		}
-		name = reference_name(member);
-		if (company_id != NULL && json_object_get(values, name) == NULL)
-			json_object_set(values, name, secret_resolve(company_id, member));
-		if (json_object_get(values, name) != NULL)
-			json_object_set(value, key, json_object_get(values, name));
 	}
 }
 
+static json_t *
+replacement(json_t *member, const pg_uuid_t *company_id, json_t *values)
+{
+	if (config_is_secret_reference(member))
+		return value_of(member, company_id, values);
+	if (company_id != NULL && config_is_secret_id(member, company_id))
+		(void) value_of(reference_of_id(member), company_id, values);
+	else
+		replace_in(member, company_id, values);
+	return NULL;
+}
+
 json_t *
-config_resolve_secrets(json_t *config, const pg_uuid_t *company_id, const pg_uuid_t *key,
-                       bytea **sealed, json_t **values)
+config_resolve_secrets(json_t *config, const pg_uuid_t *company_id, json_t **values)
 {
 	json_t *filled = json_guard(json_deep_copy(config));
 
 	*values = json_guard(json_object_new());
-	replace(filled, company_id, *values);
-	*sealed = json_object_size(*values) > 0 ? secrets_seal(key, *values) : NULL;
+	replace_in(filled, company_id, *values);
 	return filled;
+}
+
+bytea *
+config_seal_secrets(const pg_uuid_t *key, const json_t *values)
+{
+	return json_object_size(values) > 0 ? secrets_seal(key, values) : NULL;
 }
 
 json_t *
@@ -91,8 +154,84 @@ config_fill_secrets(json_t *config, const pg_uuid_t *key, bytea *sealed, json_t 
 	json_t *filled = json_guard(json_deep_copy(config));
 
 	*values = secrets_open(key, sealed);
-	replace(filled, NULL, *values);
+	replace_in(filled, NULL, *values);
 	return filled;
+}
+
+/* Not an ERROR in here: called where there is no transaction. */
+json_t *
+config_secrets_by_id(const json_t *values)
+{
+	json_t *by_id = json_object_new();
+	const char *name;
+	json_t *value;
+
+	json_object_foreach(unconstify(json_t *, values), name, value)
+	{
+		char id[64];
+
+		snprintf(id, sizeof(id), "%.*s", (int) strcspn(name, ":"), name);
+		json_object_set(by_id, id, value);
+	}
+	return by_id;
+}
+
+/* "My  Host!" becomes my-host; at most 48 characters. */
+static char *
+slug(const char *text, const char *otherwise)
+{
+	char *slug = palloc(49);
+	int length = 0;
+
+	for (const char *p = text; *p != '\0' && length < 48; p++)
+	{
+		char c = pg_ascii_tolower((unsigned char) *p);
+
+		if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))
+			slug[length++] = c;
+		else if (length > 0 && slug[length - 1] != '-')
+			slug[length++] = '-';
+	}
+	while (length > 0 && slug[length - 1] == '-')
+		length--;
+	slug[length] = '\0';
+	return length > 0 ? slug : pstrdup(otherwise);
+}
+
+/* privateKey becomes private-Key. */
+static char *
+split_words(const char *name)
+{
+	StringInfoData words;
+
+	initStringInfo(&words);
+	for (const char *p = name; *p != '\0'; p++)
+	{
+		if (p > name && isupper((unsigned char) *p) && islower((unsigned char) p[-1]))
+			appendStringInfoChar(&words, '-');
+		appendStringInfoChar(&words, *p);
+	}
+	return words.data;
+}
+
+json_t *
+config_store_secret(const pg_uuid_t *company_id, const char *driver, const char *environment_name,
+                    const char *field, const json_t *value)
+{
+	char *field_slug = slug(split_words(field), "secret");
+	uint32 suffix;
+	pg_uuid_t *secret_id;
+
+	if (!pg_strong_random(&suffix, sizeof(suffix)))
+		ereport(ERROR,
+		        (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+	secret_id = secret_create(company_id,
+	                          psprintf("environment-%s-%s-%s-%08x", driver,
+	                                   slug(environment_name, "environment"), field_slug, suffix),
+	                          json_string_value(value), json_string_length(value),
+	                          psprintf("Secret for %s %s.", environment_name, field_slug));
+	return json_guard(json_pack("{s:s, s:s, s:s}", "type", "secret_ref", "secretId",
+	                            uuid_text(secret_id), "version", "latest"));
 }
 
 void
@@ -107,6 +246,8 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 		secret_check_reference(call, company_id, config);
 		return;
 	}
+	if (config_is_secret_id(config, company_id))
+		secret_check_reference(call, company_id, reference_of_id(config));
 	if (json_is_array(config))
 	{
 		json_array_foreach(config, index, member)

@@ -13,16 +13,34 @@
 
 /*
  * A copy (guarded) of the config with the values of the company's secrets in
- * place of their references.  *sealed is what config_fill_secrets needs to do
- * the same when the secrets are gone; NULL without any.
+ * place of their references.  *values (guarded) is what was found: the
+ * values by what names their references.
  */
-extern json_t *config_resolve_secrets(json_t *config, const pg_uuid_t *company_id,
-                                      const pg_uuid_t *key, bytea **sealed, json_t **values);
+extern json_t *config_resolve_secrets(json_t *config, const pg_uuid_t *company_id, json_t **values);
+
+/* What config_fill_secrets needs to do the same when the secrets are gone; NULL without any. */
+extern bytea *config_seal_secrets(const pg_uuid_t *key, const json_t *values);
+extern json_t *config_fill_secrets(json_t *config, const pg_uuid_t *key, bytea *sealed,
+                                   json_t **values);
+
+/* The values by the ids of their secrets (a new reference, or NULL when out of memory). */
+extern json_t *config_secrets_by_id(const json_t *values);
 
 extern bool config_is_secret_reference(const json_t *value);
 
-extern json_t *config_fill_secrets(json_t *config, const pg_uuid_t *key, bytea *sealed,
-                                   json_t **values);
+/* Whether a string is the id of a secret of the company, which is a reference in its own way. */
+extern bool config_is_secret_id(const json_t *value, const pg_uuid_t *company_id);
+
+/* What names a reference among the values. */
+extern char *config_reference_name(const json_t *reference);
+
+/*
+ * Stores a value of an environment's config as a secret of the company; the
+ * reference to it (guarded).  `field` is its dotted path.
+ */
+extern json_t *config_store_secret(const pg_uuid_t *company_id, const char *driver,
+                                   const char *environment_name, const char *field,
+                                   const json_t *value);
 
 /*
  * Takes these values out of whatever a provider says: they were for it alone.

@@ -4,15 +4,15 @@
  *
  * A driver has two sides.  The extension's side, a Driver, turns an
  * environment into a call and the answer into a lease; the code that meets
- * the outside runs in the driver host (src/host), where plugins are known too.  local and the fake
- *sandbox have no outside and no other side.
+ * the outside runs in the driver host (src/host), where plugins are known too.
+ * local and the fake sandbox have no outside and no other side.
  */
 #include "postgres.h"
 
 #include "drivers.h"
 #include "json.h"
 
-static const Driver *const drivers[] = {&local_driver, &fake_driver, &ssh_driver};
+static const Driver *const drivers[] = {&local_driver, &fake_driver, &ssh_driver, &plugin_driver};
 
 /* A sandbox config's provider, as config_normalize reads it: trimmed, fake when blank. */
 char *
@@ -28,6 +28,12 @@ sandbox_provider(Jsonb *config)
 	while (length > 0 && strchr(" \t\r\n", provider[length - 1]) != NULL)
 		provider[--length] = '\0';
 	return length > 0 ? provider : "fake";
+}
+
+bool
+provider_is_builtin(const char *provider)
+{
+	return strcmp(provider, "fake") == 0 || strcmp(provider, "bubblewrap") == 0;
 }
 
 /* The driver of that name (and, for a sandbox, of the config's provider), or ERROR 42704. */

@@ -29,6 +29,7 @@ typedef struct AcquiredLease
 	const char *provider_lease_id; /* NULL: none */
 	const char *lease_policy;
 	Jsonb *metadata;
+	json_t *json_metadata;  /* the same, of a provider lease (guarded) */
 	TimestampTz expires_at; /* the provider's own end of it; DT_NOEND: none */
 } AcquiredLease;
 
@@ -72,7 +73,14 @@ extern const Driver local_driver;
 extern const Driver fake_driver;
 extern const Driver ssh_driver;
 extern const Driver provider_driver;
+extern const Driver plugin_driver;
 
+/* provider_probe.c */
+extern void provider_probe(const Environment *environment, ProbeResult *result);
+extern void plugin_probe(const Environment *environment, ProbeResult *result);
+
+/* Whether the provider of a sandbox is envrt's own; else a plugin brings it. */
+extern bool provider_is_builtin(const char *provider);
 extern char *sandbox_provider(Jsonb *config);
 extern const Driver *driver_find(const char *name, Jsonb *config);
 

@@ -5,7 +5,8 @@
  * A config is stored in its canonical shape only.  A raw ssh privateKey is
  * taken out before anything is validated or stored, becomes a company secret
  * in the same transaction, and its reference takes its place: the config
- * never holds key text, and a rollback leaves no secret behind.
+ * never holds key text, and a rollback leaves no secret behind.  A config for
+ * a plugin is for the plugin to validate (plugin_config.c).
  */
 #include "postgres.h"
 
@@ -18,6 +19,7 @@
 #include "environments.h"
 #include "funcapi.h"
 #include "json.h"
+#include "plugin_config.h"
 #include "secrets.h"
 #include "tables.h"
 #include "utils/timestamp.h"
@@ -118,7 +120,7 @@ environment_check_again(const Environment *environment, bool wait)
  * Returns the trimmed key (guarded, so zeroed with its context), or NULL.  A
  * key of another JSON type stays for config_normalize to refuse.
  */
-static const char *
+static json_t *
 take_private_key(json_t *config)
 {
 	json_t *member = json_object_get(config, "privateKey");
@@ -138,51 +140,69 @@ take_private_key(json_t *config)
 	json_object_set_new(config, "privateKey", json_null());
 	if (length == 0)
 		return NULL;
-	return json_string_value(trimmed);
+	return trimmed;
 }
 
 /* ERROR 22023 when envrt could not use the key; the text never has a part of it. */
 static void
-check_private_key(const char *key)
+check_private_key(const json_t *key)
 {
-	const char *problem = private_key_problem(key, strlen(key));
+	const char *problem = private_key_problem(json_string_value(key), json_string_length(key));
 
 	if (problem != NULL)
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("privateKey: %s", problem)));
 }
 
-/* "environment-ssh-<slug>-private-key-<8 hex>" */
-static char *
-private_key_secret_name(const char *environment_name)
-{
-	char slug[49];
-	int length = 0;
-	uint32 suffix;
-
-	for (const char *p = environment_name; *p != '\0' && length < 48; p++)
-	{
-		char c = pg_ascii_tolower((unsigned char) *p);
-
-		if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))
-			slug[length++] = c;
-		else if (length > 0 && slug[length - 1] != '-')
-			slug[length++] = '-';
-	}
-	while (length > 0 && slug[length - 1] == '-')
-		length--;
-	slug[length] = '\0';
-	if (!pg_strong_random(&suffix, sizeof(suffix)))
-		ereport(ERROR,
-		        (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
-	return psprintf("environment-ssh-%s-private-key-%08x", length > 0 ? slug : "environment",
-	                suffix);
-}
-
 static bool
 is_blank(const char *text)
 {
 	return text[strspn(text, " \t\r\n")] == '\0';
+}
+
+/* An ssh config with its key in a secret. */
+static Jsonb *
+ssh_config_to_store(const ApiCall *call, const pg_uuid_t *company_id, const char *name,
+                    Jsonb *given)
+{
+	json_t *config = json_from_jsonb(given);
+	const json_t *private_key = take_private_key(config);
+	json_t *canonical;
+
+	if (private_key != NULL)
+		json_object_set_new(config, "privateKeySecretRef", json_null());
+	canonical = config_canonical_json("ssh", config);
+	secret_check_reference(call, company_id, json_object_get(canonical, "privateKeySecretRef"));
+	if (private_key != NULL)
+	{
+		check_private_key(private_key);
+		json_object_set(canonical, "privateKeySecretRef",
+		                config_store_secret(company_id, "ssh", name, "privateKey", private_key));
+	}
+	return config_stored("ssh", given, canonical);
+}
+
+/* A config as it is stored: canonical, without secrets, and one that its plugin accepts. */
+static Jsonb *
+config_to_store(const ApiCall *call, const pg_uuid_t *company_id, const char *name,
+                const char *driver, Jsonb *given)
+{
+	PluginConfig config = {.company_id = company_id, .driver = driver, .environment_name = name};
+
+	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(given))
+		return ssh_config_to_store(call, company_id, name, given);
+	config.canonical = config_canonical(driver, given);
+	config_check_secrets(call, company_id, config.canonical);
+	if (strcmp(driver, "sandbox") == 0 &&
+	    strcmp(json_string_value(json_object_get(config.canonical, "provider")), "fake") == 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		                errmsg("Built-in fake sandbox environments are reserved for internal "
+		                       "probes and cannot be saved.")));
+	if (plugin_config_concerns(driver, config.canonical))
+		plugin_config_validate(&config, true);
+	if (config.config != NULL)
+		return jsonb_from_json(config.config);
+	return config_stored(driver, given, config.canonical);
 }
 
 /*
@@ -203,11 +223,10 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
 	char *name = text_argument(fcinfo, 1, "name");
 	char *driver = text_argument(fcinfo, 2, "driver");
-	Jsonb *stored = jsonb_argument(fcinfo, 3, "config");
+	Jsonb *given = jsonb_argument(fcinfo, 3, "config");
+	Jsonb *stored;
 	Datum values[7];
 	char nulls[8] = "       ";
-	json_t *canonical;
-	const char *private_key = NULL;
 	ApiCall call;
 	Datum result;
 
@@ -220,48 +239,12 @@ envrt_create_environment(PG_FUNCTION_ARGS)
 
 	api_enter(&call, "envrt_create_environment()");
 	company_require(&call, company_id);
-	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(stored))
-	{
-		json_t *given = json_from_jsonb(stored);
-
-		private_key = take_private_key(given);
-		if (private_key != NULL)
-			json_object_set_new(given, "privateKeySecretRef", json_null());
-		canonical = config_canonical_json(driver, given);
-		secret_check_reference(&call, company_id,
-		                       json_object_get(canonical, "privateKeySecretRef"));
-		if (private_key != NULL)
-		{
-			pg_uuid_t *secret_id;
-
-			check_private_key(private_key);
-			secret_id =
-			    secret_create(company_id, private_key_secret_name(name), private_key,
-			                  strlen(private_key), psprintf("Secret for %s private-key.", name));
-			json_object_set_new(canonical, "privateKeySecretRef",
-			                    json_pack("{s:s, s:s, s:s}", "type", "secret_ref", "secretId",
-			                              uuid_text(secret_id), "version", "latest"));
-		}
-	}
-	else
-	{
-		canonical = config_canonical(driver, stored);
-		config_check_secrets(&call, company_id, canonical);
-	}
-	if (strcmp(driver, "sandbox") == 0 &&
-	    strcmp(json_string_value(json_object_get(canonical, "provider")), "fake") == 0)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-		                errmsg("Built-in fake sandbox environments are reserved for internal "
-		                       "probes and cannot be saved.")));
-	if (strcmp(driver, "plugin") == 0)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		                errmsg("Plugin environment config validation requires a running plugin "
-		                       "worker manager.")));
+	stored = config_to_store(&call, company_id, name, driver, given);
 
 	values[0] = UUIDPGetDatum(company_id);
 	values[1] = CStringGetTextDatum(name);
 	values[2] = CStringGetTextDatum(driver);
-	values[3] = JsonbPGetDatum(config_stored(driver, stored, canonical));
+	values[3] = JsonbPGetDatum(stored);
 	values[4] = PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4);
 	nulls[4] = PG_ARGISNULL(4) ? 'n' : ' ';
 	values[5] = PG_ARGISNULL(5) ? (Datum) 0 : PG_GETARG_DATUM(5);
@@ -352,31 +335,17 @@ probe_datum(FunctionCallInfo fcinfo, const char *driver, const ProbeResult *prob
 	return HeapTupleHeaderGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
 }
 
-/* The driver's probe, or what the control plane says where there is no driver for it. */
+/* The driver's probe, of a config that may have been stored by anybody. */
 static void
 probe(const Environment *environment, ProbeResult *result)
 {
 	JsonbObject details;
 	char *problem;
 
-	jsonb_object_begin(&details);
-	if (strcmp(environment->driver, "plugin") == 0)
-	{
-		char *plugin_key = jsonb_string_member(environment->config, "pluginKey");
-		char *driver_key = jsonb_string_member(environment->config, "driverKey");
-
-		jsonb_object_string(&details, "pluginKey", plugin_key);
-		jsonb_object_string(&details, "driverKey", driver_key);
-		result->ok = false;
-		result->summary =
-		    psprintf("Plugin environment probes require a plugin worker manager for \"%s:%s\".",
-		             plugin_key != NULL ? plugin_key : "", driver_key != NULL ? driver_key : "");
-		result->details = jsonb_object_end(&details);
-		return;
-	}
 	problem = config_problem(environment->driver, environment->config);
 	if (problem != NULL)
 	{
+		jsonb_object_begin(&details);
 		jsonb_object_string(&details, "error", problem);
 		result->ok = false;
 		result->summary =
@@ -407,6 +376,42 @@ envrt_probe(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(datum);
 }
 
+/* Nothing is stored: the key stays beside the config. */
+static void
+ssh_config_to_probe(const ApiCall *call, Jsonb *given, Environment *environment)
+{
+	json_t *config = json_from_jsonb(given);
+	const json_t *private_key = take_private_key(config);
+	json_t *canonical;
+
+	if (private_key != NULL)
+	{
+		json_object_set_new(config, "privateKeySecretRef", json_null());
+		check_private_key(private_key);
+		environment->unsaved_private_key = json_string_value(private_key);
+	}
+	canonical = config_canonical_json("ssh", config);
+	secret_check_reference(call, environment->company_id,
+	                       json_object_get(canonical, "privateKeySecretRef"));
+	environment->config = config_stored("ssh", given, canonical);
+}
+
+/* What its plugin does not accept is an error; what can't be asked is for the probe to say. */
+static void
+config_to_probe(const ApiCall *call, Jsonb *given, Environment *environment)
+{
+	PluginConfig config = {.company_id = environment->company_id, .driver = environment->driver};
+
+	config.canonical = config_canonical(environment->driver, given);
+	config_check_secrets(call, environment->company_id, config.canonical);
+	if (plugin_config_concerns(environment->driver, config.canonical))
+		plugin_config_validate(&config, false);
+	environment->unsaved_secrets = config.hidden;
+	environment->config = config.config != NULL
+	                          ? jsonb_from_json(config.config)
+	                          : config_stored(environment->driver, given, config.canonical);
+}
+
 /*
  * envrt_probe_config(company_id, driver, config)
  */
@@ -417,7 +422,6 @@ envrt_probe_config(PG_FUNCTION_ARGS)
 	char *driver = text_argument(fcinfo, 1, "driver");
 	Jsonb *config = jsonb_argument(fcinfo, 2, "config");
 	Environment environment = {0};
-	json_t *canonical;
 	ApiCall call;
 	ProbeResult result = {0};
 	Datum datum;
@@ -429,26 +433,9 @@ envrt_probe_config(PG_FUNCTION_ARGS)
 	environment.driver = driver;
 	environment.status = "active";
 	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(config))
-	{
-		json_t *given = json_from_jsonb(config);
-		const char *private_key = take_private_key(given);
-
-		if (private_key != NULL)
-		{
-			json_object_set_new(given, "privateKeySecretRef", json_null());
-			check_private_key(private_key);
-		}
-		canonical = config_canonical_json(driver, given);
-		secret_check_reference(&call, company_id,
-		                       json_object_get(canonical, "privateKeySecretRef"));
-		environment.unsaved_private_key = private_key;
-	}
+		ssh_config_to_probe(&call, config, &environment);
 	else
-	{
-		canonical = config_canonical(driver, config);
-		config_check_secrets(&call, company_id, canonical);
-	}
-	environment.config = config_stored(driver, config, canonical);
+		config_to_probe(&call, config, &environment);
 	probe(&environment, &result);
 	datum = probe_datum(fcinfo, driver, &result);
 	api_leave(&call);

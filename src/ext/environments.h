@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "json_library.h"
 #include "tables.h"
 #include "utils/jsonb.h"
 
@@ -19,6 +20,7 @@ typedef struct Environment
 	char *status;
 	Jsonb *config;
 	const char *unsaved_private_key; /* of a probed config, UTF-8; NULL: by its reference */
+	json_t *unsaved_secrets;         /* values in a probed config, to be masked; NULL: none */
 } Environment;
 
 extern Environment *environment_load(const ApiCall *call, const pg_uuid_t *id);

@@ -14,6 +14,7 @@
 
 #include "catalog/namespace.h"
 #include "config.h"
+#include "drivers.h"
 #include "json.h"
 #include "jsonrpc.h"
 #include "mb/pg_wchar.h"
@@ -316,7 +317,7 @@ config_stored(const char *driver, Jsonb *given, const json_t *canonical)
 	if (strcmp(driver, "sandbox") != 0)
 		return jsonb_from_json(canonical);
 	provider = json_string_value(json_object_get(canonical, "provider"));
-	if (strcmp(provider, "fake") == 0 || strcmp(provider, "bubblewrap") == 0)
+	if (provider_is_builtin(provider))
 		return jsonb_from_json(canonical);
 	known = json_guard(json_object_new());
 	for (int i = 0; i < (int) lengthof(provider_keys); i++)

@@ -13,8 +13,10 @@
 #include "environments.h"
 #include "json.h"
 #include "lease_call.h"
+#include "plugins.h"
 #include "provider_lease.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 void
 called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *lease)
@@ -22,7 +24,7 @@ called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *l
 	static Statement find = {
 	    "SELECT l.company_id, l.environment_id, coalesce(l.metadata OPERATOR(pg_catalog.->>) "
 	    "'driver', e.driver), l.provider, l.provider_lease_id, l.metadata, l.status,"
-	    " l.heartbeat_run_id, l.execution_workspace_id"
+	    " l.heartbeat_run_id, l.execution_workspace_id, l.expires_at"
 	    " FROM @environment_leases@ l JOIN @environments@ e ON e.id OPERATOR(pg_catalog.=) "
 	    "l.environment_id WHERE l.id OPERATOR(pg_catalog.=) $1",
 	    1,
@@ -30,6 +32,7 @@ called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *l
 	};
 	Datum values[1] = {UUIDPGetDatum(lease_id)};
 	Datum metadata;
+	Datum expires_at;
 	bool isnull;
 
 	if (!caller_can_see(call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
@@ -51,6 +54,8 @@ called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *l
 	lease->metadata = isnull ? NULL : DatumGetJsonbPCopy(metadata);
 	lease->run_id = result_uuid(0, 8);
 	lease->workspace_id = result_uuid(0, 9);
+	expires_at = result_typed(0, 10, TIMESTAMPTZOID, &isnull);
+	lease->expires_at = isnull ? DT_NOEND : DatumGetTimestampTz(expires_at);
 }
 
 bool
@@ -66,6 +71,14 @@ called_lease_is_bubblewrap(const CalledLease *lease)
 	return strcmp(lease->driver, "sandbox") == 0 && lease->provider != NULL &&
 	       strcmp(lease->provider, "bubblewrap") == 0 &&
 	       (lease->metadata == NULL || jsonb_string_member(lease->metadata, "pluginKey") == NULL);
+}
+
+bool
+called_lease_is_of_plugin(const CalledLease *lease)
+{
+	return strcmp(lease->driver, "plugin") == 0 ||
+	       (strcmp(lease->driver, "sandbox") == 0 && !called_lease_is_fake(lease) &&
+	        !called_lease_is_bubblewrap(lease));
 }
 
 json_t *
@@ -84,17 +97,34 @@ called_lease_params(const ApiCall *call, const CalledLease *lease, const char *o
 	if (strcmp(lease->driver, "sandbox") == 0 || strcmp(lease->driver, "plugin") == 0)
 	{
 		json_t *row = provider_row(lease->id, false);
+		json_t *params;
 
 		if (row == NULL)
 			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			                errmsg("this server has no provider lease of lease \"%s\"",
 			                       uuid_text(lease->id)),
 			                errhint("See envrt.stat_cleanup for what was left alone.")));
-		return provider_call_params(row);
+		params = provider_call_params(row);
+		plugins_restrict(params);
+		return params;
 	}
 	ereport(ERROR,
 	        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 	         errmsg("Environment driver \"%s\" does not support %s.", lease->driver, operation)));
+}
+
+/* As JavaScript writes it: "2026-01-31T12:00:00.000Z". */
+static char *
+time_to_json(TimestampTz time)
+{
+	struct pg_tm tm;
+	fsec_t fraction;
+
+	if (timestamp2tm(time, NULL, &tm, &fraction, NULL, NULL) != 0)
+		ereport(ERROR,
+		        (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
+	return psprintf("%04d-%02d-%02dT%02d:%02d:%02d.%03dZ", tm.tm_year, tm.tm_mon, tm.tm_mday,
+	                tm.tm_hour, tm.tm_min, tm.tm_sec, (int) (fraction / 1000));
 }
 
 json_t *
@@ -108,6 +138,9 @@ called_lease_json(const CalledLease *lease)
 	                        : json_null());
 	if (lease->metadata != NULL)
 		json_object_set(json, "metadata", json_from_jsonb(lease->metadata));
-	json_object_set_new(json, "expiresAt", json_null());
+	json_object_set_new(json, "expiresAt",
+	                    TIMESTAMP_NOT_FINITE(lease->expires_at)
+	                        ? json_null()
+	                        : json_string(time_to_json(lease->expires_at)));
 	return json;
 }

@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "datatype/timestamp.h"
 #include "json_library.h"
 #include "tables.h"
 #include "utils/jsonb.h"
@@ -22,6 +23,7 @@ typedef struct CalledLease
 	char *provider;          /* NULL: none */
 	char *provider_lease_id; /* NULL: none */
 	Jsonb *metadata;         /* NULL: none */
+	TimestampTz expires_at;  /* DT_NOEND: none */
 } CalledLease;
 
 /* Or ERROR: there is none that the caller can see (42704), it is not active (55000). */
@@ -32,6 +34,9 @@ extern bool called_lease_is_fake(const CalledLease *lease);
 
 /* Whether it is of the driver host's own provider of that name, and not of a plugin's. */
 extern bool called_lease_is_bubblewrap(const CalledLease *lease);
+
+/* Whether a plugin has made what is behind it. */
+extern bool called_lease_is_of_plugin(const CalledLease *lease);
 
 /*
  * The params of a call about it, secrets included (guarded); ERROR 0A000 when its

@@ -28,6 +28,7 @@
 #include "ledger_request.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "plugins.h"
 #include "provider_lease.h"
 #include "settings.h"
 #include "shared_state.h"
@@ -115,6 +116,7 @@ envrt_resume_lease(PG_FUNCTION_ARGS)
 	char *provider;
 	char *status;
 	json_t *row;
+	json_t *params;
 	json_t *error;
 	json_t *result;
 	json_t *answer;
@@ -132,8 +134,17 @@ envrt_resume_lease(PG_FUNCTION_ARGS)
 		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		         errmsg("this server has no provider lease of lease \"%s\"", uuid_text(lease_id)),
 		         errhint("See envrt.stat_cleanup for what was left alone.")));
-	result = provider_call("environmentResumeLease", provider_call_params(row),
-	                       2 * (int64) envrt_provider_timeout, &error);
+	params = provider_call_params(row);
+	if (strcmp(driver, "plugin") == 0 &&
+	    !json_is_string(json_object_get(params, "providerLeaseId")))
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		     errmsg("Plugin environment lease \"%s\" does not have a provider lease id to resume.",
+		            uuid_text(lease_id))));
+	plugins_restrict(params);
+	result =
+	    provider_call("environmentResumeLease", params, 2 * (int64) envrt_provider_timeout, &error);
 	if (error != NULL)
 		driver_host_raise(error);
 	answer = json_guard(json_object_new());

@@ -41,6 +41,7 @@
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "plugins.h"
 #include "provider_lease.h"
 #include "queued_leases.h"
 #include "settings.h"
@@ -441,8 +442,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 			run_check(request.run_id, request.environment->company_id, RUN_LOOK);
 			lease->environment_id = *request.environment->id;
 			snprintf(lease->provider, sizeof(lease->provider), "%s:%s", driver->name,
-			         driver->makes_provider_leases ? sandbox_provider(request.environment->config)
-			                                       : "");
+			         driver->makes_provider_leases ? provider_of(request.environment) : "");
 			if (!may_call(lease))
 				; /* left queued */
 			else if (driver->makes_provider_leases)
@@ -462,6 +462,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 					if (id != NULL)
 						lease->provider_lease_id = MemoryContextStrdup(TopMemoryContext, id);
 					made = provider_call_params(row);
+					plugins_restrict(made);
 				}
 			}
 			else
@@ -522,7 +523,7 @@ complete(QueuedLease *lease)
 			Datum values[1] = {UUIDPGetDatum(&lease->key)};
 			ApiCall ledger;
 
-			learn.content = jsonb_from_json(provider_learnt(&request, lease->result));
+			learn.content = jsonb_from_json(provider_learnt(&request, lease->result, &acquired));
 			ledger_enter(&ledger);
 			ledger_execute(&learn);
 			statement_execute(&hold, values, NULL);

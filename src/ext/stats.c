@@ -22,6 +22,8 @@ PG_FUNCTION_INFO_V1(envrt_call_stats);
 PG_FUNCTION_INFO_V1(envrt_ssh_session_stats);
 PG_FUNCTION_INFO_V1(envrt_transfer_stats);
 PG_FUNCTION_INFO_V1(envrt_scheduler_stats);
+PG_FUNCTION_INFO_V1(envrt_plugins);
+PG_FUNCTION_INFO_V1(envrt_plugin_metric_stats);
 
 #define STATS_TIMEOUT_MS 1000
 
@@ -223,6 +225,74 @@ envrt_scheduler_stats(PG_FUNCTION_ARGS)
 		values[1] = Int32GetDatum(slots[i].pid);
 		values[2] = CStringGetTextDatum(states[slots[i].state]);
 		values[3] = TimestampTzGetDatum(slots[i].since);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt_plugins()
+ */
+Datum
+envrt_plugins(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	size_t i;
+	json_t *plugin;
+
+	compat_begin_result_set(fcinfo);
+	json_array_foreach(
+	    json_object_get(driver_host_ask("envrt/plugins", STATS_TIMEOUT_MS), "plugins"), i, plugin)
+	{
+		Datum values[12];
+		bool nulls[12] = {false};
+
+		values[0] = text_member(plugin, "key", &nulls[0]);
+		values[1] = text_member(plugin, "version", &nulls[1]);
+		values[2] = text_member(plugin, "displayName", &nulls[2]);
+		values[3] = text_member(plugin, "path", &nulls[3]);
+		values[4] = text_member(plugin, "state", &nulls[4]);
+		nulls[5] = !json_is_integer(json_object_get(plugin, "pid"));
+		values[5] = Int32GetDatum((int32) integer_member(plugin, "pid"));
+		values[6] = timestamp_member(plugin, "startedAt", &nulls[6]);
+		values[7] = Int64GetDatum(integer_member(plugin, "restarts"));
+		values[8] = text_member(plugin, "lastError", &nulls[8]);
+		values[9] = Int64GetDatum(integer_member(plugin, "calls"));
+		values[10] = Int64GetDatum(integer_member(plugin, "failedCalls"));
+		values[11] = Int32GetDatum((int32) integer_member(plugin, "activeCalls"));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt.plugin_metric_stats()
+ */
+Datum
+envrt_plugin_metric_stats(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	size_t i;
+	json_t *metric;
+
+	compat_begin_result_set(fcinfo);
+	json_array_foreach(
+	    json_object_get(driver_host_ask("envrt/pluginMetrics", STATS_TIMEOUT_MS), "metrics"), i,
+	    metric)
+	{
+		json_t *tags = json_object_get(metric, "tags");
+		Datum values[7];
+		bool nulls[7] = {false};
+
+		values[0] = text_member(metric, "plugin", &nulls[0]);
+		values[1] = text_member(metric, "name", &nulls[1]);
+		nulls[2] = !json_is_object(tags);
+		if (!nulls[2])
+			values[2] = JsonbPGetDatum(jsonb_from_json(tags));
+		values[3] = Float8GetDatum(json_number_value(json_object_get(metric, "last")));
+		values[4] = Int64GetDatum(integer_member(metric, "count"));
+		values[5] = Float8GetDatum(json_number_value(json_object_get(metric, "sum")));
+		values[6] = timestamp_member(metric, "updatedAt", &nulls[6]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

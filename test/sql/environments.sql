@@ -19,7 +19,7 @@ SELECT regexp_replace(attempt(format('SELECT envrt_create_environment(%L, %L, %L
 
 -- create
 SELECT name, description, driver, status, config, metadata
-FROM envrt_create_environment(:'company_id', 'Plugin sandbox', 'sandbox', '{"provider": "e2b", "timeoutMs": "450000", "image": "x"}',
+FROM envrt_create_environment(:'company_id', 'Plugin sandbox', 'sandbox', '{"provider": "journal", "directory": "/", "timeoutMs": "450000", "image": "x"}',
                               'a description', '{"a": 1}');
 SELECT driver, config FROM envrt_create_environment(:'other_company', 'L', 'local', '{"free": "form"}');
 SELECT attempt(format('SELECT envrt_create_environment(%L, %L, %L, %L)', :'company_id', n, d, c))
@@ -30,7 +30,9 @@ FROM (VALUES (1, 'f', 'sandbox', '{"provider": "fake"}'),
              (5, E' \n', 'local', '{}'),
              (6, 'x', 'docker', '{}'),
              (7, 'x', 'ssh', '{"host": "h"}'),
-             (8, 'x', 'ssh', '[]')) AS t(i, n, d, c)
+             (8, 'x', 'ssh', '[]'),
+             (9, 'x', 'sandbox', '{"provider": "e2b"}'),
+             (10, 'x', 'sandbox', '{"provider": "journal"}')) AS t(i, n, d, c)
 ORDER BY i;
 SELECT attempt(format('SELECT envrt_create_environment(%L, %L, %L)', :'missing', 'x', 'local'));
 SELECT attempt('SELECT envrt_create_environment(NULL, ''x'', ''local'')');

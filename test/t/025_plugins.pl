@@ -1,0 +1,301 @@
+# Environments that a plugin makes, sandboxes and those of the driver plugin: what exactly the plugin is
+# asked, what becomes of what it says, and that what an environment or a lease has become since does not
+# matter.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use Test::More;
+use EnvrtTest;
+use EnvrtFixture qw(slurp);
+use EnvrtProvider;
+use EnvrtRecorder;
+use EnvrtSession;
+
+my $node = new_cluster('plugins', conf => EnvrtProvider::conf());
+my $company = make_company($node);
+my ($true, $false) = (JSON::PP::true, JSON::PP::false);
+my $recorder;
+my $directory;
+
+sub sql
+{
+	return $node->safe_psql('postgres', $_[0]);
+}
+
+sub row
+{
+	return from_json(sql("SELECT to_jsonb(r) FROM ($_[0]) r"));
+}
+
+sub new_directory
+{
+	$recorder = EnvrtRecorder->new($node, $company, @_);
+	return $directory = $recorder->{directory};
+}
+
+sub calls
+{
+	return $recorder->calls;
+}
+
+sub sandbox
+{
+	return $recorder->sandbox(@_);
+}
+
+sub of_driver
+{
+	return $recorder->of_driver(@_);
+}
+
+sub cleaned_up
+{
+	my ($lease, $what) = @_;
+
+	is(sql("SELECT envrt_await_cleanup('$lease')"), 'success', "$what: cleanup_status");
+	return;
+}
+
+my $plugin_id = row('SELECT * FROM envrt_acquire_lease(' . join(', ', map { "'$_'" } $company, do { new_directory(); of_driver() }, make_run($node, $company)) . ')')->{metadata}{pluginId};
+like($plugin_id, qr/^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/, 'a plugin without a row has an id all the same');
+
+#######################################################################
+# The driver plugin
+#######################################################################
+{
+	new_directory();
+	my $environment = of_driver(template => 'base');
+	my $run = make_run($node, $company);
+	my $lease = acquire($node, $company, $environment, $run);
+	my %base = (driverKey => 'recorder-env', companyId => $company, environmentId => $environment, config => { directory => $directory, template => 'base' });
+	my %added = (leaseId => $lease->{id}, fence => 1);
+
+	is_deeply([ calls() ], [ [ environmentAcquireLease => { %base, %added, runId => $run } ] ], 'plugin: what an acquire asks');
+	my $said = {
+		remoteCwd => '/workspace', nested => { list => [ 1, 'two', undef ] },
+		map { $_ => 'forged' } qw(driver driverKey executionWorkspaceMode pluginId pluginKey provider reuseLease sandboxProviderPlugin)
+	};
+	my $metadata = {
+		driver => 'plugin', pluginId => $plugin_id, pluginKey => 'envrt.recorder', driverKey => 'recorder-env', executionWorkspaceMode => undef,
+		providerMetadata => $said
+	};
+	is_deeply($lease->{metadata}, $metadata, 'plugin: what the plugin said is under providerMetadata, unchanged, and the rest is ours');
+	is_deeply([ @$lease{qw(status provider lease_policy)} ], [ 'active', 'plugin:envrt.recorder:recorder-env', 'ephemeral' ], 'plugin: provider and policy');
+	like($lease->{provider_lease_id}, qr{^recorder://}, 'plugin: the provider lease id is the plugin\'s');
+	is(sql("SELECT expires_at = '2099-01-02 03:04:05.678+00' FROM envrt.environment_leases WHERE id = '$lease->{id}'"), 't', 'plugin: so is the end of it');
+	is(sql("SELECT provider, state FROM envrt.stat_cleanup WHERE lease_id = '$lease->{id}'"), 'plugin:envrt.recorder:recorder-env|held', 'plugin: it is in the ledger');
+
+	my $of_lease = { providerLeaseId => $lease->{provider_lease_id}, metadata => $metadata, expiresAt => '2099-01-02T03:04:05.678Z' };
+	my %later = (%base, %added, providerLeaseId => $lease->{provider_lease_id}, leaseMetadata => $metadata);
+	is(from_json(sql("SELECT envrt_resume_lease('$lease->{id}')"))->{providerLeaseId}, $lease->{provider_lease_id}, 'plugin: resume answers');
+	is_deeply([ calls() ], [ [ environmentResumeLease => {%later} ] ], 'plugin: what a resume asks');
+
+	is_deeply(from_json(sql("SELECT envrt_realize_workspace('$lease->{id}', '{\"localPath\": \"/tmp/x\", \"mode\": \"m\"}')")),
+		{ cwd => '/workspace', metadata => { realized => $true } }, 'plugin: realize answers what the plugin says');
+	my ($realize) = calls();
+	is_deeply($realize->[1]{workspace}, { localPath => '/tmp/x', mode => 'm' }, 'plugin: what a realize is given');
+	is_deeply($realize->[1]{lease}, $of_lease, 'plugin: and the lease');
+
+	is_deeply(row("SELECT * FROM envrt_execute('$lease->{id}', 'echo', ARRAY['a', 'b c'], '/w', '{\"K\": \"v\"}', 'in', '2 s')"),
+		{ exit_code => 0, signal => undef, timed_out => $false, stdout => "ok\n", stderr => '', metadata => undef }, 'plugin: execute answers what the plugin says');
+	is_deeply([ calls() ],
+		[ [ environmentExecute => { %later, lease => $of_lease, command => 'echo', args => [ 'a', 'b c' ], cwd => '/w', env => { K => 'v' }, stdin => 'in', timeoutMs => 2000 } ] ],
+		'plugin: what an execute asks');
+
+	# The environment becomes something else; what was made is ended as it was made.
+	sql("UPDATE envrt.environments SET driver = 'local', config = '{}' WHERE id = '$environment'");
+	is_deeply([ map { $_->{status} } release($node, $run) ], ['released'], 'plugin: released when the environment is another');
+	cleaned_up($lease->{id}, 'plugin');
+	is_deeply([ calls() ], [ [ environmentReleaseLease => { %later, fence => 2 } ] ], 'plugin: what a release asks, with the config that made it');
+}
+
+{
+	new_directory();
+	my $environment = of_driver(template => 'one');
+	my $run = make_run($node, $company);
+	my $lease = acquire($node, $company, $environment, $run);
+
+	calls();
+	sql("UPDATE envrt.environments SET config = jsonb_set(config, '{driverConfig,template}', '\"two\"') WHERE id = '$environment'");
+	sql("SELECT * FROM envrt_execute('$lease->{id}', 'true')");
+	is((calls())[0][1]{config}{template}, 'one', 'plugin: a command is given the config that made the lease');
+	is(sql("SELECT status FROM envrt_destroy_lease('$lease->{id}')"), 'failed', 'plugin: destroy ends it as failed');
+	cleaned_up($lease->{id}, 'plugin, destroyed');
+	my ($destroy) = calls();
+	is($destroy->[0], 'environmentDestroyLease', 'plugin: and asks to destroy');
+	is_deeply($destroy->[1]{config}, { directory => $directory, template => 'one' }, 'plugin: with the config that made it');
+	is($destroy->[1]{leaseMetadata}{driver}, 'plugin', 'plugin: and the metadata of the lease');
+}
+
+# A mode goes along, and leases without an id have nothing to resume.
+{
+	new_directory(environmentAcquireLease => { providerLeaseId => undef });
+	my $environment = of_driver();
+	my $run = make_run($node, $company);
+	my $lease = row("SELECT * FROM envrt_acquire_lease('$company', '$environment', '$run', execution_workspace_mode => 'shared_workspace')");
+
+	is((calls())[0][1]{workspaceMode}, 'shared_workspace', 'plugin: the mode is told');
+	is_deeply($lease->{metadata},
+		{ driver => 'plugin', pluginId => $plugin_id, pluginKey => 'envrt.recorder', driverKey => 'recorder-env', executionWorkspaceMode => 'shared_workspace', providerMetadata => {} },
+		'plugin: and kept; no metadata is an empty one');
+	is_deeply([ @$lease{qw(provider_lease_id expires_at)} ], [ undef, undef ], 'plugin: neither id nor end');
+	my ($state, $message) = sql_state($node, "SELECT envrt_resume_lease('$lease->{id}')");
+	is($state, '55000', 'plugin: nothing to resume');
+	like($message, qr/Plugin environment lease "$lease->{id}" does not have a provider lease id to resume\./, 'plugin: and it says so');
+	release($node, $run);
+	cleaned_up($lease->{id}, 'plugin, without an id');
+	is((calls())[0][1]{providerLeaseId}, undef, 'plugin: a release without an id');
+}
+
+# After the commit, by the scheduler: the same.
+{
+	new_directory();
+	my $environment = of_driver();
+	my $run = make_run($node, $company);
+	my $id = sql("SELECT envrt_request_lease('$company', '$environment', '$run')");
+	my $lease = row("SELECT * FROM envrt_await_lease('$id')");
+
+	is_deeply([ @{ $lease->{metadata} }{qw(driver pluginId pluginKey driverKey)} ], [ 'plugin', $plugin_id, 'envrt.recorder', 'recorder-env' ], 'plugin: a requested lease');
+	is($lease->{metadata}{providerMetadata}{driver}, 'forged', 'plugin: and what the plugin said');
+	is_deeply((calls())[0][1]{config}, { directory => $directory }, 'plugin: asked the same way');
+	release($node, $run);
+	cleaned_up($id, 'plugin, requested');
+}
+
+#######################################################################
+# Sandboxes
+#######################################################################
+{
+	new_directory();
+	my %config = (provider => 'recorder', directory => $directory, image => 'template-a', timeoutMs => 450000, reuseLease => $false);
+	my $environment = sandbox(%config);
+	my $run = make_run($node, $company);
+	my $lease = acquire($node, $company, $environment, $run);
+	my %base = (driverKey => 'recorder', companyId => $company, environmentId => $environment, config => {%config});
+	my %added = (leaseId => $lease->{id}, fence => 1);
+	my $metadata = {
+		%config, remoteCwd => '/workspace', nested => { list => [ 1, 'two', undef ] }, driverKey => 'forged',
+		driver => 'sandbox', executionWorkspaceMode => undef, pluginId => $plugin_id, pluginKey => 'envrt.recorder', sandboxProviderPlugin => $true
+	};
+
+	is_deeply([ calls() ], [ [ environmentAcquireLease => { %base, %added, runId => $run } ] ], 'sandbox: what an acquire asks');
+	is_deeply($lease->{metadata}, $metadata, 'sandbox: config and metadata side by side, and what is ours can\'t be overridden');
+	is_deeply([ @$lease{qw(provider lease_policy)} ], [ 'recorder', 'ephemeral' ], 'sandbox: provider and policy');
+	my %later = (%base, %added, providerLeaseId => $lease->{provider_lease_id}, leaseMetadata => $metadata);
+	is(row("SELECT * FROM envrt_execute('$lease->{id}', 'true')")->{stdout}, "ok\n", 'sandbox: execute answers what the plugin says');
+	is_deeply((calls())[0][1]{config}, {%config}, 'sandbox: a command is given exactly the sandbox\'s config');
+	sql("UPDATE envrt.environments SET driver = 'ssh', config = '{}' WHERE id = '$environment'");
+	release($node, $run);
+	cleaned_up($lease->{id}, 'sandbox');
+	is_deeply([ calls() ], [ [ environmentReleaseLease => { %later, fence => 2 } ] ], 'sandbox: a release is given exactly the sandbox\'s config');
+}
+
+# What can be reused is resumed.
+{
+	new_directory();
+	my $environment = sandbox(reuseLease => $true);
+	my $run = make_run($node, $company);
+	my $first = acquire($node, $company, $environment, $run);
+
+	release($node, $run);
+	cleaned_up($first->{id}, 'sandbox, reusable');
+	$run = make_run($node, $company);
+	my $second = acquire($node, $company, $environment, $run);
+	is($second->{provider_lease_id}, $first->{provider_lease_id}, 'sandbox: the same provider lease again');
+	is_deeply([ map { $_->[0] } calls() ], [qw(environmentAcquireLease environmentReleaseLease environmentResumeLease)], 'sandbox: which was resumed');
+	is_deeply([ @{ $second->{metadata} }{qw(driver pluginKey resumedLease)} ], [ 'sandbox', 'envrt.recorder', $true ], 'sandbox: and its lease says so');
+	sql("SELECT envrt_destroy_lease('$second->{id}')");
+	cleaned_up($second->{id}, 'sandbox, destroyed');
+	is_deeply([ map { $_->[0] } calls() ], ['environmentDestroyLease'], 'sandbox: destroyed, not kept');
+}
+
+#######################################################################
+# What goes wrong
+#######################################################################
+
+sub refused
+{
+	my ($environment, $state, $pattern, $what) = @_;
+	my $run = make_run($node, $company);
+	my ($got, $message) = sql_state($node, "SELECT envrt_acquire_lease('$company', '$environment', '$run')");
+
+	is($got, $state, "$what: state");
+	like($message, $pattern, "$what: message");
+	is(sql("SELECT count(*) FROM envrt.provider_leases WHERE environment_id = '$environment'"), '0', "$what: nothing is left in the ledger");
+	return;
+}
+
+new_directory();
+refused(make_environment($node, $company, 'plugin', { pluginKey => 'no.such', driverKey => 'd' }),
+	'42704', qr/Plugin environment driver "no\.such:d" is not ready\./, 'no such plugin');
+refused(make_environment($node, $company, 'plugin', { pluginKey => 'envrt.recorder', driverKey => 'none' }),
+	'42704', qr/Plugin "envrt\.recorder" does not declare environment driver "none"\./, 'no such driver');
+refused(make_environment($node, $company, 'sandbox', { provider => 'nobody' }),
+	'42704', qr/Sandbox provider "nobody" is not registered as a built-in provider and no matching plugin is available\./, 'no such provider');
+refused(make_environment($node, $company, 'plugin', { driverKey => 'd' }), '22023', qr/pluginKey: Required/, 'no key');
+$recorder->answer(environmentAcquireLease => { error => { code => -32002, message => 'No capacity' } });
+refused(of_driver(), '38000', qr/No capacity/, 'the plugin\'s own error');
+
+# A thousand failures in one session cost nothing but errors.
+{
+	new_directory();
+	my $lease = acquire($node, $company, of_driver(), make_run($node, $company));
+	my $session = EnvrtSession->new($node);
+	my $fail = sub {
+		my ($times) = @_;
+		my $result = $session->run(<<"SQL");
+DO \$\$
+BEGIN
+    FOR i IN 1..$times LOOP
+        BEGIN
+            PERFORM envrt_execute('$lease->{id}', 'true');
+            RAISE 'no error';
+        EXCEPTION WHEN external_routine_exception THEN
+            NULL;
+        END;
+    END LOOP;
+END \$\$
+SQL
+		die $result->{message} if $result->{state} ne '00000';
+		# Resident memory of the session and of the driver host, in kB
+		return map { slurp("/proc/$_/status") =~ /^VmRSS:\s+(\d+)/m ? $1 : die } $session->backend, EnvrtProvider::driver_host_pid($node);
+	};
+
+	$recorder->answer(environmentExecute => { error => { code => -32002, message => 'Out of order: ' . 'x' x 20000 } });
+	my @before = $fail->(200);
+	my @after = $fail->(1000);
+	cmp_ok($after[0] - $before[0], '<', 512, 'a thousand failing commands: the session\'s memory stays') or diag "@before, @after";
+	cmp_ok($after[1] - $before[1], '<', 2048, 'and the driver host\'s') or diag "@before, @after";
+	is(scalar(() = $recorder->calls), 1201, 'each was asked of the plugin');
+	$recorder->answer('environmentExecute');
+	is($session->run("SELECT stdout FROM envrt_execute('$lease->{id}', 'true')")->{out}, "ok\n", 'and then the next one works');
+}
+
+# A row decides whether a plugin can be used in this database.
+new_directory();
+my $by_driver = of_driver();
+my $by_provider = sandbox();
+my $run = make_run($node, $company);
+my $held = acquire($node, $company, of_driver(), $run);
+for my $status (qw(disabled error installed uninstalled upgrade_pending))
+{
+	sql("INSERT INTO envrt.plugins (plugin_key, package_name, version, manifest_json, status) VALUES ('envrt.recorder', 'x', '1', '{}', '$status')"
+		. " ON CONFLICT (plugin_key) DO UPDATE SET status = EXCLUDED.status");
+	refused($by_driver, '55000', qr/Plugin environment driver "envrt\.recorder:recorder-env" is not ready\./, "plugin $status");
+	refused($by_provider, '42704', qr/Sandbox provider "recorder" is not registered as a built-in provider and no matching plugin is available\./, "provider $status");
+	is((sql_state($node, "SELECT envrt_execute('$held->{id}', 'true')"))[0], '55000', "a command in a lease of a plugin that is $status");
+	is((sql_state($node, "SELECT envrt_resume_lease('$held->{id}')"))[0], '55000', "a resume by a plugin that is $status");
+	my $requested = sql("SELECT envrt_request_lease('$company', '$by_provider', '" . make_run($node, $company) . "')");
+	is((sql_state($node, "SELECT envrt_await_lease('$requested')"))[0], '42704', "a requested lease of a plugin that is $status");
+}
+calls();
+release($node, $run);
+cleaned_up($held->{id}, 'a plugin that can\'t be used any more cleans up');
+is_deeply([ map { $_->[0] } calls() ], ['environmentReleaseLease'], 'and nothing else was asked of it');
+sql("UPDATE envrt.plugins SET status = 'ready'");
+my $lease = acquire($node, $company, $by_driver, make_run($node, $company));
+is($lease->{metadata}{pluginId}, sql("SELECT id FROM envrt.plugins WHERE plugin_key = 'envrt.recorder'"), 'the id in the metadata is that of the plugin\'s row');
+
+done_testing();

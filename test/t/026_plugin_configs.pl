@@ -1,0 +1,314 @@
+# Configs of environments that a plugin makes: the plugin validates them, its configSchema says which
+# fields are secrets, secrets are stored as such and resolved on the way to the plugin, and probes.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use Test::More;
+use EnvrtTest;
+use EnvrtFixture qw(slurp);
+use EnvrtProvider;
+use EnvrtRecorder;
+
+my $node = new_cluster('configs', conf => EnvrtProvider::conf());
+my $company = make_company($node);
+my $other_company = make_company($node);
+my ($true, $false) = (JSON::PP::true, JSON::PP::false);
+my $recorder = EnvrtRecorder->new($node, $company);
+my $directory = $recorder->{directory};
+
+sub sql
+{
+	return $node->safe_psql('postgres', $_[0]);
+}
+
+sub row
+{
+	return from_json(sql("SELECT to_jsonb(r) FROM ($_[0]) r"));
+}
+
+my $serial = 0;
+
+sub create_statement
+{
+	my ($driver, $config, $name) = @_;
+
+	return 'SELECT id, config FROM envrt_create_environment('
+	  . join(', ', map { literal($_) } $company, $name // 'Environment ' . ++$serial, $driver, to_json($config)) . ')';
+}
+
+sub create
+{
+	return row(create_statement(@_));
+}
+
+sub refused
+{
+	my ($statement, $state, $pattern, $what) = @_;
+	my ($got, $message) = sql_state($node, $statement);
+
+	is($got, $state, "$what: state");
+	like($message, $pattern, "$what: message");
+	return $message;
+}
+
+# What a command of the plugin's gets as a config.
+sub config_in_lease
+{
+	my ($environment) = @_;
+	my $run = make_run($node, $company);
+
+	$recorder->calls;
+	acquire($node, $company, $environment, $run);
+	release($node, $run);
+	return (grep { $_->[0] eq 'environmentAcquireLease' } $recorder->calls)[0][1]{config};
+}
+
+sub secret_of
+{
+	my ($reference) = @_;
+
+	return row("SELECT name, description, company_id FROM envrt.company_secrets WHERE id = '$reference->{secretId}'");
+}
+
+sub count_secrets
+{
+	return sql('SELECT count(*) FROM envrt.company_secrets');
+}
+
+#######################################################################
+# Validation
+#######################################################################
+
+my $environment = create('plugin', $recorder->driver_config(template => 'base', number => 1.5));
+is_deeply([ $recorder->calls ], [ [ environmentValidateConfig => { driverKey => 'recorder-env', config => { directory => $directory, template => 'base', number => 1.5 } } ] ],
+	'plugin: what a validation asks');
+is_deeply($environment->{config}, $recorder->driver_config(template => 'base', number => 1.5), 'plugin: stored as given, when the plugin has nothing to say');
+$environment = create('sandbox', $recorder->sandbox_config(timeoutMs => '450000', image => ' x '));
+is_deeply([ $recorder->calls ], [ [ environmentValidateConfig => { driverKey => 'recorder', config => $recorder->sandbox_config(timeoutMs => 450000, image => ' x ', reuseLease => $false) } ] ],
+	'sandbox: what a validation asks');
+is_deeply($environment->{config}, $recorder->sandbox_config(timeoutMs => 450000, image => ' x ', reuseLease => $false), 'sandbox: stored in canonical shape');
+is(sql('SELECT config FROM envrt_create_environment(' . join(', ', map { literal($_) } $company, 'n', 'sandbox', qq({"provider": "recorder", "directory": "$directory", "n": 1.10, "m": 12345678901234567890})) . ')') =~ /"m": 12345678901234567890, "n": 1\.10\b/,
+	1, 'sandbox: numbers are kept as they were given');
+
+$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, template => 'BASE', added => [ 1, {} ] } });
+is_deeply(create('plugin', $recorder->driver_config(template => 'base'))->{config}, $recorder->driver_config(template => 'BASE', added => [ 1, {} ]),
+	'plugin: stored as the plugin normalizes it');
+is_deeply(create('sandbox', $recorder->sandbox_config(template => 'base', leasePolicy => 'retain_on_failure'))->{config},
+	$recorder->sandbox_config(template => 'BASE', added => [ 1, {} ], reuseLease => $false, leasePolicy => 'retain_on_failure'),
+	'sandbox: too, but provider and lease policy stay');
+$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, provider => 'bubblewrap', timeoutMs => 'x' } });
+refused(create_statement('sandbox', $recorder->sandbox_config), '22023', qr/timeoutMs: /, 'sandbox: what the plugin normalizes has to be valid');
+
+$recorder->answer(environmentValidateConfig => { ok => $false, errors => [ 'Image is needed', 'And more' ], warnings => ['Odd'] });
+my $message = refused(create_statement('plugin', $recorder->driver_config), '22023', qr/ERROR:  22023: Image is needed\n/, 'plugin: not valid');
+like($message, qr/DETAIL:  \{"errors": \["Image is needed", "And more"\], "warnings": \["Odd"\]\}/, 'plugin: with all there is to say');
+refused(create_statement('sandbox', $recorder->sandbox_config), '22023', qr/ERROR:  22023: Image is needed\n/, 'sandbox: not valid');
+$recorder->answer(environmentValidateConfig => { ok => $false });
+refused(create_statement('plugin', $recorder->driver_config), '22023', qr/Plugin environment driver "envrt\.recorder:recorder-env" rejected its config\./, 'plugin: not valid, without a word');
+refused(create_statement('sandbox', $recorder->sandbox_config), '22023', qr/Sandbox provider "recorder" rejected its config\./, 'sandbox: not valid, without a word');
+$recorder->answer(environmentValidateConfig => { error => { code => -32002, message => 'It broke' } });
+refused(create_statement('plugin', $recorder->driver_config), '38000', qr/It broke/, 'plugin: fails');
+$recorder->answer(environmentValidateConfig => { error => { code => -32004, message => 'environmentValidateConfig is not implemented by this plugin' } });
+is_deeply(create('plugin', $recorder->driver_config(a => 1))->{config}, $recorder->driver_config(a => 1), 'plugin: one that does not validate takes all');
+$recorder->answer('environmentValidateConfig');
+
+refused(create_statement('sandbox', { provider => 'nobody' }), '42704',
+	qr/Sandbox provider "nobody" is not registered as a built-in provider and no matching plugin is available\./, 'no such provider');
+refused(create_statement('plugin', { pluginKey => 'no.such', driverKey => 'd' }), '42704', qr/Plugin environment driver "no\.such:d" is not ready\./, 'no such plugin');
+refused(create_statement('plugin', { pluginKey => 'envrt.recorder', driverKey => 'd' }), '42704', qr/Plugin "envrt\.recorder" does not declare environment driver "d"\./, 'no such driver');
+is_deeply(create('sandbox', { provider => 'bubblewrap' })->{config}{provider}, 'bubblewrap', 'a built-in provider is asked of nobody');
+
+#######################################################################
+# Raw secrets
+#######################################################################
+
+my $before = count_secrets();
+$recorder->calls;
+$environment = create('sandbox', $recorder->sandbox_config(apiKey => 'raw-api-key-1', auth => { clientToken => 'raw-token-22', user => 'me' }, keys => [ 'raw-list-333', '' ]), 'My  Sandbox!');
+my $config = $environment->{config};
+is_deeply((($recorder->calls)[0])[0][1]{config},
+	$recorder->sandbox_config(apiKey => 'raw-api-key-1', auth => { clientToken => 'raw-token-22', user => 'me' }, keys => [ 'raw-list-333', '' ], reuseLease => $false),
+	'sandbox: the plugin validates the secrets as they are');
+for my $case ([ 'apiKey', $config->{apiKey}, 'api-key' ], [ 'auth.clientToken', $config->{auth}{clientToken}, 'auth-client-token' ], [ 'keys.0', $config->{keys}[0], 'keys-0' ])
+{
+	my ($field, $reference, $slug) = @$case;
+	my $secret = secret_of($reference);
+
+	is_deeply({ %$reference, secretId => 'x' }, { type => 'secret_ref', secretId => 'x', version => 'latest' }, "$field: a reference");
+	like($secret->{name}, qr/^environment-sandbox-my-sandbox-$slug-[0-9a-f]{8}$/, "$field: the name of its secret");
+	is($secret->{description}, "Secret for My  Sandbox! $slug.", "$field: and its description");
+}
+is($config->{auth}{user}, 'me', 'what is no secret stays');
+is($config->{keys}[1], '', 'so does what is empty');
+is(count_secrets(), $before + 3, 'as many secrets as there were');
+is(sql("SELECT count(*) FROM envrt.environments e, envrt.company_secrets s, envrt.company_secret_versions v WHERE concat(e, s, v) LIKE '%raw-%'"), '0', 'none of them is anywhere to be read');
+is_deeply(config_in_lease($environment->{id}),
+	$recorder->sandbox_config(apiKey => 'raw-api-key-1', auth => { clientToken => 'raw-token-22', user => 'me' }, keys => [ 'raw-list-333', '' ], reuseLease => $false),
+	'the plugin gets the values');
+is(sql("SELECT count(*) FROM envrt.environment_leases l WHERE l::text LIKE '%raw-%'"), '0', 'the lease does not');
+is(sql("SELECT count(*) FROM envrt.environment_leases l WHERE l.metadata->'apiKey'->>'type' = 'secret_ref'"), '1', 'but the reference');
+
+$environment = create('plugin', $recorder->driver_config(apiKey => 'raw-of-driver'), 'Other');
+is($environment->{config}{driverConfig}{apiKey}{type}, 'secret_ref', 'plugin: a field behind $ref and anyOf is a secret too');
+like(secret_of($environment->{config}{driverConfig}{apiKey})->{name}, qr/^environment-plugin-other-api-key-[0-9a-f]{8}$/, 'plugin: the name of its secret');
+is_deeply(config_in_lease($environment->{id}), { directory => $directory, apiKey => 'raw-of-driver' }, 'plugin: and the plugin gets the value');
+
+$before = count_secrets();
+is((sql_state($node, 'BEGIN; ' . create_statement('plugin', $recorder->driver_config(apiKey => 'gone-again')) . '; ROLLBACK;'))[0], '00000', 'made and rolled back');
+$recorder->answer(environmentValidateConfig => { ok => $false, errors => ['The key gone-again is too short'] });
+$message = refused(create_statement('plugin', $recorder->driver_config(apiKey => 'gone-again')), '22023', qr/The key \*\*\* is too short/, 'a secret in an error is masked');
+unlike($message =~ s/^.*?LINE.*//rs, qr/gone-again/, 'everywhere in it');
+$recorder->answer('environmentValidateConfig');
+is(count_secrets(), $before, 'no secret is left by what was not stored');
+
+#######################################################################
+# References
+#######################################################################
+
+my $secret = sql("SELECT envrt_create_secret('$company', 'theirs', 'value-of-secret')");
+my $foreign = sql("SELECT envrt_create_secret('$other_company', 'not theirs', 'value-of-others')");
+my $reference = { type => 'secret_ref', secretId => $secret, version => 'latest' };
+
+$before = count_secrets();
+$recorder->calls;
+$environment = create('sandbox', $recorder->sandbox_config(apiKey => $reference, free => [$reference]));
+is_deeply((($recorder->calls)[0])[0][1]{config}{apiKey}, 'value-of-secret', 'a reference is resolved for the validation');
+is_deeply($environment->{config}, $recorder->sandbox_config(apiKey => $reference, free => [$reference], reuseLease => $false), 'and stored as it is, also where no schema asks for it');
+is(count_secrets(), $before, 'no other secret is made of it');
+is_deeply([ @{ config_in_lease($environment->{id}) }{qw(apiKey free)} ], [ 'value-of-secret', ['value-of-secret'] ], 'the plugin gets its value');
+refused(create_statement('sandbox', $recorder->sandbox_config(apiKey => { %$reference, secretId => $foreign })), '42501', qr/Secret must belong to same company/, 'another company\'s secret');
+
+# What the plugin makes of it does not get into the table either.
+$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, apiKey => 'value-of-secret', copy => 'value-of-secret', auth => { clientToken => 'made-by-plugin' } } });
+$environment = create('sandbox', $recorder->sandbox_config(apiKey => $reference));
+is_deeply([ @{ $environment->{config} }{qw(apiKey copy)} ], [ $reference, $reference ], 'what the plugin copies becomes the reference again');
+is($environment->{config}{auth}{clientToken}{type}, 'secret_ref', 'what it adds to a secret field becomes a secret');
+$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, header => 'Bearer value-of-secret' } });
+$before = sql('SELECT count(*) FROM envrt.environments');
+refused(create_statement('sandbox', $recorder->sandbox_config(apiKey => $reference)), '38000', qr/put a secret into another field/, 'one that is a part of something else');
+is(sql('SELECT count(*) FROM envrt.environments'), $before, 'is not stored');
+$recorder->answer('environmentValidateConfig');
+
+# The plugins' own way: the secret's id, for which the worker asks.
+$before = count_secrets();
+$environment = create('sandbox', $recorder->sandbox_config(apiKey => $secret));
+is_deeply($environment->{config}, $recorder->sandbox_config(apiKey => $secret, reuseLease => $false), 'the id of a secret is stored as it is');
+is(count_secrets(), $before, 'and is no new secret');
+my $run = make_run($node, $company);
+$recorder->calls;
+my $lease = acquire($node, $company, $environment->{id}, $run);
+my ($asked) = $recorder->calls;
+is($asked->[1]{config}{apiKey}, $secret, 'and goes to the plugin as it is');
+unlike(to_json($asked), qr/value-of-secret/, 'without its value anywhere');
+sql("SELECT envrt_rotate_secret('$secret', 'rotated-secret')");
+is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$secret'])")->{stdout}, length 'value-of-secret', 'the worker can ask for the value, as it was when the lease was made');
+like(row("SELECT stderr FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$foreign'])")->{stderr}, qr/Secret not found|Invalid secret reference|not /, 'but not for others');
+release($node, $run);
+is(sql("SELECT envrt_await_cleanup('$lease->{id}')"), 'success', 'released');
+$environment = create('sandbox', $recorder->sandbox_config(apiKey => $foreign));
+is($environment->{config}{apiKey}{type}, 'secret_ref', 'an id of another company\'s secret is just a string');
+isnt($environment->{config}{apiKey}{secretId}, $foreign, 'and no reference to that secret');
+
+# References to what the caller can't see.
+sql(<<"SQL");
+CREATE ROLE app LOGIN;
+GRANT USAGE ON SCHEMA envrt TO app;
+GRANT SELECT ON envrt.companies, envrt.company_secrets TO app;
+GRANT EXECUTE ON FUNCTION envrt_create_environment, envrt_probe_config TO app;
+ALTER TABLE envrt.company_secrets ENABLE ROW LEVEL SECURITY;
+SQL
+for my $given ($reference, $secret)
+{
+	my $kind = ref $given ? 'reference' : 'id';
+
+	refused('SET ROLE app; ' . create_statement('sandbox', $recorder->sandbox_config(apiKey => $given)), '42704', qr/Secret not found/, "a $kind of a secret that the caller can't see");
+	refused('SET ROLE app; SELECT envrt_probe_config(' . join(', ', map { literal($_) } $company, 'sandbox', to_json($recorder->sandbox_config(free => $given))) . ')',
+		'42704', qr/Secret not found/, "a $kind in a probe that the caller can't see");
+}
+
+#######################################################################
+# Probes
+#######################################################################
+
+sub probe
+{
+	my ($environment) = @_;
+
+	return row("SELECT * FROM envrt_probe('$environment')");
+}
+
+sub probe_statement
+{
+	my ($driver, $config) = @_;
+
+	return 'SELECT * FROM envrt_probe_config(' . join(', ', map { literal($_) } $company, $driver, to_json($config)) . ')';
+}
+
+my %of_sandbox = (provider => 'recorder', pluginKey => 'envrt.recorder');
+my %of_driver = (pluginKey => 'envrt.recorder', driverKey => 'recorder-env');
+my $by_provider = $recorder->sandbox(image => 'x');
+my $by_driver = $recorder->of_driver(image => 'x');
+
+$recorder->calls;
+is_deeply(probe($by_provider), { ok => $true, driver => 'sandbox', summary => 'Sandbox provider "recorder" probe passed.', details => { %of_sandbox, diagnostics => [], metadata => {} } },
+	'sandbox: a probe without a word');
+is_deeply(probe($by_driver), { ok => $true, driver => 'plugin', summary => 'Plugin environment driver "envrt.recorder:recorder-env" probe passed.', details => { %of_driver, diagnostics => [], metadata => {} } },
+	'plugin: a probe without a word');
+is_deeply([ $recorder->calls ],
+	[
+		[ environmentProbe => { driverKey => 'recorder', companyId => $company, environmentId => $by_provider, config => $recorder->sandbox_config(image => 'x', reuseLease => $false) } ],
+		[ environmentProbe => { driverKey => 'recorder-env', companyId => $company, environmentId => $by_driver, config => { directory => $directory, image => 'x' } } ]
+	],
+	'what probes ask');
+$recorder->answer(environmentProbe => { ok => $false });
+is(probe($by_provider)->{summary}, 'Sandbox provider "recorder" probe failed.', 'sandbox: failed without a word');
+is(probe($by_driver)->{summary}, 'Plugin environment driver "envrt.recorder:recorder-env" probe failed.', 'plugin: failed without a word');
+my $diagnostics = [ { severity => 'warning', message => 'm', code => 'c', details => { a => 1 } } ];
+$recorder->answer(environmentProbe => { ok => $true, summary => 'All is well.', diagnostics => $diagnostics, metadata => { b => [2] } });
+is_deeply(probe($by_provider), { ok => $true, driver => 'sandbox', summary => 'All is well.', details => { %of_sandbox, diagnostics => $diagnostics, metadata => { b => [2] } } }, 'sandbox: with all there is to say');
+is_deeply(probe($by_driver), { ok => $true, driver => 'plugin', summary => 'All is well.', details => { %of_driver, diagnostics => $diagnostics, metadata => { b => [2] } } }, 'plugin: with all there is to say');
+$recorder->answer(environmentProbe => { error => { code => -32002, message => 'No network' } });
+is_deeply(probe($by_driver), { ok => $false, driver => 'plugin', summary => 'Plugin environment driver "envrt.recorder:recorder-env" probe failed.', details => { %of_driver, error => 'No network' } },
+	'plugin: a probe that breaks is a row');
+is_deeply(row(probe_statement('sandbox', { provider => 'nobody' })), { ok => $false, driver => 'sandbox', summary => 'Sandbox provider "nobody" is not installed or its plugin worker is not running.', details => { provider => 'nobody' } },
+	'sandbox: no such provider is a row');
+is_deeply(row(probe_statement('plugin', { pluginKey => 'k', driverKey => 'd' })), { ok => $false, driver => 'plugin', summary => 'Plugin environment driver "k:d" is not ready.', details => { pluginKey => 'k', driverKey => 'd' } },
+	'plugin: no such plugin is a row');
+
+# Of what is not stored.
+$recorder->answer(environmentProbe => { ok => $true, summary => 'With raw-unsaved and rotated-secret', metadata => { key => 'raw-unsaved' } });
+$before = count_secrets();
+$recorder->calls;
+my $probed = row(probe_statement('sandbox', $recorder->sandbox_config(apiKey => 'raw-unsaved', auth => { clientToken => $reference })));
+is_deeply([ $probed->{summary}, $probed->{details}{metadata} ], [ 'With *** and ***', { key => '***' } ], 'secrets in what a probe says are masked');
+my @calls = $recorder->calls;
+is_deeply([ map { $_->[0] } @calls ], [qw(environmentValidateConfig environmentProbe)], 'a config that is not stored is validated, and probed');
+is_deeply([ @{ $calls[1][1]{config} }{qw(apiKey auth)} ], [ 'raw-unsaved', { clientToken => 'rotated-secret' } ], 'with its secrets');
+ok(!exists $calls[1][1]{environmentId}, 'of no environment');
+is(count_secrets(), $before, 'nothing is stored');
+$recorder->answer(environmentValidateConfig => { ok => $false, errors => ['Not raw-unsaved'] });
+refused(probe_statement('sandbox', $recorder->sandbox_config(apiKey => 'raw-unsaved')), '22023', qr/Not \*\*\*/, 'a config that is not valid is an error');
+$recorder->answer('environmentValidateConfig');
+sql("INSERT INTO envrt.plugins (plugin_key, package_name, version, manifest_json, status) VALUES ('envrt.recorder', 'x', '1', '{}', 'disabled')");
+is(probe($by_driver)->{summary}, 'Plugin environment driver "envrt.recorder:recorder-env" is not ready.', 'plugin: disabled');
+is(probe($by_provider)->{summary}, 'Sandbox provider "recorder" is not installed or its plugin worker is not running.', 'sandbox: disabled');
+refused(create_statement('plugin', $recorder->driver_config), '55000', qr/Plugin environment driver "envrt\.recorder:recorder-env" is not ready\./, 'plugin: not created either');
+
+# What was sealed or stored is in no log.  (What came raw in a statement is the statement's to log.)
+unlike(slurp($node->logfile), qr/value-of-plugin|made-by-plugin/, 'the log has nothing of what the plugin made');
+
+#######################################################################
+# Without a driver host
+#######################################################################
+
+$node = new_cluster('bare', preload => 0);
+$company = make_company($node);
+refused(create_statement('plugin', { pluginKey => 'k', driverKey => 'd' }), '55000', qr/Plugin environment config validation requires a running plugin worker manager\..*shared_preload_libraries/s, 'not preloaded: create');
+is_deeply(row(probe_statement('plugin', { pluginKey => 'k', driverKey => 'd' })),
+	{ ok => $false, driver => 'plugin', summary => 'Plugin environment probes require a plugin worker manager for "k:d".', details => { pluginKey => 'k', driverKey => 'd' } }, 'not preloaded: a probe of a plugin');
+is_deeply(row(probe_statement('sandbox', { provider => 'e2b' })), { ok => $false, driver => 'sandbox', summary => 'Sandbox provider "e2b" requires a running provider plugin.', details => { provider => 'e2b' } },
+	'not preloaded: a probe of a provider');
+
+done_testing();
