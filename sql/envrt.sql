@@ -903,7 +903,7 @@ COMMENT ON FUNCTION envrt.call_stats() IS 'Behind the view envrt.stat_calls';
 
 CREATE VIEW envrt.stat_calls AS
     SELECT pid, method, driver, target, state, since FROM envrt.call_stats();
-COMMENT ON VIEW envrt.stat_calls IS 'Driver calls in flight: backend, method, driver, target, what it is waiting for, since when';
+COMMENT ON VIEW envrt.stat_calls IS 'Driver calls in flight: backend (null: an execution''s, which is nobody''s), method, driver, target, what it is waiting for, since when';
 
 CREATE FUNCTION envrt.ssh_session_stats(OUT host text, OUT port integer, OUT username text, OUT company_id uuid,
                                         OUT channels integer, OUT idle_since timestamptz, OUT calls bigint)
@@ -924,6 +924,16 @@ COMMENT ON FUNCTION envrt.transfer_stats() IS 'Behind the view envrt.stat_transf
 CREATE VIEW envrt.stat_transfers AS
     SELECT pid, lease_id, driver, direction, local_path, remote_path, files, bytes, since FROM envrt.transfer_stats();
 COMMENT ON VIEW envrt.stat_transfers IS 'Transfers of files under way: backend, lease, push or pull, both paths, the files and bytes that have been moved so far, since when';
+
+CREATE FUNCTION envrt.sandbox_stats(OUT lease_id uuid, OUT image text, OUT commands integer, OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_sandbox_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.sandbox_stats() IS 'Behind the view envrt.stat_sandboxes';
+
+CREATE VIEW envrt.stat_sandboxes AS
+    SELECT lease_id, image, commands, since FROM envrt.sandbox_stats();
+COMMENT ON VIEW envrt.stat_sandboxes IS
+'Bubblewrap sandboxes that this driver host has seen: the key of the provider lease, the image (null: the machine''s /usr), commands that run in it now, since when it is known';
 
 CREATE FUNCTION envrt.scheduler_stats(OUT database_id oid, OUT pid integer, OUT state text, OUT since timestamptz)
 RETURNS SETOF record
@@ -1011,13 +1021,14 @@ REVOKE ALL ON FUNCTION envrt.driver_host_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.call_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.ssh_session_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.transfer_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.sandbox_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.scheduler_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.arm_fault_point(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.disarm_fault_point(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
-GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
+GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.sandbox_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
+GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_sandboxes, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
 GRANT EXECUTE ON FUNCTION envrt_plugins(), envrt.plugin_metric_stats() TO pg_monitor;
 GRANT SELECT ON envrt.stat_plugins, envrt.stat_plugin_metrics TO pg_monitor;

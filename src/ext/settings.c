@@ -40,6 +40,8 @@ bool envrt_act_after_promotion = false;
 char *envrt_plugin_path = NULL;
 char *envrt_sandbox_directory = NULL;
 bool envrt_sandbox_on_data_filesystem = false;
+int envrt_sandbox_memory = 1024;
+int envrt_sandbox_processes = 256;
 char *envrt_allowed_hosts = NULL;
 char *envrt_master_key_file = NULL;
 
@@ -270,5 +272,13 @@ settings_define(void)
 	    "Accepts a sandbox directory on the data directory's file system.",
 	    "What a sandbox writes can then fill the disk that the database needs.",
 	    &envrt_sandbox_on_data_filesystem, false, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("envrt.sandbox_memory",
+	                        "Memory of a bubblewrap sandbox whose environment says no memoryMb.",
+	                        NULL, &envrt_sandbox_memory, 1024, 16, 1048576, PGC_SIGHUP, GUC_UNIT_MB,
+	                        NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.sandbox_processes",
+	    "How many processes a bubblewrap sandbox may have whose environment says no maxProcesses.",
+	    NULL, &envrt_sandbox_processes, 256, 1, 32768, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("envrt");
 }

@@ -15,12 +15,14 @@
 #include "funcapi.h"
 #include "json.h"
 #include "shared_state.h"
+#include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(envrt_driver_host_stats);
 PG_FUNCTION_INFO_V1(envrt_call_stats);
 PG_FUNCTION_INFO_V1(envrt_ssh_session_stats);
 PG_FUNCTION_INFO_V1(envrt_transfer_stats);
+PG_FUNCTION_INFO_V1(envrt_sandbox_stats);
 PG_FUNCTION_INFO_V1(envrt_scheduler_stats);
 PG_FUNCTION_INFO_V1(envrt_plugins);
 PG_FUNCTION_INFO_V1(envrt_plugin_metric_stats);
@@ -53,6 +55,15 @@ text_member(const json_t *object, const char *key, bool *isnull)
 
 	*isnull = value == NULL;
 	return value != NULL ? CStringGetTextDatum(text_from_utf8(value)) : (Datum) 0;
+}
+
+static Datum
+uuid_member(const json_t *object, const char *key, bool *isnull)
+{
+	const char *value = json_string_value(json_object_get(object, key));
+
+	*isnull = value == NULL;
+	return value != NULL ? DirectFunctionCall1(uuid_in, CStringGetDatum(value)) : (Datum) 0;
 }
 
 static int64
@@ -120,6 +131,7 @@ envrt_call_stats(PG_FUNCTION_ARGS)
 		Datum values[6];
 		bool nulls[6] = {false};
 
+		nulls[0] = !json_is_integer(json_object_get(call, "pid"));
 		values[0] = Int32GetDatum((int32) integer_member(call, "pid"));
 		values[1] = text_member(call, "method", &nulls[1]);
 		values[2] = text_member(call, "driver", &nulls[2]);
@@ -144,19 +156,41 @@ envrt_ssh_session_stats(PG_FUNCTION_ARGS)
 	compat_begin_result_set(fcinfo);
 	json_array_foreach(json_object_get(ask_driver_host(), "sshSessions"), i, session)
 	{
-		const char *company = json_string_value(json_object_get(session, "companyId"));
 		Datum values[7];
 		bool nulls[7] = {false};
 
 		values[0] = text_member(session, "host", &nulls[0]);
 		values[1] = Int32GetDatum((int32) integer_member(session, "port"));
 		values[2] = text_member(session, "user", &nulls[2]);
-		nulls[3] = company == NULL;
-		if (company != NULL)
-			values[3] = DirectFunctionCall1(uuid_in, CStringGetDatum(company));
+		values[3] = uuid_member(session, "companyId", &nulls[3]);
 		values[4] = Int32GetDatum((int32) integer_member(session, "channels"));
 		values[5] = timestamp_member(session, "idleSince", &nulls[5]);
 		values[6] = Int64GetDatum(integer_member(session, "calls"));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt.sandbox_stats()
+ */
+Datum
+envrt_sandbox_stats(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	size_t i;
+	json_t *sandbox;
+
+	compat_begin_result_set(fcinfo);
+	json_array_foreach(json_object_get(ask_driver_host(), "sandboxes"), i, sandbox)
+	{
+		Datum values[4];
+		bool nulls[4] = {false};
+
+		values[0] = uuid_member(sandbox, "leaseId", &nulls[0]);
+		values[1] = text_member(sandbox, "image", &nulls[1]);
+		values[2] = Int32GetDatum((int32) integer_member(sandbox, "commands"));
+		values[3] = timestamp_member(sandbox, "since", &nulls[3]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
@@ -175,14 +209,11 @@ envrt_transfer_stats(PG_FUNCTION_ARGS)
 	compat_begin_result_set(fcinfo);
 	json_array_foreach(json_object_get(ask_driver_host(), "transfers"), i, transfer)
 	{
-		const char *lease = json_string_value(json_object_get(transfer, "leaseId"));
 		Datum values[9];
 		bool nulls[9] = {false};
 
 		values[0] = Int32GetDatum((int32) integer_member(transfer, "pid"));
-		nulls[1] = lease == NULL;
-		if (lease != NULL)
-			values[1] = DirectFunctionCall1(uuid_in, CStringGetDatum(lease));
+		values[1] = uuid_member(transfer, "leaseId", &nulls[1]);
 		values[2] = text_member(transfer, "driver", &nulls[2]);
 		values[3] = text_member(transfer, "direction", &nulls[3]);
 		values[4] = text_member(transfer, "localPath", &nulls[4]);

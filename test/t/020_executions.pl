@@ -309,6 +309,21 @@ for my $driver (sort keys %lease)
 	is($node->safe_psql('postgres', "SELECT count(*) FROM many JOIN envrt.execution_output o ON o.execution_id = many.id WHERE output = n || E'\\n'"), $count, 'many at once');
 }
 
+# Administrators see what runs, and set what sandboxes may take.
+if (has_sandboxes())
+{
+	my $id = start('sandbox', 'echo begun; exec sleep 1235.25');
+
+	await_output($id, 'begun');
+	is($node->safe_psql('postgres', "SELECT commands, image IS NULL FROM envrt.stat_sandboxes WHERE lease_id = '$lease{sandbox}'"), '1|t', 'a sandbox in its view');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.stat_calls WHERE method = 'environmentExecute' AND pid IS NULL"), '1', 'an execution among the calls');
+	$node->safe_psql('postgres', "SELECT envrt_cancel_execution('$id')");
+	$node->append_conf('postgresql.conf', "envrt.sandbox_processes = 77");
+	$node->reload;
+	wait_until('the driver host has the setting', sub { await_execution(start('sandbox', 'grep -i "max processes" /proc/self/limits'))->{stdout} =~ / 78 / });
+	pass('sandboxes have the limits of the settings (and one process of our own)');
+}
+
 # The driver host ends: lost, with its processes.
 for my $driver (sort keys %lease)
 {
