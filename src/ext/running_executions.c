@@ -49,7 +49,8 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#define MAX_RUNNING 512
+/* Each takes two of the driver host's calls, and others want some, too. */
+#define MAX_RUNNING Max(envrt_max_calls / 4, 1)
 #define RETRY_MS 1000
 #define LOCKED_RETRY_MS 200
 #define START_MS 30000

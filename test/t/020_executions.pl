@@ -256,6 +256,47 @@ $node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.execu
 	$node->safe_psql('postgres', 'ALTER TABLE envrt.companies DISABLE ROW LEVEL SECURITY');
 }
 
+# In the transaction that acquires the lease
+for my $driver (sort keys %lease)
+{
+	my $other_run = make_run($node, $company);
+	my $id = $node->safe_psql('postgres', "BEGIN; SELECT id AS lease FROM envrt_acquire_lease('$company', '$environment{$driver}', '$other_run') \\gset\n"
+		  . "SELECT envrt_start_execution(:'lease', 'echo', ARRAY['at once']); COMMIT");
+
+	is(await_execution($id)->{stdout}, "at once\n", "$driver: started by the transaction that acquires the lease");
+	release($node, $other_run);
+}
+
+# What another server has written never runs here.
+{
+	my $columns = 'database_id, timeline, instance, company_id, environment_id, lease_id, command, args, env';
+	my $id = $node->safe_psql('postgres', "INSERT INTO envrt.executions (id, system_identifier, $columns)"
+		  . " SELECT gen_random_uuid(), system_identifier + 1, database_id, timeline, instance, company_id, environment_id, lease_id, 'touch', ARRAY['foreign'], '{}'"
+		  . ' FROM envrt.executions LIMIT 1 RETURNING id');
+
+	is(await_execution(start('ssh', 'echo own'))->{stdout}, "own\n", 'own executions run');
+	await_state($id, 'lost');
+	is(await_execution(start('ssh', 'ls foreign'))->{exit_code}, 2, 'one of another server does not');
+}
+
+# No more at once than leaves room for others
+{
+	$node->append_conf('postgresql.conf', 'envrt.max_calls = 12');
+	$node->reload;
+	wait_until_sql($node, 'SELECT settings_since >= pg_conf_load_time() FROM envrt.stat_driver_host', 'the driver host has the setting');
+	await_execution(start('ssh', 'true'));
+	my @ids = map { start('ssh', 'echo begun; while ! test -e go; do sleep 0.05; done') } 1 .. 7;
+	wait_until_sql($node, "SELECT count(*) FILTER (WHERE state = 'running') = 3 FROM envrt.executions WHERE state IN ('queued', 'running')", 'three of them run');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions WHERE state = 'queued'"), '4', 'and the others wait');
+	$node->safe_psql('postgres', "SELECT envrt_cancel_execution('$ids[-1]')");
+	await_state($ids[-1], 'cancelled');
+	PostgreSQL::Test::Utils::append_to_file("$workspace{ssh}/go", '');
+	is(await_execution($_)->{exit_code}, 0, 'until it is their turn') for @ids[ 0 .. 5 ];
+	unlink "$workspace{ssh}/go";
+	$node->append_conf('postgresql.conf', 'envrt.max_calls = 1000');
+	$node->reload;
+}
+
 # The end of the run
 for my $driver (sort keys %lease)
 {
