@@ -34,7 +34,7 @@ END
 	local name
 
 	for name in company agent environment_local environment_ssh environment_fake environment_sandbox \
-		run_local run_ssh run_fake run_sandbox lease_ssh lease_sandbox lease_long execution data_directory; do
+		run_local run_ssh run_fake run_sandbox lease_ssh lease_sandbox lease_long execution data_directory pushed pulled; do
 		printf '\\set %s %s\n' "$name" "${!name:-none}"
 	done
 }
@@ -203,7 +203,19 @@ expect "the number of lines that came" "$(grep -c 'line [1-5]$' "$ENVRT_WORK/str
 echo
 show "SELECT exit_code, timed_out, metadata FROM envrt_await_execution(:'execution');"
 
-title "7. Release, by SQL: one by its run, the others by the end of theirs"
+if [ -n "$has_sandboxes" ]; then
+	title "7. Files: one from the server into the sandbox, its result back"
+	pushed=$ENVRT_WORK/input.txt
+	pulled=$ENVRT_WORK/output.txt
+	seq 1 100 >"$pushed"
+	show "SELECT files, bytes FROM envrt_push_files(:'lease_sandbox', :'pushed', 'input.txt');
+SELECT exit_code FROM envrt_execute(:'lease_sandbox', 'sh', ARRAY['-c', 'sort -rn input.txt | head -3 > output.txt']);
+SELECT files, bytes FROM envrt_pull_files(:'lease_sandbox', :'pulled', 'output.txt');"
+	sed 's/^/    /' "$pulled"
+	expect "what was pulled" "$(tr '\n' ' ' <"$pulled")" "100 99 98 "
+fi
+
+title "8. Release, by SQL: one by its run, the others by the end of theirs"
 show "SELECT provider, status, released_at IS NOT NULL AS is_released
 FROM envrt_release_leases(:'run_local');"
 show "UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = :'run_ssh';
@@ -216,7 +228,7 @@ if [ -n "$has_sandboxes" ]; then
 	expect "what is left of the sandbox" "$(ls -A "$ENVRT_WORK/sandboxes/leases")" ""
 fi
 
-title "8. Active leases"
+title "9. Active leases"
 show "SELECT id, provider FROM envrt.environment_leases WHERE status = 'active';"
 expect "the number of active leases" \
 	"$(query "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active';")" 0
