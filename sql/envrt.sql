@@ -905,6 +905,17 @@ CREATE VIEW envrt.stat_calls AS
     SELECT pid, method, driver, target, state, since FROM envrt.call_stats();
 COMMENT ON VIEW envrt.stat_calls IS 'Driver calls in flight: backend (null: an execution''s, which is nobody''s), method, driver, target, what it is waiting for, since when';
 
+CREATE FUNCTION envrt.latency_stats(OUT driver text, OUT method text, OUT calls bigint, OUT errors bigint, OUT total double precision,
+                                    OUT p50 double precision, OUT p95 double precision, OUT p99 double precision, OUT max double precision)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_latency_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.latency_stats() IS 'Behind the view envrt.stat_latency';
+
+CREATE VIEW envrt.stat_latency AS
+    SELECT driver, method, calls, errors, total, p50, p95, p99, max FROM envrt.latency_stats();
+COMMENT ON VIEW envrt.stat_latency IS
+'How long driver calls took since the driver host started, by driver and method: calls that have ended, errors among them (cancelled ones too), and milliseconds: their sum, percentiles (too long by an eighth at most), the longest. Without executions, which have their own times';
+
 CREATE FUNCTION envrt.ssh_session_stats(OUT host text, OUT port integer, OUT username text, OUT company_id uuid,
                                         OUT channels integer, OUT idle_since timestamptz, OUT calls bigint)
 RETURNS SETOF record
@@ -1019,6 +1030,7 @@ REVOKE ALL ON FUNCTION envrt_create_sealed_secret(uuid, text, bytea, text) FROM 
 REVOKE ALL ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.driver_host_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.call_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.latency_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.ssh_session_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.transfer_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.sandbox_stats() FROM PUBLIC;
@@ -1028,7 +1040,7 @@ REVOKE ALL ON FUNCTION envrt.disarm_fault_point(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.ssh_session_stats(), envrt.sandbox_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
-GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_ssh_sessions, envrt.stat_sandboxes, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
+GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.latency_stats(), envrt.ssh_session_stats(), envrt.sandbox_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
+GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_latency, envrt.stat_ssh_sessions, envrt.stat_sandboxes, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
 GRANT EXECUTE ON FUNCTION envrt_plugins(), envrt.plugin_metric_stats() TO pg_monitor;
 GRANT SELECT ON envrt.stat_plugins, envrt.stat_plugin_metrics TO pg_monitor;

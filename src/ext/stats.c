@@ -20,6 +20,7 @@
 
 PG_FUNCTION_INFO_V1(envrt_driver_host_stats);
 PG_FUNCTION_INFO_V1(envrt_call_stats);
+PG_FUNCTION_INFO_V1(envrt_latency_stats);
 PG_FUNCTION_INFO_V1(envrt_ssh_session_stats);
 PG_FUNCTION_INFO_V1(envrt_transfer_stats);
 PG_FUNCTION_INFO_V1(envrt_sandbox_stats);
@@ -138,6 +139,34 @@ envrt_call_stats(PG_FUNCTION_ARGS)
 		values[3] = text_member(call, "target", &nulls[3]);
 		values[4] = text_member(call, "state", &nulls[4]);
 		values[5] = timestamp_member(call, "startedAt", &nulls[5]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt.latency_stats()
+ */
+Datum
+envrt_latency_stats(PG_FUNCTION_ARGS)
+{
+	static const char *const times[] = {"totalUs", "p50Us", "p95Us", "p99Us", "maxUs"};
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	size_t i;
+	json_t *latency;
+
+	compat_begin_result_set(fcinfo);
+	json_array_foreach(json_object_get(ask_driver_host(), "latency"), i, latency)
+	{
+		Datum values[9];
+		bool nulls[9] = {false};
+
+		values[0] = text_member(latency, "driver", &nulls[0]);
+		values[1] = text_member(latency, "method", &nulls[1]);
+		values[2] = Int64GetDatum(integer_member(latency, "calls"));
+		values[3] = Int64GetDatum(integer_member(latency, "errors"));
+		for (int j = 0; j < lengthof(times); j++)
+			values[4 + j] = Float8GetDatum((double) integer_member(latency, times[j]) / 1000.0);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -14,8 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <uv.h>
+
 #include "call.h"
 #include "jsonrpc.h"
+#include "latency.h"
 #include "memory.h"
 #include "server.h"
 #include "timer.h"
@@ -38,6 +41,7 @@ struct Call
 	char *target;
 	const char *state;
 	int64_t started_at;
+	uint64_t began; /* by uv_hrtime() */
 	CallCancelled cancelled;
 	void *data;
 	void (*room)(void *data);
@@ -67,6 +71,7 @@ begin(const char *method, const char *driver)
 	call->driver = driver ? xstrdup(driver) : NULL;
 	call->state = "starting";
 	call->started_at = epoch_ms();
+	call->began = uv_hrtime();
 	call->next = first_call;
 	if (first_call != NULL)
 		first_call->previous = call;
@@ -178,6 +183,14 @@ call_tell_room(const Call *call)
 		call->room(call->room_data);
 }
 
+/* Those of the host's own are as long as their commands, and not what anybody waits for. */
+static void
+note_latency(const Call *call, bool failed)
+{
+	if (call->sink == NULL)
+		latency_note(call->driver, call->method, (uv_hrtime() - call->began) / 1000, failed);
+}
+
 static void
 call_free(Call *call)
 {
@@ -204,6 +217,7 @@ call_end(Call *call, json_t *result, HostError *error)
 	void *sink_data = call->sink_data;
 	json_t *id = json_incref(call->id);
 
+	note_latency(call, error != NULL);
 	call_free(call);
 	if (sink != NULL)
 		sink->ended(sink_data, result, error);
@@ -232,6 +246,7 @@ call_cancel(Call *call)
 	CallCancelled cancelled = call->cancelled;
 	void *data = call->data;
 
+	note_latency(call, true);
 	call_free(call);
 	if (cancelled != NULL)
 		cancelled(data);

@@ -33,6 +33,7 @@
 
 #include "files_process.h"
 #include "jsonrpc.h"
+#include "latency.h"
 #include "lease_operation.h"
 #include "log.h"
 #include "long_execution.h"
@@ -303,6 +304,7 @@ shut_down(void)
 	allowed_hosts_free(settings.allowed_hosts);
 	settings.allowed_hosts = NULL;
 	sandbox_leases_close();
+	latencies_close();
 	sandbox_place_clear();
 	sandbox_files_close();
 	sandbox_cgroups_close();

@@ -29,6 +29,7 @@
 #include "driver.h"
 #include "host_instance.h"
 #include "jsonrpc.h"
+#include "latency.h"
 #include "lease_keys.h"
 #include "log.h"
 #include "long_execution.h"
@@ -210,6 +211,7 @@ stats(void)
 	json_object_set_new(host, "leaseKeys", json_integer((json_int_t) lease_keys_count()));
 	json_object_set_new(result, "host", host);
 	json_object_set_new(result, "calls", calls_describe());
+	json_object_set_new(result, "latency", latencies_describe());
 	json_object_set_new(result, "sshSessions", ssh_pool_describe());
 	json_object_set_new(result, "plugins", plugins_describe());
 	json_object_set_new(result, "sandboxes", sandbox_leases_describe());

@@ -23,6 +23,7 @@
 #include "glob.h"
 #include "host_error.h"
 #include "known_hosts.h"
+#include "latency.h"
 #include "lease_keys.h"
 #include "memory.h"
 #include "plugin_manifest.h"
@@ -590,6 +591,62 @@ test_lease_keys(void)
 	ok(lease_keys_count() == 0, "leases: all gone");
 }
 
+static json_int_t
+latency_of(const char *driver, const char *key)
+{
+	json_t *list = latencies_describe();
+	json_int_t value = -1;
+	size_t index;
+	json_t *row;
+
+	json_array_foreach(list, index, row)
+	{
+		const char *name = json_string_value(json_object_get(row, "driver"));
+
+		if (strcmp(name ? name : "none", driver) == 0)
+			value = json_integer_value(json_object_get(row, key));
+	}
+	json_decref(list);
+	return value;
+}
+
+static void
+test_latency(void)
+{
+	char name[16];
+
+	for (uint64_t i = 1; i <= 1000; i++)
+		latency_note("a", "execute", i * 1000, i % 10 == 0);
+	ok(latency_of("a", "calls") == 1000 && latency_of("a", "errors") == 100, "latency: counts");
+	ok(latency_of("a", "totalUs") == 500500000 && latency_of("a", "maxUs") == 1000000, "... sums");
+	ok(latency_of("a", "p50Us") >= 500000 && latency_of("a", "p50Us") < 500000 * 9 / 8,
+	   "... the median");
+	ok(latency_of("a", "p95Us") >= 950000 && latency_of("a", "p99Us") <= 1000000,
+	   "... percentiles, never longer than the longest");
+	/* Every bucket's ends. */
+	for (uint64_t time = 1; time < (uint64_t) 1 << 39; time = time * 9 / 8 + 1)
+	{
+		latencies_close();
+		latency_note(NULL, "one", time, false);
+		latency_note(NULL, "one", time * 2, false);
+		if (latency_of("none", "p50Us") < (json_int_t) time ||
+		    latency_of("none", "p50Us") > (json_int_t) (time + time / 8))
+			ok(false, "latency: %llu us", (unsigned long long) time);
+	}
+	latency_note(NULL, "one", UINT64_MAX, true);
+	ok(latency_of("none", "calls") == 3, "latency: for ever");
+	for (int i = 0; i < 1000; i++)
+	{
+		snprintf(name, sizeof name, "d%d", i);
+		latency_note(name, "one", 5, false);
+	}
+	ok(latency_of("d0", "calls") == 1 && latency_of("d999", "calls") == -1 &&
+	       latency_of("other", "calls") == 801,
+	   "latency: only so many rows");
+	latencies_close();
+	ok(latency_of("other", "calls") == -1, "latency: all gone");
+}
+
 /* Feeds text to the start of a command in pieces, and returns what is the command's own. */
 static char *
 own_output(ExecuteStart *start, bool is_stderr, const char *text, size_t piece)
@@ -762,6 +819,7 @@ main(void)
 	test_manifests();
 	test_backoff();
 	test_lease_keys();
+	test_latency();
 	test_execute_start();
 	ok(ends_process(0), "execute: a process of the right age is ended");
 	ok(!ends_process(100), "... and none that is too young");

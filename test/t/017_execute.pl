@@ -96,6 +96,20 @@ for my $driver (sort keys %lease)
 	is(execute($lease, 'printf', args => array('a\\0b\\377c'))->{stdout}, Encode::encode('UTF-8', "a\x{fffd}b\x{fffd}c"), "$driver: as text, what is no text is replaced");
 }
 
+# How long it took.
+for my $driver (sort keys %lease)
+{
+	my $latency = from_json($node->safe_psql('postgres',
+			"SELECT to_jsonb(l) FROM envrt.stat_latency l WHERE method = 'environmentExecute' AND driver = '" . ($driver eq 'ssh' ? 'ssh' : 'bubblewrap') . "'"));
+
+	# One was cancelled, one had no place to be, and one a name that is none.
+	cmp_ok($latency->{calls}, '>=', 15, "$driver: calls are counted");
+	is($latency->{errors}, 3, "$driver: errors, too");
+	my @order = @$latency{qw(p50 p95 p99 max total)};
+	is_deeply([ sort { $a <=> $b } @order ], \@order, "$driver: and timed") or diag explain $latency;
+	cmp_ok($latency->{max}, '>=', 300, "$driver: in milliseconds");
+}
+
 # Secrets in env: a right of its own
 my $secret = $node->safe_psql('postgres', "SELECT envrt_create_secret('$company', 'token', 'top-secret-value')");
 my $reference = qq({"TOKEN": {"type": "secret_ref", "secretId": "$secret", "version": "latest"}});
