@@ -20,12 +20,12 @@ use Time::HiRes qw(sleep time);
 use EnvrtFixture qw(temporary_directory slurp spew processes_below);
 use EnvrtTest qw(literal from_json);
 
-# What a server's configuration needs.
+# What a server's configuration needs; more directories with plugins may be named.
 sub conf
 {
-	my $plugins = "$FindBin::RealBin/../plugins";
+	my (@more) = @_;
 
-	return 'envrt.plugin_path = ' . literal($plugins) . "\n";
+	return 'envrt.plugin_path = ' . literal(join ', ', "$FindBin::RealBin/../plugins", @more) . "\n";
 }
 
 # Options: directory (one of its own).
@@ -41,7 +41,8 @@ sub new
 	return $self;
 }
 
-# Pairs of the config; provider (journal) may be journal-keyed or journal-blind.
+# Pairs of the config; provider (journal) may be journal-keyed or journal-blind, or tempdir or
+# tempdir-keyed of EnvrtSdk.
 sub make_environment
 {
 	my ($self, $node, $company, %config) = @_;

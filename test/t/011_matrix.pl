@@ -14,9 +14,10 @@ use Time::HiRes qw(sleep time);
 use EnvrtTest;
 use EnvrtFixture qw(processes_below);
 use EnvrtProvider;
+use EnvrtSdk;
 use EnvrtSession;
 
-my $node = new_cluster('matrix', conf => EnvrtProvider::conf() . <<'CONF');
+my $node = new_cluster('matrix', conf => EnvrtProvider::conf(EnvrtSdk::plugins($EnvrtSdk::versions[0])) . <<'CONF');
 restart_after_crash = on
 autovacuum = off
 envrt.provider_timeout = '2s'
@@ -437,7 +438,10 @@ sub check
 {
 	my ($cell) = @_;
 	my $start = time;
-	my @problems = $provider->settled($control, timeout => 10);
+	my @problems;
+
+	push @problems, settle_by_hand($cell) if $cell->{unresolved};
+	push @problems, $provider->settled($control, timeout => 10);
 	my $left = 10 - (time - $start);
 
 	wait_until('what is expected', sub { true($cell->{expect}) }, $left < 0 ? 0 : $left) if !@problems;
@@ -453,8 +457,8 @@ sub run_cell
 
 	server_is_back();
 	$session = EnvrtSession->new($node) if !$session || $session->is_lost;
-	# There is one to be killed.
-	sql("SELECT envrt_probe('$cell{environment}')") if $cell{column} =~ /worker/;
+	# There is one to be killed; and one that is started slowly is there.
+	wait_until('its worker to run', sub { true("(SELECT ok FROM envrt_probe('$cell{environment}'))") }) if $cell{column} =~ /worker/ || $cell{kind};
 	my @problems = eval {
 		make_idle($cell) if $cell{reuse};
 		$cell{is_of} eq 'session' ? session_cell($cell) : scheduler_cell($cell);
@@ -463,7 +467,7 @@ sub run_cell
 	push @problems, $@ if $@;
 	$provider->clear_knobs;
 	ok(!@problems, $name) or diag join "\n", @problems;
-	$matrix{ $cell{row} }{ $cell{column} } = @problems ? 'BROKEN' : 'ok';
+	$matrix{ $cell{row} }{ $cell{column} } = @problems ? 'BROKEN' : $cell{unresolved} ? 'open' : 'ok';
 	note sprintf '%.2f s %s %s', time - $start, $name, $cell{note} // '';
 	# A failed cell leaves nothing to the next one.
 	if (@problems)
@@ -541,6 +545,25 @@ for my $point (qw(request-before-call request-after-call))
 	push @rows, { row => "resume, $point", is_of => 'scheduler', operation => 'request', reuse => 1, at_point($point) };
 }
 
+# Plugins written for the SDK can't list what exists.  One that knows its leases by their leaseId needs not;
+# of the other one nobody can tell what became of an acquire, once its worker has been killed.
+for my $kind (qw(tempdir tempdir-keyed))
+{
+	for my $when (qw(before after))
+	{
+		push @rows,
+		  {
+			row => "SDK, $kind: acquire, $when the effect", is_of => 'session', operation => 'acquire', kind => $kind,
+			provider => [ ['acquire'], $when ], blind => $kind eq 'tempdir'
+		  };
+	}
+	push @rows,
+	  {
+		row => "SDK, $kind: cleanup, after the effect", is_of => 'scheduler', operation => 'cleanup', kind => $kind,
+		provider => [ [qw(release destroy)], 'after' ]
+	  };
+}
+
 server_is_back();
 for my $row (grep { $_->{row} =~ /$only_row/ } @rows)
 {
@@ -554,8 +577,8 @@ for my $row (grep { $_->{row} =~ /$only_row/ } @rows)
 	{
 		server_is_back();
 		my $reusable = $row->{reuse} || $row->{reusable};
-		$environment = $provider->make_environment($node, $company, $reusable ? (leasePolicy => 'reuse_by_environment') : ()) if !$environment || $reusable;
-		run_cell(%$row, %way, column => $column, environment => $environment);
+		$environment = $provider->make_environment($node, $company, provider => $row->{kind} // 'journal', $reusable ? (leasePolicy => 'reuse_by_environment') : ()) if !$environment || $reusable;
+		run_cell(%$row, %way, column => $column, environment => $environment, unresolved => $row->{blind} && $column !~ /^ROLLBACK|terminate/);
 	}
 }
 
@@ -564,7 +587,7 @@ for my $row (grep { $_->{row} =~ /$only_row/ } @rows)
 #######################################################################
 
 # What has an id is released and destroyed by it, whatever else the provider can do.
-my %kinds = ('journal' => [qw(acquire resume release keep destroy)], 'journal-keyed' => ['acquire'], 'journal-blind' => [qw(acquire resume release)]);
+my %kinds = ('tempdir' => [qw(acquire resume release)], 'tempdir-keyed' => ['acquire'], 'journal' => [qw(acquire resume release keep destroy)], 'journal-keyed' => ['acquire'], 'journal-blind' => [qw(acquire resume release)]);
 my @troubles = qw(fail die-before die-after hang stall);
 my %troubles;
 
@@ -630,7 +653,7 @@ sub trouble_cell
 	my $asked = $asked{ $cell->{asked} };
 	my $verb = $asked->{verb} // $cell->{asked};
 	my $trouble = $cell->{trouble};
-	my $blind = $cell->{kind} eq 'journal-blind' && $verb eq 'acquire';
+	my $blind = $cell->{kind} =~ /^(journal-blind|tempdir)$/ && $verb eq 'acquire';
 	my @problems;
 
 	$asked->{prepare}->($cell) if $asked->{prepare};
@@ -674,6 +697,8 @@ for my $kind (sort keys %kinds)
 			new_driver_host();
 			my %cell = (asked => $asked, kind => $kind, trouble => $trouble);
 			$cell{environment} = $provider->make_environment($node, $company, provider => $kind, $asked{$asked}{reusable} ? (leasePolicy => 'reuse_by_environment') : ());
+			# Node may need longer than its calls may take.
+			wait_until('its worker to run', sub { true("(SELECT ok FROM envrt_probe('$cell{environment}'))") }) if $kind =~ /^tempdir/;
 			my @problems = eval { trouble_cell(\%cell) };
 			push @problems, $@ if $@;
 			$provider->clear_knobs;
@@ -692,15 +717,15 @@ is(join("\n", map { $_->settled($control, cleaned => 1) } @providers), '', 'all 
 is(join("\n", map { map { "@$_" } $_->sandboxes } @providers), '', 'and nothing exists');
 
 my @names = map { $_->{row} } @rows;
-diag sprintf '%-34s %s', '', join ' ', map { sprintf '%-6s', $_ } 1 .. @columns;
+diag sprintf '%-46s %s', '', join ' ', map { sprintf '%-6s', $_ } 1 .. @columns;
 for my $name (grep { $matrix{$_} } @names)
 {
-	diag sprintf '%-34s %s', $name, join ' ', map { sprintf '%-6s', $matrix{$name}{$_} // '-' } @columns;
+	diag sprintf '%-46s %s', $name, join ' ', map { sprintf '%-6s', $matrix{$name}{$_} // '-' } @columns;
 }
 diag sprintf '%d: %s', $_ + 1, $columns[$_] for 0 .. $#columns;
-diag sprintf '%-34s %s', '', join ' ', map { sprintf '%-10s', $_ } @troubles;
+diag sprintf '%-46s %s', '', join ' ', map { sprintf '%-10s', $_ } @troubles;
 for my $name (sort keys %troubles)
 {
-	diag sprintf '%-34s %s', $name, join ' ', map { sprintf '%-10s', $troubles{$name}{$_} // '-' } @troubles;
+	diag sprintf '%-46s %s', $name, join ' ', map { sprintf '%-10s', $troubles{$name}{$_} // '-' } @troubles;
 }
 done_testing();
