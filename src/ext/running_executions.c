@@ -51,6 +51,8 @@
 
 /* Each takes two of the driver host's calls, and others want some, too. */
 #define MAX_RUNNING Max(envrt_max_calls / 4, 1)
+/* Each is a durable commit; then others have their turn. */
+#define MAX_STARTS 16
 #define RETRY_MS 1000
 #define LOCKED_RETRY_MS 200
 #define START_MS 30000
@@ -93,6 +95,7 @@ static dlist_head executions = DLIST_STATIC_INIT(executions);
 static int nexecutions = 0;
 static char host[64] = ""; /* the driver host that they are of; "": none yet */
 static bool look = true;
+static int nstarted = 0;  /* in this look */
 static bool full = false; /* some are queued for whom there is no room */
 static TimestampTz look_at = DT_NOEND;
 static TimestampTz purge_at = DT_NOBEGIN;
@@ -241,24 +244,41 @@ set_error_end(Running *running, const json_t *error)
 	end->hint = end_text(running, json_string_value(json_object_get(data, "hint")));
 }
 
-/* An ERROR of ours as an end; the transaction is over afterwards. */
+/* Whether the same may work in a moment. */
+static bool
+is_passing(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+	       error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+	       error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
+}
+
+/* An ERROR of ours as an end, unless it is one that passes; the transaction is over afterwards. */
 static void
 set_caught_end(Running *running, MemoryContext context)
 {
 	ErrorData *error;
-	ExecutionEnd *end = set_end(running, "failed");
 
-	MemoryContextSwitchTo(running->end_context);
+	MemoryContextSwitchTo(context);
 	HOLD_INTERRUPTS();
 	error = CopyErrorData();
 	FlushErrorState();
 	AbortCurrentTransaction();
 	RESUME_INTERRUPTS();
-	end->sqlstate = MemoryContextStrdup(running->end_context, unpack_sql_state(error->sqlerrcode));
-	end->message = error->message;
-	end->detail = error->detail;
-	end->hint = error->hint;
 	MemoryContextSwitchTo(context);
+	if (!is_passing(error))
+	{
+		ExecutionEnd *end = set_end(running, "failed");
+		MemoryContext of_end = running->end_context;
+
+		end->sqlstate = MemoryContextStrdup(of_end, unpack_sql_state(error->sqlerrcode));
+		end->message = MemoryContextStrdup(of_end, error->message);
+		if (error->detail != NULL)
+			end->detail = MemoryContextStrdup(of_end, error->detail);
+		if (error->hint != NULL)
+			end->hint = MemoryContextStrdup(of_end, error->hint);
+	}
+	FreeErrorData(error);
 }
 
 static void
@@ -408,6 +428,9 @@ start(Running *running, bool queued)
 	PG_TRY();
 	{
 		params = prepare(running, queued);
+		/* Somebody has deleted its row. */
+		if (params == NULL && !queued)
+			set_lost(running, "It is not in the table any more.");
 	}
 	PG_CATCH();
 	{
@@ -417,8 +440,7 @@ start(Running *running, bool queued)
 	MemoryContextSwitchTo(context);
 	if (params == NULL)
 	{
-		if (running->end == NULL)
-			retry_later(running, LOCKED_RETRY_MS);
+		retry_later(running, LOCKED_RETRY_MS);
 		return;
 	}
 	FAULT_POINT("execution-before-start");
@@ -605,6 +627,31 @@ cancel(Running *running)
 	                                        nothing_answered, NULL);
 }
 
+/* Writes down how it ended; the driver host can forget it, whatever it knew of it. */
+static void
+finish(Running *running)
+{
+	if (!write_end(running))
+	{
+		retry_later(running, LOCKED_RETRY_MS);
+		return;
+	}
+	if (running->to_cancel && !running->cancelled)
+		cancel(running);
+	(void) driver_client_call("envrt/executionForget", id_params(running), CANCEL_MS,
+	                          nothing_answered, NULL);
+	drop(running);
+	if (purge_at == DT_NOEND)
+		purge_at = DT_NOBEGIN;
+	ConditionVariableBroadcast(&shared_state->leases_changed);
+}
+
+static bool
+is_in_flight(const Running *running)
+{
+	return running->phase == PHASE_STARTING || running->phase == PHASE_READING;
+}
+
 /* Goes on with one execution, as far as that can be done without waiting. */
 static void
 advance(Running *running)
@@ -616,22 +663,14 @@ advance(Running *running)
 	if (running->end == NULL && running->phase == PHASE_START && running->to_cancel &&
 	    !running->told)
 		set_end(running, "cancelled");
-	if (running->end != NULL)
+	if (running->end != NULL && !is_in_flight(running))
 	{
-		if (write_end(running))
-		{
-			if (running->phase != PHASE_START)
-				(void) driver_client_call("envrt/executionForget", id_params(running), CANCEL_MS,
-				                          nothing_answered, NULL);
-			drop(running);
-			if (purge_at == DT_NOEND)
-				purge_at = DT_NOBEGIN;
-			ConditionVariableBroadcast(&shared_state->leases_changed);
-		}
-		else
-			retry_later(running, LOCKED_RETRY_MS);
+		finish(running);
 		return;
 	}
+	/* Before it has said who it is, a driver host may be another one. */
+	if (running->end != NULL || driver_client_instance() == NULL)
+		return;
 	if (running->to_cancel && !running->cancelled && running->phase != PHASE_START)
 		cancel(running);
 	if (running->phase == PHASE_START)
@@ -685,7 +724,10 @@ take_row(SchedulerSlot *slot, const ExecutionRow *row)
 		if (running->to_cancel)
 			set_end(running, "cancelled");
 		else if (!running->check_lease)
+		{
 			start(running, true);
+			nstarted++;
+		}
 		/* Not begun: the row says it all, next time. */
 		if (running->phase == PHASE_START && running->end == NULL)
 		{
@@ -724,7 +766,8 @@ look_at_rows(SchedulerSlot *slot)
 
 	look = full = false;
 	look_at = DT_NOEND;
-	while (!last && !full)
+	nstarted = 0;
+	while (!last && !full && nstarted < MAX_STARTS)
 	{
 		ExecutionRow *volatile rows = NULL;
 		volatile int count = 0;
@@ -754,7 +797,7 @@ look_at_rows(SchedulerSlot *slot)
 		}
 		PG_END_TRY();
 		MemoryContextSwitchTo(context);
-		for (int i = 0; i < count; i++)
+		for (int i = 0; i < count && nstarted < MAX_STARTS; i++)
 		{
 			Running *known = find(&rows[i].id);
 
@@ -765,6 +808,8 @@ look_at_rows(SchedulerSlot *slot)
 				known->to_cancel = true;
 		}
 	}
+	if (nstarted == MAX_STARTS)
+		look = true;
 	publish(slot);
 	ConditionVariableBroadcast(&shared_state->leases_changed);
 }
@@ -823,8 +868,7 @@ next_of(const Running *running, TimestampTz now)
 {
 	if (running->retry_at != DT_NOBEGIN)
 		return running->retry_at;
-	if (running->phase == PHASE_STARTING || running->phase == PHASE_READING ||
-	    driver_client_instance() == NULL)
+	if (is_in_flight(running) || driver_client_instance() == NULL)
 		return DT_NOEND;
 	return now;
 }
@@ -838,16 +882,20 @@ running_executions_tend(SchedulerSlot *slot)
 	TimestampTz next;
 	dlist_mutable_iter iter;
 	int before = nexecutions;
+	/* Without a driver host nothing is begun, and what runs is not judged. */
+	bool is_connected;
+	bool is_due;
 
 	notice_host();
+	is_connected = driver_client_instance() != NULL;
+	is_due = is_connected && (look || look_at <= now);
 	if (purge_retention != envrt_execution_retention)
 		purge_at = DT_NOBEGIN;
-	if (nexecutions == 0 && !look && look_at > now && purge_at > now)
-		return Min(look_at, purge_at);
+	if (nexecutions == 0 && !is_due && purge_at > now)
+		return is_connected ? Min(look_at, purge_at) : purge_at;
 	context = AllocSetContextCreate(TopMemoryContext, "envrt executions", ALLOCSET_DEFAULT_SIZES);
 	previous = MemoryContextSwitchTo(context);
-	/* Without a driver host nothing is begun, and what runs is not judged. */
-	if ((look || look_at <= now) && host[0] != '\0')
+	if (is_due)
 		look_at_rows(slot);
 	dlist_foreach_modify(iter, &executions)
 	{
@@ -863,12 +911,14 @@ running_executions_tend(SchedulerSlot *slot)
 		purge();
 	if (nexecutions != before)
 		publish(slot);
-	next = Min(look_at, purge_at);
+	next = purge_at;
+	if (is_connected)
+		next = look ? now : Min(next, look_at);
 	dlist_foreach_modify(iter, &executions)
 	{
 		next = Min(next, next_of(dlist_container(Running, node, iter.cur), now));
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	return look && host[0] != '\0' ? now : next;
+	return next;
 }

@@ -209,6 +209,24 @@ $node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.execu
 	await_state($id, 'cancelled');
 }
 
+# A table that somebody has locked delays a start, and does no more.
+{
+	my $session = EnvrtSession->new($node);
+
+	$node->safe_psql('postgres', "SELECT envrt.arm_fault_point('execution-before-start')");
+	my $first = start('ssh', 'true');
+	wait_until_sql($node, 'SELECT waiting = 1 FROM envrt.stat_fault_points', 'the scheduler is there');
+	my $second = start('ssh', 'echo after all');
+	$session->run('BEGIN; LOCK TABLE envrt.environments IN ACCESS EXCLUSIVE MODE');
+	$node->safe_psql('postgres', "SELECT envrt.disarm_fault_point('execution-before-start')");
+	wait_until_sql($node, "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND relation = 'envrt.environments'::regclass AND pid = " . scheduler(),
+		'the scheduler finds the table locked');
+	await_state($first, 'exited');
+	is(state($second), 'queued', 'an execution that can\'t start for a lock waits');
+	$session->run('COMMIT');
+	is(await_execution($second)->{stdout}, "after all\n", '... and starts when it can');
+}
+
 # Limits of what is kept
 {
 	my $id = start('ssh', 'head -c 300000 /dev/zero | tr "\\0" x');
