@@ -10,6 +10,8 @@ use lib "$FindBin::RealBin/../lib";
 use Test::More;
 use Time::HiRes qw(time);
 use EnvrtTest;
+use EnvrtProvider;
+use EnvrtRecorder;
 use EnvrtSession;
 
 my $sandboxes = temporary_directory();
@@ -19,6 +21,7 @@ my $node = new_cluster('executions', conf => join "\n",
 	'envrt.sandbox_on_data_filesystem = on',
 	"envrt.max_output = '64 kB'",
 	'restart_after_crash = on',
+	EnvrtProvider::conf(),
 	'');
 my $company = make_company($node);
 my %environment = (ssh => make_ssh_environment($node, $company, $sshd));
@@ -313,6 +316,20 @@ for my $driver (sort keys %lease)
 	unlink "$workspace{ssh}/go";
 	$node->append_conf('postgresql.conf', 'envrt.max_calls = 1000');
 	$node->reload;
+}
+
+# In a lease of a plugin, which has its output only at the end
+{
+	my $recorder = EnvrtRecorder->new($node, $company, environmentExecute => { exitCode => 4, signal => undef, timedOut => JSON::PP::false, stdout => "from a plugin\n", stderr => "too\n" });
+	my $lease = acquire($node, $company, $recorder->sandbox, $run)->{id};
+	my $result = await_execution($node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'anything', ARRAY['x'], timeout => '5 s')"));
+
+	is_deeply([ @$result{qw(exit_code stdout stderr)} ], [ 4, "from a plugin\n", "too\n" ], 'a plugin runs one');
+	my ($call) = grep { $_->[0] eq 'environmentExecute' } $recorder->calls;
+	is_deeply([ @{ $call->[1] }{qw(command args timeoutMs)} ], [ 'anything', ['x'], 5000 ], '... as it was asked');
+	ok(!exists $call->[1]{executionId} && !exists $call->[1]{stream}, '... and no other way');
+	my ($state, $message) = sql_state($node, "SELECT envrt_await_execution('" . $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'die')") . "')");
+	is($state, '38000', 'a plugin that dies is an error');
 }
 
 # The end of the run
