@@ -23,6 +23,8 @@
 #define DEFAULT_GRACE_MS 2000
 #define DEFAULT_MAX_OUTPUT (1024 * 1024)
 #define MAX_MS 86400000
+/* What may take longer than commands do that are given no time has a lifeline. */
+#define LONG_MS 300000
 /* Two streams of it, as base64, fit into a line. */
 #define LARGEST_MAX_OUTPUT (5 * 1024 * 1024)
 
@@ -243,6 +245,7 @@ execute_request_new(const json_t *params, const char *default_cwd, HostError **e
 		take_cwd(request, params, default_cwd, error);
 	if (*error == NULL)
 		take_kind(request, params, error);
+	request->lifeline = request->stream || request->timeout_ms > LONG_MS;
 	if (*error == NULL)
 		return request;
 	execute_request_free(request);

@@ -36,6 +36,7 @@ typedef struct ExecuteRequest
 	size_t max_output; /* of each stream */
 	bool base64;
 	bool stream;
+	bool lifeline; /* it may run for long: nobody but itself must be needed to end it */
 } ExecuteRequest;
 
 /*

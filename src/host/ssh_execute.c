@@ -19,8 +19,8 @@
  * same session, since few servers heed the signals of the protocol.  A server that
  * opens none gets it over whatever session the pool has, and failing that by the
  * protocol.  When the client goes, its execution goes on without it in just this way
- * until the command has ended; when the host ends, that is hurried.  One whose output is
- * streamed may run for long, so it has a lifeline besides (ssh_execute_script.c), for the
+ * until the command has ended; when the host ends, that is hurried.  One that may run
+ * for long has a lifeline besides (ssh_execute_script.c), for the
  * host that has no time to do anything.  Without a connection
  * (it was lost, or there was none in time) it is done over a new one, once, by a
  * command that does both signals: an Ending, which lives by itself.
@@ -606,7 +606,7 @@ ssh_execute(Call *call, const json_t *params)
 	spec.command_ms = request->connect_ms;
 	spec.input.data = execution->input.data;
 	spec.input.length = execution->input.length;
-	spec.input.keep = execution->keeps_input = request->stream;
+	spec.input.keep = execution->keeps_input = request->lifeline;
 	spec.accepted = accepted;
 	spec.output = output;
 	spec.progress = progress;

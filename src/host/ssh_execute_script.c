@@ -169,7 +169,7 @@ make_script(const ExecuteRequest *request, Bytes *script)
 		}
 		append_text(script, "||exit;");
 	}
-	if (request->stream)
+	if (request->lifeline)
 	{
 		char call[64];
 
@@ -221,7 +221,7 @@ ssh_execute_input(const ExecuteRequest *request, Bytes *input)
 	append_secret(input, request->input.data ? request->input.data : "", request->input.length);
 	explicit_bzero(script.data, script.allocated);
 	bytes_free(&script);
-	return printable && !request->stream;
+	return printable && !request->lifeline;
 }
 
 /*

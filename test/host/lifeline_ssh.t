@@ -1,5 +1,5 @@
 #!/usr/bin/perl
-# Commands over ssh whose output is streamed end when the host that runs them does, whatever ends it, and with
+# Commands over ssh that may run for long end when the host that runs them does, whatever ends it, and with
 # their connection; and but for that they are as others are.
 
 use strict;
@@ -211,6 +211,15 @@ for my $name (sort keys %stubborn)
 	wait_until("the group is gone", sub { !members_of($group) }, 5);
 	$host = start_host(control => {});
 }
+
+# One that is not streamed, but may take its time.
+$night = night();
+my @patient = start($night, 'sleep 1000; :', stream => undef, timeoutMs => 300_001);
+kill 'KILL', $host->{pid};
+waitpid $host->{pid}, 0;
+EnvrtFixture::unregister($host);
+gone($night, 'a command that may run for long ends when the host is killed', 5);
+$host = start_host(control => {});
 
 # The end of the control channel.
 $night = night();
