@@ -56,6 +56,7 @@ struct SshChannel
 	bool asked;       /* the command was sent */
 	bool paused;      /* the owner wants no output at present */
 	bool told_exit;
+	bool told_drained;
 	const char *to_signal;  /* a signal to be sent; NULL: none */
 	bool kill;              /* abandoned, and the command is to be ended */
 	uint64_t closing_since; /* since when it is abandoned */
@@ -167,6 +168,15 @@ ssh_channel_abandon(SshChannel *channel, bool kill)
 	channel->kill = kill;
 	channel->closing_since = now_ms();
 	channel->input.data = NULL;
+	ssh_session_advance_soon(channel->list->session);
+}
+
+void
+ssh_channel_give(SshChannel *channel, const char *data, size_t length)
+{
+	channel->input.data = data;
+	channel->input.length = length;
+	channel->told_drained = false;
 	ssh_session_advance_soon(channel->list->session);
 }
 
@@ -317,28 +327,35 @@ advance_asking(SshChannel *channel)
 	}
 }
 
-/* Hands over what libssh has kept; it has room for more then, and tells the server. */
+/*
+ * Hands over what libssh has kept, all of it, whether the owner takes a pause meanwhile or not:
+ * at a part of it libssh would tell the server of room for more, as if the rest were not
+ * there, and so keep more and more.
+ */
 static void
 deliver_held(SshChannel *channel)
 {
 	char bytes[16384];
 
+	channel->held = false;
 	for (int is_stderr = 0; is_stderr < 2; is_stderr++)
 	{
-		int count;
+		int left = ssh_channel_poll(channel->channel, is_stderr);
 
-		while (channel->owner != NULL && !channel->paused &&
-		       (count = ssh_channel_read_nonblocking(channel->channel, bytes, sizeof bytes,
-		                                             is_stderr)) > 0)
+		while (channel->owner != NULL && left > 0)
 		{
+			uint32_t wanted = left < (int) sizeof bytes ? (uint32_t) left : sizeof bytes;
+			int count = ssh_channel_read_nonblocking(channel->channel, bytes, wanted, is_stderr);
+
+			if (count <= 0)
+				break;
 			channel->paused =
 			    !channel->events->data(channel->owner, bytes, (size_t) count, is_stderr != 0);
 			channel->has_data = true;
+			left -= count;
 		}
 	}
 	explicit_bzero(bytes, sizeof bytes);
-	if (!channel->paused)
-		channel->held = false;
 }
 
 static void
@@ -360,6 +377,12 @@ advance_running(SshChannel *channel)
 {
 	if (channel->owner != NULL)
 		send_input(channel);
+	if (channel->owner != NULL && channel->events->drained != NULL && channel->input.keep &&
+	    channel->input.length == 0 && !channel->told_drained)
+	{
+		channel->told_drained = true;
+		channel->events->drained(channel->owner);
+	}
 	if (channel->owner != NULL && channel->held && !channel->paused)
 		deliver_held(channel);
 	if (channel->to_signal != NULL && !channel->closed && !has_exited(channel))

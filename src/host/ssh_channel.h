@@ -49,6 +49,9 @@ typedef struct SshChannelEvents
 	/* After data(): here anything may be done. */
 	void (*progress)(void *owner);
 
+	/* All input that was given has been sent, and more may be given.  May be NULL. */
+	void (*drained)(void *owner);
+
 	/*
 	 * The command has ended, in one of the first two ways.  Output of it may still come,
 	 * and so may that of what it left behind, without which the channel would be
@@ -74,6 +77,9 @@ typedef struct ChannelInput
  */
 extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
                                    ChannelInput input, const SshChannelEvents *events, void *owner);
+
+/* More for an input that is kept, when what was given has been sent. */
+extern void ssh_channel_give(SshChannel *channel, const char *data, size_t length);
 
 /* An input that was to be kept ends with its data after all. */
 extern void ssh_channel_end_input(SshChannel *channel);

@@ -130,6 +130,12 @@ ssh_command_distrust(SshCommand *command)
 }
 
 void
+ssh_command_give(SshCommand *command, const char *data, size_t length)
+{
+	ssh_channel_give(command->channel, data, length);
+}
+
+void
 ssh_command_end_input(SshCommand *command)
 {
 	ssh_channel_end_input(command->channel);
@@ -295,6 +301,15 @@ channel_progress(void *owner)
 }
 
 static void
+channel_drained(void *owner)
+{
+	SshCommand *command = owner;
+
+	if (command->spec.drained != NULL)
+		command->spec.drained(command->spec.data);
+}
+
+static void
 note_exit(SshCommand *command, const ChannelEnd *end)
 {
 	command->result.exited = end->kind == CHANNEL_EXITED;
@@ -374,6 +389,7 @@ static const SshChannelEvents channel_events = {.opened = channel_opened,
                                                 .accepted = channel_accepted,
                                                 .data = channel_data,
                                                 .progress = channel_progress,
+                                                .drained = channel_drained,
                                                 .exited = channel_exited,
                                                 .ended = channel_ended};
 

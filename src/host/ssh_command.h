@@ -43,6 +43,7 @@ typedef struct SshCommandSpec
 	/* As the data() and progress() of a channel; done() gets no output then. */
 	bool (*output)(void *data, bool is_stderr, const char *bytes, size_t length);
 	void (*progress)(void *data);
+	void (*drained)(void *data); /* the same of the input, which is kept; may be NULL */
 	void (*exited)(
 	    void *data); /* done() comes when its output is closed, or by ssh_command_leave() */
 
@@ -74,6 +75,9 @@ extern void ssh_command_leave(SshCommand *command);
 
 /* As ssh_command_cancel(), and nobody else gets that session any more. */
 extern void ssh_command_distrust(SshCommand *command);
+
+/* More of its input, which was to be kept open; when it was drained. */
+extern void ssh_command_give(SshCommand *command, const char *data, size_t length);
 
 /* Its input, which was to be kept open, ends with its data after all. */
 extern void ssh_command_end_input(SshCommand *command);

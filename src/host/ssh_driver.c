@@ -1,7 +1,7 @@
 /*
  * ssh_driver.c
  *		The ssh driver: environmentAcquireLease and environmentProbe; for
- *		environmentExecute see ssh_execute.c.
+ *		environmentExecute see ssh_execute.c, for transfers of files ssh_transfer.c.
  *
  * Both run the one remote command of ssh_script.c, which makes and enters the
  * workspace path and, for an acquire, looks for an API that answers there.  An ssh
@@ -23,6 +23,7 @@
 #include "ssh_destination.h"
 #include "ssh_execute.h"
 #include "ssh_script.h"
+#include "ssh_transfer.h"
 
 #define MAX_OUTPUT (256 * 1024)
 #define MAX_CANDIDATES 100
@@ -397,9 +398,21 @@ probe(Call *call, const json_t *params)
 	start(call, params, true);
 }
 
-static const DriverMethod methods[] = {{"environmentAcquireLease", acquire_lease},
-                                       {"environmentProbe", probe},
-                                       {"environmentExecute", ssh_execute},
-                                       {NULL, NULL}};
+static void
+push_files(Call *call, const json_t *params)
+{
+	ssh_transfer(call, params, true);
+}
+
+static void
+pull_files(Call *call, const json_t *params)
+{
+	ssh_transfer(call, params, false);
+}
+
+static const DriverMethod methods[] = {
+    {"environmentAcquireLease", acquire_lease}, {"environmentProbe", probe},
+    {"environmentExecute", ssh_execute},        {"environmentPushFiles", push_files},
+    {"environmentPullFiles", pull_files},       {NULL, NULL}};
 
 const Driver ssh_driver = {"ssh", methods};

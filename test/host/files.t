@@ -231,6 +231,217 @@ for my $signal (qw(TERM KILL))
 }
 
 #######################################################################
+# The ssh driver
+#######################################################################
+
+my $source = "$base/source";
+
+mkdir $source;
+mkdir "$source/empty";
+mkdir "$source/deep";
+spew("$source/deep/$_", 'x' x $_, 0400 + ($_ % 8) * 8) for 1 .. 300;
+spew("$source/script", "#!/bin/sh\n", 0755);
+symlink '/etc/passwd', "$source/link";
+symlink '../outside', "$source/out";
+spew("$source/\xff\n name", 'bytes');
+chmod 0500, "$source/deep";
+
+# Names, kinds, permissions, targets and contents below a directory.
+sub digest
+{
+	my ($directory) = @_;
+
+	return `cd '$directory' && find . -mindepth 1 ! -type l -printf '%P %y %m %s\\n' -o -type l -printf '%P %y %l\\n' | LC_ALL=C sort; find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum`;
+}
+
+# The processes of a host that move files.
+sub movers
+{
+	my ($host) = @_;
+
+	return grep { (eval { slurp("/proc/$_/cmdline") } // '') =~ /^(?:envrt_files|bwrap)\0/ } EnvrtFixture::processes_below($host->{pid});
+}
+
+sub no_process_left
+{
+	my ($host, $name) = @_;
+
+	ok(eval { wait_until('they are gone', sub { !movers($host) }); 1 }, $name);
+	ok(eval { wait_until('the transfer is over', sub { !@{ $host->stats->{transfers} } }); 1 }, '... nor a transfer');
+	return;
+}
+
+sub moved
+{
+	my ($host) = @_;
+
+	return wait_until('something was moved', sub { (grep { $_->{bytes} > 1_000_000 } @{ $host->stats->{transfers} })[0] });
+}
+
+sub gone_or
+{
+	my ($directory, $expected, $name) = @_;
+
+	# The other side of a connection is as fast as it is.
+	eval { wait_until('nothing else is left', sub { listing($directory) eq $expected }) };
+	return is(listing($directory), $expected, $name);
+}
+
+my $big = "$base/big";
+system 'truncate', '-s', '900G', $big;
+
+# What comes first in the PATH of commands there, later on.
+my $bin = "$base/bin";
+mkdir $bin;
+my $sshd = EnvrtFixture::Sshd->new->start;
+
+{
+	my $host = start_host(control => {});
+	my $client = $host->connect;
+	my $workspace = "$sshd->{directory}/home/workspace";
+	my $remote = sub {
+		my ($method, %other) = @_;
+
+		return {
+			%{ HostTest::request(ssh_config($sshd)) },
+			lease => { id => '10000000-0000-4000-8000-000000000001', metadata => { remoteCwd => $workspace } },
+			%other
+		};
+	};
+	my $push = sub { return $client->call('environmentPushFiles', $remote->('push', @_), 60) };
+	my $pull = sub { return $client->call('environmentPullFiles', $remote->('pull', @_), 60) };
+
+	is_error($push->(localPath => $source), '55000', qr/can't be entered/, 'ssh: a workspace that is not there');
+	mkdir $workspace;
+	for my $tar (qw(gnu busybox))
+	{
+		if ($tar eq 'busybox')
+		{
+			next if !-x '/bin/busybox';
+			# For each of what the script runs.
+			symlink '/bin/busybox', "$bin/$_" for qw(tar find mv rm mkdir chmod);
+			spew("$sshd->{directory}/home/.profile", '');
+			$sshd->stop;
+			$sshd->{options}{extra} = ["SetEnv PATH=$bin:/usr/bin:/bin"];
+			$sshd->start;
+		}
+		is_deeply($push->(localPath => $source)->{result}, { files => 304, bytes => 45165 }, "$tar: a push");
+		is(digest($workspace), digest($source), '... brings all as it is');
+		is((stat "$workspace/script")[9], (stat "$source/script")[9], '... with its time');
+		spew("$workspace/other", 'stays');
+		spew("$workspace/script", 'is replaced');
+		chmod 0700, "$workspace/deep";
+		unlink "$workspace/deep/1";
+		is($push->(localPath => $source)->{result}{files}, 304, "$tar: the same again");
+		is(slurp("$workspace/other"), 'stays', '... leaves what else is there');
+		is(slurp("$workspace/script"), "#!/bin/sh\n", '... replaces what is');
+		is(slurp("$workspace/deep/1"), 'x', '... and brings what is not');
+		unlink "$workspace/other";
+		chmod 0500, "$workspace/deep";
+		is_deeply($pull->(localPath => "$base/pulled_$tar")->{result}, { files => 304, bytes => 45165 }, "$tar: a pull");
+		is(digest("$base/pulled_$tar"), digest($source), '... brings it back');
+		is_deeply($push->(localPath => "$source/script", remotePath => 'new/place/s')->{result}, { files => 1, bytes => 10 }, "$tar: a push of a file");
+		is(slurp("$workspace/new/place/s"), "#!/bin/sh\n", '... to a place that was not there');
+		$push->(localPath => "$source/script", remotePath => "$workspace/new");
+		ok(-x "$workspace/new/script", '... into a directory, by an absolute path');
+		$push->(localPath => "$source/script", remotePath => 'made/');
+		ok(-x "$workspace/made/script", '... into one that is to be made');
+		is_deeply($pull->(localPath => "$base/single", remotePath => 'new/script')->{result}, { files => 1, bytes => 10 }, "$tar: a pull of a file");
+		is(slurp("$base/single"), "#!/bin/sh\n", '... as it is');
+		system 'chmod', '-R', 'u+rwx', $workspace;
+		system "rm -rf '$workspace'; mkdir '$workspace'";
+	}
+
+	# Links
+	symlink $outside, "$workspace/link";
+	symlink "$outside/secret", "$workspace/script";
+	symlink $outside, "$workspace/deep";
+	is_error($push->(localPath => $source, remotePath => 'link'), '22023', qr/no directory/, 'a push to a link');
+	is_error($push->(localPath => $source, remotePath => 'link/x'), '22023', qr/no directory/, '... and below it');
+	is_error($pull->(localPath => "$base/none", remotePath => 'link'), '22023', qr/is a link/, 'a pull of a link');
+	is_error($pull->(localPath => "$base/none", remotePath => 'link/secret'), '22023', qr/no directory/, '... and below it');
+	is_error($pull->(localPath => "$base/none", remotePath => 'nothing'), '58P01', qr/not there/, 'a pull of nothing');
+	ok($push->(localPath => $source)->{result}, 'a push over links');
+	is(slurp("$outside/secret"), 'untouched', '... writes through none');
+	is(listing($outside), 'secret', '... neither to directories');
+	ok(!-l "$workspace/deep", '... but replaces them');
+	is_error($push->(localPath => $source, remotePath => $_), '22023', qr/leads out/, "the remote path \"$_\"") for '..', '/etc', "$workspace/../x", "${workspace}2";
+	system 'chmod', '-R', 'u+rwx', $workspace;
+	system "rm -rf '$workspace'; mkdir '$workspace'";
+
+	# Half-way
+	for my $how (qw(cancelled left))
+	{
+		for my $direction (qw(Push Pull))
+		{
+			my $other = $host->connect;
+
+			system 'truncate', '-s', '900G', "$workspace/big" if $direction eq 'Pull';
+			my $call = $other->send_call("environment${direction}Files",
+				$remote->('', localPath => $direction eq 'Push' ? $big : "$base/into", remotePath => $direction eq 'Pull' ? 'big' : undef));
+			moved($host);
+			$how eq 'left' ? $other->close : $other->call('envrt/cancel', { id => $call });
+			no_process_left($host, "ssh, $direction $how: no process is left");
+			gone_or($workspace, $direction eq 'Pull' ? 'big' : '', '... nor anything there');
+			ok(!-e "$base/into", '... nor here');
+			unlink "$workspace/big";
+		}
+	}
+	{
+		my $call = $client->send_call('environmentPushFiles', $remote->('', localPath => $big));
+		moved($host);
+		kill 'KILL', movers($host);
+		is_error($client->answer($call), '38000', qr/signal 9/, 'the end here is killed');
+		gone_or($workspace, '', '... which leaves nothing there');
+		$call = $client->send_call('environmentPushFiles', $remote->('', localPath => $big, limits => { stallMs => 1000 }));
+		moved($host);
+		kill 'STOP', movers($host);
+		is_error($client->answer($call), '08006', qr/no progress/, 'it stops');
+		no_process_left($host, '... which leaves no process');
+		gone_or($workspace, '', '... and nothing there');
+		$call = $client->send_call('environmentPushFiles', $remote->('', localPath => $big));
+		moved($host);
+		kill 'KILL', grep { slurp("/proc/$_/cmdline") =~ /^tar\0/ } EnvrtFixture::processes_below($sshd->{pid});
+		is_error($client->answer($call), '38000', qr/status/, 'the tar there is killed');
+		gone_or($workspace, '', '... which leaves nothing there');
+		no_process_left($host, '... and no process here');
+		$call = $client->send_call('environmentPushFiles', $remote->('', localPath => $big));
+		moved($host);
+		kill 'KILL', $host->{pid};
+		gone_or($workspace, '', 'the host is killed: nothing is left there');
+	}
+
+	# Whoever answers in place of tar
+	unlink glob "$bin/*";
+	$host = start_host(control => {});
+	$client = $host->connect;
+	my %archive = (
+		'..' => $top_entry . entry('../out', data => 'x') . $end,
+		'an absolute name' => $top_entry . entry("$outside/out", data => 'x') . $end,
+		'through a link' => $top_entry . entry('s', type => '2', link => $outside) . entry('s/out', data => 'x') . $end,
+		'half a file' => $top_entry . header('half', size => 1000000) . 'x' x 50000,
+		'garbage' => 'x' x 5000,
+		'nothing' => '');
+	for my $name (sort keys %archive)
+	{
+		spew("$base/archive", $archive{$name});
+		spew("$bin/tar", "#!/bin/sh\ncat '$base/archive'\n", 0755);
+		my $answer = $pull->(localPath => "$base/hostile");
+
+		ok($name eq 'through a link' ? $answer->{result} : $answer->{error}, "a tar that sends: $name");
+		is(listing($outside), 'secret', '... nothing comes out');
+		system 'rm', '-rf', "$base/hostile";
+	}
+	spew("$bin/tar", "#!/bin/sh\nexec cat >/dev/null\n", 0755);
+	is_error($push->(localPath => $source), '08006', qr/not complete/, 'a tar that unpacks nothing');
+	spew("$bin/tar", "#!/bin/sh\necho oops >&2; exit 7\n", 0755);
+	is_error($push->(localPath => $source), '38000', qr/status 7: oops/, 'one that fails');
+	is_error($pull->(localPath => "$base/none"), '38000', qr/status 7: oops/, '... either way');
+	gone_or($workspace, '', 'nothing is left');
+	$host->stop;
+}
+
+#######################################################################
 # The bubblewrap driver
 #######################################################################
 if (!has_sandboxes())
@@ -244,31 +455,11 @@ SandboxTest->import;
 my $directory = temporary_directory();
 my $host = start_host(sandboxes => $directory);
 my $client = $host->connect;
-my $source = "$base/source";
-
-mkdir $source;
-mkdir "$source/empty";
-mkdir "$source/deep";
-spew("$source/deep/$_", 'x' x $_, 0400 + ($_ % 8) * 8) for 1 .. 300;
-spew("$source/script", "#!/bin/sh\n", 0755);
-symlink '/etc/passwd', "$source/link";
-symlink '../outside', "$source/out";
-spew("$source/\xff\n name", 'bytes');
-chmod 0500, "$source/deep";
-
 sub transfer_params
 {
 	my ($id, %other) = @_;
 
 	return sandbox_params($id, lease => { id => $id, providerLeaseId => provider_id($id) }, %other);
-}
-
-# Names, kinds, permissions, targets and contents below a directory.
-sub digest
-{
-	my ($directory) = @_;
-
-	return `cd '$directory' && find . -mindepth 1 ! -type l -printf '%P %y %m %s\\n' -o -type l -printf '%P %y %l\\n' | LC_ALL=C sort; find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum`;
 }
 
 sub new_lease
@@ -278,15 +469,6 @@ sub new_lease
 
 	acquire($client, $id, config => \%config);
 	return $id;
-}
-
-sub no_process_left
-{
-	my ($name) = @_;
-
-	ok(eval { wait_until('they are gone', sub { !grep { slurp("/proc/$_/cmdline") =~ /envrt[_-]files\0(?:un)?pack/ } children_of($host->{pid}) }); 1 }, $name);
-	ok(eval { wait_until('the transfer is over', sub { !@{ $host->stats->{transfers} } }); 1 }, '... nor a transfer');
-	return;
 }
 
 {
@@ -345,7 +527,7 @@ sub no_process_left
 	system "head -c 2000000 /dev/urandom > '$base/many/$_'" for 1 .. 40;
 	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => "$base/many", config => { workspaceMb => 16 })),
 		'53400', qr/workspaceMb|File too large/, 'more than workspaceMb');
-	no_process_left('no process is left');
+	no_process_left($host, 'no process is left');
 }
 
 # Ended half-way
@@ -360,7 +542,7 @@ sub half_way
 	is($row->{leaseId}, $id, "$name: it is in the statistics");
 	is($row->{direction}, $method =~ /Push/ ? 'push' : 'pull', '... with its direction');
 	$end->($other, $call);
-	no_process_left("$name: no process is left");
+	no_process_left($host, "$name: no process is left");
 	return;
 }
 
@@ -407,7 +589,7 @@ for my $case ([ 'KILL', '38000', qr/signal 9/ ], [ 'STOP', '08006', qr/no progre
 	wait_until('something was moved', sub { grep { $_->{bytes} > 1_000_000 } @{ $host->stats->{transfers} } });
 	kill $signal, grep { slurp("/proc/$_/cmdline") =~ /^envrt_files\0pack/ } children_of($host->{pid});
 	is_error($client->answer($call), $state, $text, "SIG$signal for the end on the server");
-	no_process_left('... leaves no process');
+	no_process_left($host, '... leaves no process');
 	is(listing("$directory/leases/$id/workspace"), '', '... and no file');
 }
 

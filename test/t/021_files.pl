@@ -23,7 +23,7 @@ my $base = temporary_directory();
 
 $environment{sandbox} = make_environment($node, $company, 'sandbox', { provider => 'bubblewrap' }) if has_sandboxes();
 $lease{$_} = acquire($node, $company, $environment{$_}, $run)->{id} for sort keys %environment;
-delete $lease{ssh};
+$workspace{ssh} = "$sshd->{directory}/workspace";
 $workspace{sandbox} = "$sandboxes/leases/$lease{sandbox}/workspace" if has_sandboxes();
 
 sub files
@@ -111,6 +111,7 @@ for my $driver (sort keys %lease)
 		is(files('pull_files', $lease{$driver}, "$base/pulled", $what), $count, "$driver: pull of $what");
 		same("$base/$what", "$base/pulled", '... equal');
 		system 'rm', '-rf', "$base/pulled", "$workspace{$driver}/$what";
+		note sprintf '%s, %s: driver host %.1f MB, at most %.1f MB', $driver, $what, memory('VmRSS'), memory('VmHWM');
 	}
 	# The most it ever was since its start.
 	my $peak = memory('VmHWM');

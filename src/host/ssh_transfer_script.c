@@ -1,0 +1,226 @@
+/*
+ * ssh_transfer_script.c
+ *		The workspace's end of a transfer on a remote host: a shell script around tar.
+ *
+ * All that is needed there is a POSIX shell with find and mv, and a tar: GNU's, busybox's or
+ * one of the BSDs'.  It starts in the workspace and goes down to the path's last directory step by
+ * step, through no link; from there on names are relative.
+ *
+ * A pull is `tar -c` of what is there.
+ *
+ * A push has tar make everything below a directory of its own beside the target, and moves it
+ * from there when all has come: the archive's last entry, the seal, says so.  mv replaces file by
+ * file, so each is the old or the new one; what the target has no directory for is moved as a
+ * whole.  Without the seal, whatever the reason (an error, a signal, a connection that ends), the
+ * directory goes and the target is as it was.  What is in it is a file's worth of trust
+ * in the packer, which is ours; links in the target are replaced, not followed.
+ *
+ * It says what is wrong on stderr as "envrt: <sqlstate> <text>", and a dot on stdout now and then
+ * while it moves, so that it is known to be alive.
+ */
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "files_protocol.h"
+#include "ssh_transfer_script.h"
+
+/* $1 the directories on the way, $2 the last name (may be empty), $3 "make" or empty. */
+static const char common_text[] =
+    "die() { echo \"envrt: $*\" >&2; exit 1; }; "
+    "into() { "
+    "if [ -L \"./$1\" ] || { [ -e \"./$1\" ] && [ ! -d \"./$1\" ]; }; then "
+    "die 22023 \"\\\"$1\\\" leads through something that is no directory\"; fi; "
+    "if [ ! -d \"./$1\" ]; then "
+    "[ \"$3\" ] || die 58P01 \"\\\"$1\\\" is not there\"; "
+    "mkdir \"./$1\" || exit; fi; "
+    "cd -P \"./$1\" || exit; }; "
+    "w=$1; l=$2; k=$3; set -f; i=$IFS; IFS=/; "
+    "for c in $w; do into \"$c\" \"\" \"$k\"; done; "
+    "IFS=$i; set +f; umask 022; ";
+
+/* $4: what starts so is temporary. */
+static const char pull_text[] =
+    "if [ \"$l\" ]; then "
+    "[ ! -L \"./$l\" ] || die 22023 \"\\\"$l\\\" is a link\"; "
+    "if [ -d \"./$l\" ]; then cd -P \"./$l\" || exit; l=; "
+    "elif [ ! -e \"./$l\" ]; then die 58P01 \"\\\"$l\\\" is not there\"; "
+    "elif [ ! -f \"./$l\" ]; then die 22023 \"\\\"$l\\\" is neither a file nor a directory\"; fi; "
+    "fi; "
+    "if [ \"$l\" ]; then exec tar -cf - \"./$l\"; fi; "
+    "if tar -cf /dev/null --exclude=x /dev/null 2>/dev/null; then "
+    "exec tar -cf - --exclude=\"$4*\" .; fi; "
+    "exec tar -cf - .";
+
+/* $4 the temporary directory, $5 a file's name, $6 "directory" when it is to go into one, $7 the
+ * seal. */
+static const char push_text[] =
+    "s=./$4; n=$5; d=$6; m=$7; "
+    "clean() { trap \"\" HUP INT TERM; "
+    "rm -rf \"$s\" 2>/dev/null || "
+    "{ find \"$s\" -type d -exec chmod u+rwx {} +; rm -rf \"$s\"; }; }; "
+    "trap \"\" PIPE; trap \"exit 1\" HUP INT TERM; trap clean EXIT; "
+    "merge() ( "
+    "echo .; "
+    "find \"$1/.\" ! -name . -prune ! -type d -exec "
+    "sh -c \"d=\\$1; shift; exec mv -f \\\"\\$@\\\" \\\"\\$d/\\\"\" sh \"$2\" {} + || exit; "
+    "S=$1; D=$2; set --; "
+    "for e in \"$S\"/* \"$S\"/.[!.]* \"$S\"/..?*; do "
+    "[ -d \"$e\" ] || continue; "
+    "b=${e##*/}; "
+    "if [ -L \"$D/$b\" ] || { [ -e \"$D/$b\" ] && [ ! -d \"$D/$b\" ]; }; then "
+    "rm -f \"$D/$b\" || exit; fi; "
+    "if [ -d \"$D/$b\" ]; then chmod u+rwx \"$e\"; merge \"$e\" \"$D/$b\" || exit; "
+    "elif [ ! -w \"$e\" ]; then "
+    "chmod u+w \"$e\" && mv -f \"$e\" \"$D/\" && chmod u-w \"$D/$b\" || exit; "
+    "else set -- \"$@\" \"$e\"; "
+    "if [ $# -ge 100 ]; then echo .; mv -f \"$@\" \"$D/\" || exit; set --; fi; fi; "
+    "done; "
+    "if [ $# -gt 0 ]; then mv -f \"$@\" \"$D/\" || exit; fi ); "
+    "mkdir \"$s\" || exit; "
+    "tar -xpof - -C \"$s\" || exit; "
+    "if [ -f \"$s/$m" FILES_SEAL_DIRECTORY "\" ]; then "
+    "rm -f \"$s/$m" FILES_SEAL_DIRECTORY "\"; "
+    "t=.; if [ \"$l\" ]; then "
+    "if [ -L \"./$l\" ] || { [ -e \"./$l\" ] && [ ! -d \"./$l\" ]; }; then "
+    "die 22023 \"\\\"$l\\\" is no directory\"; fi; "
+    "[ -d \"./$l\" ] || mkdir \"./$l\" || exit; t=./$l; fi; "
+    "merge \"$s\" \"$t\" || exit; "
+    "elif [ -f \"$s/$m" FILES_SEAL_FILE "\" ]; then "
+    "rm -f \"$s/$m" FILES_SEAL_FILE "\"; "
+    "t=.; "
+    "if [ \"$l\" ] && { [ \"$d\" ] || [ -d \"./$l\" ]; }; then "
+    "[ ! -L \"./$l\" ] || die 22023 \"\\\"$l\\\" is a link\"; "
+    "[ -d \"./$l\" ] || mkdir \"./$l\" || exit; t=./$l; l=; fi; "
+    "if [ \"$l\" ] && [ \"$l\" != \"$n\" ]; then mv -f \"$s/$n\" \"$s/$l\" || exit; n=$l; fi; "
+    "[ ! -d \"$t/$n\" ] || [ -L \"$t/$n\" ] || die 55000 \"\\\"$n\\\" is a directory already\"; "
+    "mv -f \"$s/$n\" \"$t/\" || exit; "
+    "else die 08006 the archive is not complete; fi";
+
+/* The directories of a path but for the last, with one slash between them. */
+static char *
+way_of(const char *path, char **last)
+{
+	Bytes way = {0};
+
+	*last = NULL;
+	bytes_append(&way, "", 0);
+	for (const char *name = path + strspn(path, "/"); *name != '\0'; name += strspn(name, "/"))
+	{
+		size_t length = strcspn(name, "/");
+
+		if (!(length == 1 && name[0] == '.'))
+		{
+			if (*last != NULL)
+			{
+				bytes_append_text(&way, way.length > 0 ? "/" : "");
+				bytes_append_text(&way, *last);
+				free(*last);
+			}
+			*last = xstrndup(name, length);
+		}
+		name += length;
+	}
+	if (*last == NULL)
+		*last = xstrdup("");
+	return way.data;
+}
+
+char *
+ssh_transfer_seal(const char *marker)
+{
+	return xformat("seal-%s", marker);
+}
+
+json_t *
+ssh_transfer_command(const TransferRequest *request, const char *marker)
+{
+	size_t length = strlen(request->remote_path);
+	bool into = length > 0 && request->remote_path[length - 1] == '/';
+	char *last;
+	char *way = way_of(request->remote_path, &last);
+	char *temporary = xformat(FILES_TEMPORARY "%s", request->push ? marker : "");
+	char *seal = ssh_transfer_seal(marker);
+	char *script = xformat("%s%s", common_text, request->push ? push_text : pull_text);
+	json_t *args = json_array();
+	json_t *command = json_object();
+	const char *const texts[] = {"-c",      script,        "sh",
+	                             way,       last,          request->push ? "make" : "",
+	                             temporary, request->name, into ? "directory" : "",
+	                             seal};
+
+	for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+		json_array_append_new(args, json_string(texts[i]));
+	json_object_set_new(command, "command", json_string("sh"));
+	json_object_set_new(command, "args", args);
+	json_object_set_new(command, "env", json_pack("{s:s}", "LC_ALL", "C"));
+	free(way);
+	free(last);
+	free(temporary);
+	free(seal);
+	free(script);
+	return command;
+}
+
+/*
+ * What went wrong
+ */
+
+/* The script's own words; NULL: it has said nothing. */
+static HostError *
+own_words(const char *text)
+{
+	static const char start[] = "envrt: ";
+	const char *line = text;
+
+	while (line != NULL)
+	{
+		if (strncmp(line, start, sizeof start - 1) == 0)
+		{
+			const char *state = line + sizeof start - 1;
+			size_t length = strspn(state, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+
+			if (length == 5 && state[5] == ' ')
+			{
+				char sqlstate[6];
+
+				memcpy(sqlstate, state, 5);
+				sqlstate[5] = '\0';
+				return error_new(sqlstate, "%.*s", (int) strcspn(state + 6, "\n"), state + 6);
+			}
+		}
+		line = strchr(line, '\n');
+		if (line != NULL)
+			line++;
+	}
+	return NULL;
+}
+
+/* tar says so when it packs what changes: what it has packed is what there was. */
+static bool
+is_harmless(const TransferRequest *request, int status, const char *text)
+{
+	return !request->push && status == 1 && strstr(text, "changed as we read it") != NULL &&
+	       strstr(text, "shrank") == NULL && strstr(text, "annot") == NULL;
+}
+
+HostError *
+ssh_transfer_failure(const TransferRequest *request, int status, const Bytes *errors)
+{
+	const char *text = errors->data ? errors->data : "";
+	HostError *error;
+
+	if (status == 0 || is_harmless(request, status, text))
+		return NULL;
+	error = own_words(text);
+	if (error != NULL)
+		return error;
+	if (status < 0)
+		error = error_new("38000", "the remote end of the transfer was ended by a signal");
+	else
+		error = error_new(strstr(text, "No space left") != NULL ? "53100" : "38000",
+		                  "the remote end of the transfer failed with status %d%s%.*s", status,
+		                  text[0] ? ": " : "", (int) strcspn(text, "\n"), text);
+	error_detail(error, "%s", text);
+	return error;
+}
