@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,9 @@
 
 static struct archive *archive;
 static struct archive_entry *entry;
+
+/* Not every tar can unpack into a directory that may not be written: such get their mode last. */
+static bool for_any_tar;
 
 static la_ssize_t
 write_out(struct archive *writer, void *data, const void *buffer, size_t length)
@@ -136,9 +140,15 @@ pack_entry(int directory, const char *name, const char *path, int depth)
 		fail(errno, "could not open \"%s\": %s", path, strerror(errno));
 	if (S_ISDIR(info.st_mode))
 	{
+		bool twice = for_any_tar && (info.st_mode & 0700) != 0700;
+		struct stat open_info = info;
+
 		place_check(&info, path);
-		put_header(path, &info, NULL);
+		open_info.st_mode |= twice ? 0700 : 0;
+		put_header(path, &open_info, NULL);
 		pack_directory(fd, path, depth + 1);
+		if (twice)
+			put_header(path, &info, NULL);
 	}
 	else if (S_ISREG(info.st_mode))
 	{
@@ -197,6 +207,7 @@ files_pack(const char *path, const char *name, const char *seal)
 	int fd = place_open_source(path, &info);
 	bool is_directory = S_ISDIR(info.st_mode);
 
+	for_any_tar = seal != NULL;
 	archive = archive_write_new();
 	entry = archive_entry_new();
 	if (archive == NULL || entry == NULL)
@@ -207,6 +218,7 @@ files_pack(const char *path, const char *name, const char *seal)
 	check_written(archive_write_open(archive, NULL, NULL, write_out, NULL));
 	if (is_directory)
 	{
+		info.st_mode |= for_any_tar ? 0700 : 0;
 		put_header(".", &info, NULL);
 		pack_directory(fd, ".", 0);
 	}

@@ -12,8 +12,8 @@
  * from there when all has come: the archive's last entry, the seal, says so.  mv replaces file by
  * file, so each is the old or the new one; what the target has no directory for is moved as a
  * whole.  Without the seal, whatever the reason (an error, a signal, a connection that ends), the
- * directory goes and the target is as it was.  What is in it is a file's worth of trust
- * in the packer, which is ours; links in the target are replaced, not followed.
+ * directory goes and the target is as it was.  Permissions are the archive's, but that busybox
+ *leaves directories writable for their owner.  Links in the target are replaced, not followed.
  *
  * It says what is wrong on stderr as "envrt: <sqlstate> <text>", and a dot on stdout now and then
  * while it moves, so that it is known to be alive.
@@ -27,7 +27,7 @@
 
 /* $1 the directories on the way, $2 the last name (may be empty), $3 "make" or empty. */
 static const char common_text[] =
-    "die() { echo \"envrt: $*\" >&2; exit 1; }; "
+    "die() { IFS=\" \"; echo \"envrt: $*\" >&2; exit 1; }; "
     "into() { "
     "if [ -L \"./$1\" ] || { [ -e \"./$1\" ] && [ ! -d \"./$1\" ]; }; then "
     "die 22023 \"\\\"$1\\\" leads through something that is no directory\"; fi; "
@@ -77,8 +77,8 @@ static const char push_text[] =
     "if [ $# -ge 100 ]; then echo .; mv -f \"$@\" \"$D/\" || exit; set --; fi; fi; "
     "done; "
     "if [ $# -gt 0 ]; then mv -f \"$@\" \"$D/\" || exit; fi ); "
-    "mkdir \"$s\" || exit; "
-    "tar -xpof - -C \"$s\" || exit; "
+    "(umask 077; mkdir \"$s\") || exit; "
+    "(umask 0; exec tar -xpof - -C \"$s\") || exit; "
     "if [ -f \"$s/$m" FILES_SEAL_DIRECTORY "\" ]; then "
     "rm -f \"$s/$m" FILES_SEAL_DIRECTORY "\"; "
     "t=.; if [ \"$l\" ]; then "

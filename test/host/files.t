@@ -320,12 +320,14 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 			next if !-x '/bin/busybox';
 			# For each of what the script runs.
 			symlink '/bin/busybox', "$bin/$_" for qw(tar find mv rm mkdir chmod);
-			spew("$sshd->{directory}/home/.profile", '');
+			# It leaves directories writable.
+			chmod 0700, "$source/deep";
 			$sshd->stop;
 			$sshd->{options}{extra} = ["SetEnv PATH=$bin:/usr/bin:/bin"];
 			$sshd->start;
 		}
-		is_deeply($push->(localPath => $source)->{result}, { files => 304, bytes => 45165 }, "$tar: a push");
+		my $answer = $push->(localPath => $source);
+		is_deeply($answer->{result}, { files => 304, bytes => 45165 }, "$tar: a push") or diag(explain $answer);
 		is(digest($workspace), digest($source), '... brings all as it is');
 		is((stat "$workspace/script")[9], (stat "$source/script")[9], '... with its time');
 		spew("$workspace/other", 'stays');
@@ -337,7 +339,7 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		is(slurp("$workspace/script"), "#!/bin/sh\n", '... replaces what is');
 		is(slurp("$workspace/deep/1"), 'x', '... and brings what is not');
 		unlink "$workspace/other";
-		chmod 0500, "$workspace/deep";
+		chmod((stat "$source/deep")[2] & 07777, "$workspace/deep");
 		is_deeply($pull->(localPath => "$base/pulled_$tar")->{result}, { files => 304, bytes => 45165 }, "$tar: a pull");
 		is(digest("$base/pulled_$tar"), digest($source), '... brings it back');
 		is_deeply($push->(localPath => "$source/script", remotePath => 'new/place/s')->{result}, { files => 1, bytes => 10 }, "$tar: a push of a file");

@@ -20,7 +20,7 @@ envrt_pg_bin=/usr/lib/postgresql/15/bin
 envrt_packages=(
 	make gcc libc6-dev perl libipc-run-perl curl util-linux
 	postgresql-15 postgresql-server-dev-15
-	libssh-dev libsodium-dev libuv1-dev libjansson-dev libssl-dev libseccomp-dev libarchive-dev bubblewrap
+	libssh-dev libsodium-dev libuv1-dev libjansson-dev libssl-dev libseccomp-dev libarchive-dev bubblewrap busybox
 	openssh-server openssh-client
 )
 envrt_work=
