@@ -18,7 +18,7 @@ umask 022
 envrt_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 envrt_pg_bin=/usr/lib/postgresql/15/bin
 envrt_packages=(
-	make gcc libc6-dev perl libipc-run-perl curl util-linux
+	make gcc libc6-dev perl libipc-run-perl python3 curl util-linux
 	postgresql-15 postgresql-server-dev-15
 	libssh-dev libsodium-dev libuv1-dev libjansson-dev libssl-dev libseccomp-dev libarchive-dev bubblewrap busybox
 	openssh-server openssh-client
