@@ -165,7 +165,7 @@ envrt_latency_stats(PG_FUNCTION_ARGS)
 		values[1] = text_member(latency, "method", &nulls[1]);
 		values[2] = Int64GetDatum(integer_member(latency, "calls"));
 		values[3] = Int64GetDatum(integer_member(latency, "errors"));
-		for (int j = 0; j < lengthof(times); j++)
+		for (int j = 0; j < (int) lengthof(times); j++)
 			values[4 + j] = Float8GetDatum((double) integer_member(latency, times[j]) / 1000.0);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
