@@ -263,7 +263,7 @@ SQL
 		return map { slurp("/proc/$_/status") =~ /^VmRSS:\s+(\d+)/m ? $1 : die } $session->backend, EnvrtProvider::driver_host_pid($node);
 	};
 
-	$recorder->answer(environmentExecute => { error => { code => -32002, message => 'Out of order: ' . 'x' x 20000 } });
+	$recorder->answer(environmentExecute => { error => { code => -32002, message => 'Out of order: ' . 'x' x 2000 } });
 	my @before = $fail->(200);
 	my @after = $fail->(1000);
 	cmp_ok($after[0] - $before[0], '<', 512, 'a thousand failing commands: the session\'s memory stays') or diag "@before, @after";
