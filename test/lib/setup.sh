@@ -8,6 +8,7 @@
 # lives in that directory is ended and the directory is removed.
 #
 #   setup_packages PACKAGE...   installs what is missing of the usual packages and these
+#   node_packages               what to name for node and npm, if they are missing
 #   setup_tree [MAKE-ARGUMENT]  copies, builds, installs
 #   run_inside SCRIPT [ARG]     runs a script of the copy as the normal user; its status is ours
 #   run_on_terminal SCRIPT      the same for something interactive
@@ -164,14 +165,19 @@ apt_install_or_update()
 	apt_install "$@"
 }
 
+# Node and npm, for plugins, as packages to install: who has them from elsewhere could not have Debian's
+# besides.
+node_packages()
+{
+	command -v node >/dev/null && command -v npm >/dev/null || echo nodejs npm
+}
+
 setup_packages()
 {
 	local package conf=/etc/postgresql-common/createcluster.conf
 	local missing=()
 
 	command -v apt-get >/dev/null || die "This needs Debian 12: no apt-get found."
-	# For plugins.  Who has node from elsewhere has npm, too, and could not have Debian's besides.
-	command -v node >/dev/null && command -v npm >/dev/null || set -- nodejs npm "$@"
 	for package in "${envrt_packages[@]}" "$@"; do
 		is_installed "$package" || missing+=("$package")
 	done
