@@ -126,8 +126,10 @@ my @forms = (
 	map {
 		mkdir "$scratch/$_";
 		symlink "/bin/$_", "$scratch/$_/sh";
-		[ "$_ for both", EnvrtFixture::Sshd->new(keys => $keys, extra => ["ForceCommand PATH=$scratch/$_:\$PATH exec /bin/$_ -c \"\$SSH_ORIGINAL_COMMAND\""])->start ]
-	} grep { -x "/bin/$_" } qw(dash bash));
+		# busybox is what it is called.
+		my $shell = $_ eq 'busybox' ? "$scratch/$_/sh" : "/bin/$_";
+		[ "$_ for both", EnvrtFixture::Sshd->new(keys => $keys, extra => ["ForceCommand PATH=$scratch/$_:\$PATH exec $shell -c \"\$SSH_ORIGINAL_COMMAND\""])->start ]
+	} grep { -x "/bin/$_" } qw(dash bash busybox));
 
 for my $form (@forms)
 {
