@@ -5,6 +5,8 @@
 #ifndef ENVRT_FILES_FILES_H
 #define ENVRT_FILES_FILES_H
 
+#include <stdbool.h>
+
 /*
  * Writes what is at path to stdout, as an archive.  A directory is the entry "."
  * and what is in it; a file is an entry called `name`.  seal: NULL, or the start of the
@@ -13,8 +15,18 @@
  */
 extern void files_pack(const char *path, const char *name, const char *seal);
 
-/* Reads such an archive from stdin and puts what it holds at path. */
-extern void files_unpack(const char *path);
+/*
+ * Writes to stdout what regular files are at path; from now on files_pack() reads such a list
+ * from stdin first, and leaves out what is there already (known.c).
+ */
+extern void files_list(const char *path);
+extern void files_know(void);
+
+/*
+ * Reads such an archive from stdin and puts what it holds at path.  From a workspace: without what
+ * would make a git on this side run programs.
+ */
+extern void files_unpack(const char *path, bool from_workspace);
 
 /* All ends: nothing temporary is to be left.  Safe in a signal handler. */
 extern void files_abandon(void);

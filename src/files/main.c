@@ -2,8 +2,8 @@
  * main.c
  *		envrt_files: one end of a transfer of files, a short-lived process of its own.
  *
- *		envrt_files pack|unpack [--below DIR] [--protect PATH]... [--name NAME] [--seal NAME]
- *		                        [--parent PID] PATH
+ *		envrt_files pack|unpack|list [--below DIR] [--protect PATH]... [--name NAME] [--seal NAME]
+ *		                             [--known] [--from-workspace] [--parent PID] PATH
  *
  * The driver host starts one on the server's own file system, and for a sandbox another one
  * inside of it; the archive goes from one's stdout to the other's stdin, or by way of the
@@ -92,7 +92,7 @@ set_limits(void)
 
 static void __attribute__((noreturn)) usage(void)
 {
-	fail_state("22023", "usage: envrt_files pack|unpack [options] PATH");
+	fail_state("22023", "usage: envrt_files pack|unpack|list [options] PATH");
 }
 
 int
@@ -101,9 +101,11 @@ main(int argc, char **argv)
 	static const struct option options[] = {
 	    {"below", required_argument, NULL, 'b'},  {"protect", required_argument, NULL, 'p'},
 	    {"name", required_argument, NULL, 'n'},   {"seal", required_argument, NULL, 's'},
+	    {"known", no_argument, NULL, 'k'},        {"from-workspace", no_argument, NULL, 'w'},
 	    {"parent", required_argument, NULL, 'P'}, {NULL, 0, NULL, 0}};
 	const char *name = "file";
 	const char *seal = NULL;
+	bool from_workspace = false;
 	int option;
 
 	close_others();
@@ -126,6 +128,12 @@ main(int argc, char **argv)
 			case 's':
 				seal = optarg;
 				break;
+			case 'k':
+				files_know();
+				break;
+			case 'w':
+				from_workspace = true;
+				break;
 			case 'P':
 				bind_to_parent(optarg);
 				break;
@@ -138,7 +146,9 @@ main(int argc, char **argv)
 	if (strcmp(argv[1], "pack") == 0)
 		files_pack(argv[argc - 1], name, seal);
 	else if (strcmp(argv[1], "unpack") == 0)
-		files_unpack(argv[argc - 1]);
+		files_unpack(argv[argc - 1], from_workspace);
+	else if (strcmp(argv[1], "list") == 0)
+		files_list(argv[argc - 1]);
 	else
 		usage();
 	return 0;

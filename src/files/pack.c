@@ -27,6 +27,7 @@
 
 #include "files.h"
 #include "files_protocol.h"
+#include "known.h"
 #include "place.h"
 #include "report.h"
 
@@ -37,6 +38,10 @@ static struct archive_entry *entry;
 
 /* Not every tar can unpack into a directory that may not be written: such get their mode last. */
 static bool for_any_tar;
+
+/* Files are listed, not packed. */
+static bool listing;
+static bool knows;
 
 static la_ssize_t
 write_out(struct archive *writer, void *data, const void *buffer, size_t length)
@@ -126,19 +131,25 @@ pack_entry(int directory, const char *name, const char *path, int depth)
 
 	if (fstatat(directory, name, &info, AT_SYMLINK_NOFOLLOW) < 0)
 		return;
-	if (S_ISLNK(info.st_mode))
-	{
+	if (S_ISLNK(info.st_mode) && !listing)
 		pack_link(directory, name, path, &info);
-		return;
-	}
 	if (!S_ISDIR(info.st_mode) && !S_ISREG(info.st_mode))
 		return;
+	if (listing && S_ISREG(info.st_mode))
+	{
+		known_write(path, &info);
+		return;
+	}
 	fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0 && (errno == ENOENT || errno == ELOOP || errno == ENXIO))
 		return;
+	if (fd < 0 && listing)
+		return;
 	if (fd < 0 || fstat(fd, &info) < 0)
 		fail(errno, "could not open \"%s\": %s", path, strerror(errno));
-	if (S_ISDIR(info.st_mode))
+	if (listing && S_ISDIR(info.st_mode))
+		pack_directory(fd, path, depth + 1);
+	else if (S_ISDIR(info.st_mode))
 	{
 		bool twice = for_any_tar && (info.st_mode & 0700) != 0700;
 		struct stat open_info = info;
@@ -153,7 +164,10 @@ pack_entry(int directory, const char *name, const char *path, int depth)
 	else if (S_ISREG(info.st_mode))
 	{
 		place_check(&info, path);
-		pack_file(fd, path, &info);
+		if (known_is_equal(path, &info))
+			close(fd);
+		else
+			pack_file(fd, path, &info);
 	}
 	else
 		close(fd);
@@ -201,6 +215,25 @@ put_seal(const char *seal, bool is_directory)
 }
 
 void
+files_know(void)
+{
+	knows = true;
+}
+
+void
+files_list(const char *path)
+{
+	struct stat info;
+	int fd = place_open_source(path, &info);
+
+	listing = true;
+	if (S_ISDIR(info.st_mode))
+		pack_directory(fd, ".", 0);
+	known_write_end();
+	report_done();
+}
+
+void
 files_pack(const char *path, const char *name, const char *seal)
 {
 	struct stat info;
@@ -208,6 +241,8 @@ files_pack(const char *path, const char *name, const char *seal)
 	bool is_directory = S_ISDIR(info.st_mode);
 
 	for_any_tar = seal != NULL;
+	if (knows && is_directory)
+		known_read();
 	archive = archive_write_new();
 	entry = archive_entry_new();
 	if (archive == NULL || entry == NULL)

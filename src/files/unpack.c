@@ -18,6 +18,9 @@
  *   - Permissions are those of user, group and others; no set-user-ID, no owner, no device,
  *     no pipe, no socket.
  *
+ * What comes from a workspace has no .git/config and .git/hooks, here or in what is below: whoever
+ *uses git on the result must not run what somebody in the workspace has put there.
+ *
  * An archive whose first entry is "." is that of a directory; else it is one file, and its
  * name is the target's or, when that is a directory, that in it.
  */
@@ -60,6 +63,7 @@ static Level levels[MAX_DEPTH + 1];
 static int depth; /* of the last level; 0 is the target */
 static char *names[MAX_DEPTH + 1];
 static bool something_read;
+static bool without_git_settings;
 static int name_count;
 
 /* A file that has a temporary name, for the case that all ends. */
@@ -482,6 +486,28 @@ next_entry(void)
 	return entry;
 }
 
+/* A git's config and hooks name programs to be run. */
+static bool
+is_git_setting(void)
+{
+	for (int i = 0; i + 1 < name_count; i++)
+	{
+		bool below_modules;
+
+		if (strcmp(names[i], ".git") != 0)
+			continue;
+		below_modules = strcmp(names[i + 1], "modules") == 0;
+		for (int j = i + 1; j < (below_modules ? name_count : i + 2); j++)
+			if (strcmp(names[j], "config") == 0 || strcmp(names[j], "hooks") == 0 ||
+			    strcmp(names[j], "config.worktree") == 0)
+				return true;
+		if (strcmp(names[i + 1], "worktrees") == 0 &&
+		    strcmp(names[name_count - 1], "config.worktree") == 0)
+			return true;
+	}
+	return false;
+}
+
 static void
 unpack_entry(struct archive_entry *entry)
 {
@@ -491,7 +517,9 @@ unpack_entry(struct archive_entry *entry)
 	if (path == NULL)
 		fail_state("53400", "out of memory");
 	read_names(path);
-	if (archive_entry_hardlink(entry) == NULL && archive_entry_filetype(entry) == AE_IFDIR)
+	if (without_git_settings && is_git_setting())
+		;
+	else if (archive_entry_hardlink(entry) == NULL && archive_entry_filetype(entry) == AE_IFDIR)
 		make_directory(entry, path);
 	else if (name_count == 0)
 		fail(0, "the archive holds a file without a name");
@@ -542,10 +570,11 @@ unpack_file(struct archive_entry *entry, const char *target)
 }
 
 void
-files_unpack(const char *target)
+files_unpack(const char *target, bool from_workspace)
 {
 	struct archive_entry *entry;
 
+	without_git_settings = from_workspace;
 	report_before_exit(remove_temporary);
 	archive = archive_read_new();
 	if (archive == NULL)

@@ -162,6 +162,7 @@ files_program(void)
 static int
 spawn(FilesProcess *process, const FilesProcessSpec *spec)
 {
+	static const char *const modes[] = {"pack", "unpack", "list"};
 	char *environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C", NULL};
 	char *program = files_program();
 	char parent[24];
@@ -185,10 +186,11 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	};
 	int result;
 
-	stdio[spec->pack ? 1 : 0] = (uv_stdio_container_t){.flags = UV_INHERIT_FD, .data.fd = spec->fd};
+	stdio[spec->mode == FILES_UNPACK ? 0 : 1] =
+	    (uv_stdio_container_t){.flags = UV_INHERIT_FD, .data.fd = spec->fd};
 	snprintf(parent, sizeof parent, "%d", (int) getpid());
 	arguments[count++] = FILES_PROGRAM;
-	arguments[count++] = spec->pack ? "pack" : "unpack";
+	arguments[count++] = (char *) modes[spec->mode];
 	arguments[count++] = "--parent";
 	arguments[count++] = parent;
 	for (char *const *path = spec->protected_paths; *path != NULL && count < MAX_ARGUMENTS - 12;
@@ -196,6 +198,13 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	{
 		arguments[count++] = "--protect";
 		arguments[count++] = *path;
+	}
+	if (spec->mode == FILES_UNPACK)
+		arguments[count++] = "--from-workspace";
+	if (spec->mode == FILES_PACK && spec->known_fd >= 0)
+	{
+		arguments[count++] = "--known";
+		stdio[0] = (uv_stdio_container_t){.flags = UV_INHERIT_FD, .data.fd = spec->known_fd};
 	}
 	if (spec->name != NULL)
 	{

@@ -12,10 +12,18 @@
 
 typedef struct FilesProcess FilesProcess;
 
+typedef enum
+{
+	FILES_PACK,
+	FILES_UNPACK, /* from a workspace */
+	FILES_LIST
+} FilesMode;
+
 typedef struct FilesProcessSpec
 {
-	bool pack; /* to fd; else unpack from it */
-	int fd;    /* the caller's */
+	FilesMode mode;
+	int fd;       /* packs and lists to it, unpacks from it; the caller's */
+	int known_fd; /* where a list comes from of what need not be packed, or -1; the caller's */
 	const char *path;
 	const char *name;             /* of a file that is packed */
 	const char *seal;             /* NULL: none */

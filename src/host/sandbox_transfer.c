@@ -5,7 +5,8 @@
  * The workspace's end runs in a sandbox of the lease like any command, with the same limits, so
  * whatever other commands of the lease do to the workspace meanwhile, it can reach no
  * file but those of the workspace, and of the machine's /usr.  The server's end does
- * not know the workspace, only what comes through the pipe between the two.
+ * not know the workspace, only what comes through the pipe between the two.  A third process, on
+ *the target's side, first lists what is there, for the source's end, which sends what is not.
  *
  *   preparing   in another thread: is there the lease's folder, what does the sandbox see
  *   running     both ends; the host sees nothing of what they move
@@ -49,6 +50,9 @@ typedef struct SandboxTransfer
 	SandboxConfig *config;
 	FilesProcess *local;
 	SandboxRun *run;
+	FilesProcess *local_list; /* pull */
+	SandboxRun *list_run;     /* push */
+	FilesReport list_report;
 	Timer *timer;
 	HostError *error; /* of what could not be begun */
 	bool evicted;
@@ -93,6 +97,7 @@ finish(SandboxTransfer *all)
 		error = limit_error(all);
 	else if (error == NULL)
 		error = transfer_error(&all->transfer, true);
+	files_report_clear(&all->list_report);
 	sandbox_lease_leave(&all->member);
 	timer_stop(&all->timer);
 	transfer_end(&all->transfer, error);
@@ -105,7 +110,7 @@ finish(SandboxTransfer *all)
 static void
 finish_if_over(SandboxTransfer *all)
 {
-	if (all->local == NULL && all->run == NULL)
+	if (all->local == NULL && all->run == NULL && all->local_list == NULL && all->list_run == NULL)
 		finish(all);
 }
 
@@ -116,6 +121,18 @@ grace_over(void *data)
 
 	if (all->run != NULL)
 		sandbox_run_kill(all->run);
+	if (all->list_run != NULL)
+		sandbox_run_kill(all->list_run);
+}
+
+/* What only looks can be ended at once. */
+static void
+stop_lists(SandboxTransfer *all)
+{
+	if (all->local_list != NULL)
+		files_process_stop(all->local_list);
+	if (all->list_run != NULL)
+		sandbox_run_kill(all->list_run);
 }
 
 static void
@@ -123,6 +140,7 @@ stop(Transfer *transfer)
 {
 	SandboxTransfer *all = of_transfer(transfer);
 
+	stop_lists(all);
 	if (all->local != NULL)
 		files_process_stop(all->local);
 	if (all->run == NULL)
@@ -147,6 +165,7 @@ evict(SandboxMember *member)
 	SandboxTransfer *all = (SandboxTransfer *) member;
 
 	all->evicted = true;
+	stop_lists(all);
 	if (all->local != NULL)
 		files_process_stop(all->local);
 	if (all->run != NULL)
@@ -215,6 +234,55 @@ remote_ended(void *data, const SandboxReport *report, HostError *error)
 	finish_if_over(all);
 }
 
+/*
+ * Lists: whatever becomes of one, what it has not said is sent.
+ */
+
+static void
+list_progress(void *data)
+{
+	(void) data;
+}
+
+static void
+local_list_ended(void *data)
+{
+	SandboxTransfer *all = data;
+
+	all->local_list = NULL;
+	finish_if_over(all);
+}
+
+static bool
+list_output(void *data, bool is_stderr, const char *bytes, size_t length)
+{
+	SandboxTransfer *all = data;
+
+	if (is_stderr)
+		files_report_take(&all->list_report, bytes, length);
+	return true;
+}
+
+static void
+list_measured(void *data, const SandboxUsage *usage, bool full)
+{
+	SandboxTransfer *all = data;
+
+	(void) full;
+	sandbox_lease_measured(&all->member, usage);
+}
+
+static void
+list_run_ended(void *data, const SandboxReport *report, HostError *error)
+{
+	SandboxTransfer *all = data;
+
+	(void) report;
+	error_free(error);
+	all->list_run = NULL;
+	finish_if_over(all);
+}
+
 static void
 append_string(Bytes *bytes, const char *text)
 {
@@ -222,20 +290,21 @@ append_string(Bytes *bytes, const char *text)
 }
 
 static void
-make_spec(const SandboxTransfer *all, Bytes *bytes)
+make_spec(const SandboxTransfer *all, const char *mode, Bytes *bytes)
 {
-	const TransferRequest *request = all->transfer.request;
 	const SandboxConfig *config = all->config;
 	const char *const strings[] = {
 	    "/", /* the working directory */
 	    PROGRAM_PATH,
-	    request->push ? "unpack" : "pack",
+	    mode,
 	    "--below",
 	    SANDBOX_WORKSPACE,
 	    "--name",
 	    "file",
+	    /* It says nothing to the others. */
+	    "--known",
 	    "--",
-	    request->remote_path,
+	    all->transfer.request->remote_path,
 	    "PATH=/usr/bin",
 	    "LC_ALL=C",
 	};
@@ -255,14 +324,67 @@ make_spec(const SandboxTransfer *all, Bytes *bytes)
 		append_string(bytes, strings[i]);
 }
 
-/* The pipe is the two ends' alone: when one is gone, the other one sees it. */
+static SandboxRun *
+start_run(SandboxTransfer *all, const char *mode, int input, int output,
+          const SandboxRunEvents *events)
+{
+	Bytes spec = {0};
+	SandboxRun *run;
+
+	make_spec(all, mode, &spec);
+	run =
+	    sandbox_run_start_between(&all->arguments, &spec, input, output, events, all, &all->error);
+	bytes_free(&spec);
+	return run;
+}
+
 static void
-start(SandboxTransfer *all)
+start_push(SandboxTransfer *all, FilesProcessSpec *local, const int *list, const int *data)
 {
 	static const SandboxRunEvents events = {
 	    .output = remote_output, .measured = measured, .ended = remote_ended};
+	static const SandboxRunEvents list_events = {
+	    .output = list_output, .measured = list_measured, .ended = list_run_ended};
+
+	all->list_run = start_run(all, "list", -1, list[1], &list_events);
+	if (all->list_run != NULL)
+		all->run = start_run(all, "unpack", data[0], -1, &events);
+	if (all->run == NULL)
+		return;
+	local->mode = FILES_PACK;
+	local->known_fd = list[0];
+	local->fd = data[1];
+	all->local = files_process_start(local, &all->error);
+}
+
+static void
+start_pull(SandboxTransfer *all, FilesProcessSpec *local, const int *list, const int *data)
+{
+	static const SandboxRunEvents events = {
+	    .output = remote_output, .measured = measured, .ended = remote_ended};
+	FilesProcessSpec lister = *local;
+
+	lister.mode = FILES_LIST;
+	lister.fd = list[1];
+	lister.report = &all->list_report;
+	lister.progress = list_progress;
+	lister.ended = local_list_ended;
+	all->local_list = files_process_start(&lister, &all->error);
+	if (all->local_list != NULL)
+		all->run = start_run(all, "pack", list[0], data[1], &events);
+	if (all->run == NULL)
+		return;
+	local->mode = FILES_UNPACK;
+	local->fd = data[0];
+	all->local = files_process_start(local, &all->error);
+}
+
+/* The pipes are the ends' alone: when one is gone, the other one sees it. */
+static void
+start(SandboxTransfer *all)
+{
 	const TransferRequest *request = all->transfer.request;
-	FilesProcessSpec local = {.pack = request->push,
+	FilesProcessSpec local = {.known_fd = -1,
 	                          .path = request->local_path,
 	                          .name = request->name,
 	                          .protected_paths = request->protected_paths,
@@ -270,30 +392,38 @@ start(SandboxTransfer *all)
 	                          .progress = local_progress,
 	                          .ended = local_ended,
 	                          .data = all};
-	Bytes spec = {0};
-	int ends[2];
+	int list[2];
+	int data[2];
 
-	if (pipe2(ends, O_CLOEXEC) < 0)
+	if (pipe2(list, O_CLOEXEC) < 0)
 	{
 		all->error = error_new("53400", "could not make a pipe: %s", strerror(errno));
 		finish(all);
 		return;
 	}
-	sandbox_lease_exists(&all->member, &all->usage);
-	make_spec(all, &spec);
-	all->run = sandbox_run_start_between(&all->arguments, &spec, request->push ? ends[0] : -1,
-	                                     request->push ? -1 : ends[1], &events, all, &all->error);
-	bytes_free(&spec);
-	if (all->run != NULL)
+	if (pipe2(data, O_CLOEXEC) < 0)
 	{
-		local.fd = ends[request->push ? 1 : 0];
-		all->local = files_process_start(&local, &all->error);
+		close(list[0]);
+		close(list[1]);
+		all->error = error_new("53400", "could not make a pipe: %s", strerror(errno));
+		finish(all);
+		return;
 	}
-	close(ends[0]);
-	close(ends[1]);
+	sandbox_lease_exists(&all->member, &all->usage);
+	if (request->push)
+		start_push(all, &local, list, data);
+	else
+		start_pull(all, &local, list, data);
+	for (int i = 0; i < 2; i++)
+	{
+		close(list[i]);
+		close(data[i]);
+	}
 	call_set_state(all->transfer.call, "running");
-	if (all->run != NULL && all->local != NULL)
+	if (all->error == NULL)
 		transfer_watch(&all->transfer);
+	else
+		stop(&all->transfer);
 	finish_if_over(all);
 }
 

@@ -4,10 +4,13 @@
  *
  * The workspace's end is a script with a tar (ssh_transfer_script.c), started like any
  * command of the lease (ssh_execute_script.c); the archive goes through the channel's input or
- * output.  The server's end is a process of ours, and a pipe to it is in the loop:
+ * output.  The server's end is a process of ours, and pipes to it are in the loop:
  *
  *		push   pipe -> block -> channel    a block is read when the last one was sent
  *		pull   channel -> pending -> pipe  the channel is read while little is pending
+ *
+ * The latter is also the way of the list of what is in the target already, which the script
+ * writes before it reads the archive of a push, up to a record that is empty.
  *
  * so no more than that is in memory, and each side is as fast as the other.
  *
@@ -50,8 +53,12 @@ typedef struct SshTransfer
 	Bytes input; /* the script's start */
 	SshCommand *command;
 	FilesProcess *local;
-	uv_pipe_t pipe; /* to or from the local process */
-	bool pipe_open;
+	uv_pipe_t from_local; /* push: the archive */
+	uv_pipe_t to_local;   /* pull: the archive; push: the list */
+	bool from_open;
+	bool to_open;
+	bool list_over; /* push: its empty record has come */
+	bool list_nul;  /* the last byte was a NUL */
 	bool may_leave; /* the command can be left, not only cancelled */
 	bool stopping;
 	char *seal;
@@ -76,7 +83,7 @@ finish_if_over(SshTransfer *all)
 	HostError *error = all->error;
 	HostError *local;
 
-	if (all->command != NULL || all->local != NULL || all->pipe_open)
+	if (all->command != NULL || all->local != NULL || all->from_open || all->to_open)
 		return;
 	/* The server's end knows best, unless it only suffers from the other's. */
 	local = transfer_error(&all->transfer, false);
@@ -105,19 +112,35 @@ finish_if_over(SshTransfer *all)
 }
 
 static void
-pipe_closed(uv_handle_t *handle)
+from_closed(uv_handle_t *handle)
 {
 	SshTransfer *all = handle->data;
 
-	all->pipe_open = false;
+	all->from_open = false;
 	finish_if_over(all);
 }
 
 static void
-close_pipe(SshTransfer *all)
+close_from(SshTransfer *all)
 {
-	if (all->pipe_open && !uv_is_closing((uv_handle_t *) &all->pipe))
-		uv_close((uv_handle_t *) &all->pipe, pipe_closed);
+	if (all->from_open && !uv_is_closing((uv_handle_t *) &all->from_local))
+		uv_close((uv_handle_t *) &all->from_local, from_closed);
+}
+
+static void
+to_closed(uv_handle_t *handle)
+{
+	SshTransfer *all = handle->data;
+
+	all->to_open = false;
+	finish_if_over(all);
+}
+
+static void
+close_to(SshTransfer *all)
+{
+	if (all->to_open && !uv_is_closing((uv_handle_t *) &all->to_local))
+		uv_close((uv_handle_t *) &all->to_local, to_closed);
 }
 
 /* Ends both ends; the last thing that a function does. */
@@ -130,7 +153,8 @@ stop(Transfer *transfer)
 	all->stopping = true;
 	if (all->local != NULL)
 		files_process_stop(all->local);
-	close_pipe(all);
+	close_from(all);
+	close_to(all);
 	if (command != NULL && all->may_leave)
 		ssh_command_leave(command);
 	else if (command != NULL)
@@ -184,11 +208,21 @@ local_ended(void *data)
 		finish_if_over(all);
 }
 
+static void
+open_pipe(SshTransfer *all, uv_pipe_t *pipe, bool *open, int fd)
+{
+	uv_pipe_init(uv_default_loop(), pipe, 0);
+	pipe->data = all;
+	*open = true;
+	uv_pipe_open(pipe, fd);
+}
+
 static bool
 start_local(SshTransfer *all)
 {
 	const TransferRequest *request = all->transfer.request;
-	FilesProcessSpec spec = {.pack = request->push,
+	FilesProcessSpec spec = {.mode = request->push ? FILES_PACK : FILES_UNPACK,
+	                         .known_fd = -1,
 	                         .path = request->local_path,
 	                         .name = request->name,
 	                         .seal = request->push ? all->seal : NULL,
@@ -197,27 +231,26 @@ start_local(SshTransfer *all)
 	                         .progress = local_progress,
 	                         .ended = local_ended,
 	                         .data = all};
-	int ours = request->push ? 0 : 1;
-	int ends[2];
+	int to[2] = {-1, -1};
+	int from[2] = {-1, -1};
 
-	if (pipe2(ends, O_CLOEXEC) < 0)
-	{
+	if (pipe2(to, O_CLOEXEC) < 0 || (request->push && pipe2(from, O_CLOEXEC) < 0))
 		all->error = error_new("53400", "could not make a pipe: %s", strerror(errno));
-		return false;
-	}
-	spec.fd = ends[1 - ours];
-	all->local = files_process_start(&spec, &all->error);
-	close(ends[1 - ours]);
-	if (all->local == NULL)
+	else
 	{
-		close(ends[ours]);
-		return false;
+		spec.fd = request->push ? from[1] : to[0];
+		spec.known_fd = request->push ? to[0] : -1;
+		all->local = files_process_start(&spec, &all->error);
 	}
-	uv_pipe_init(uv_default_loop(), &all->pipe, 0);
-	all->pipe.data = all;
-	all->pipe_open = true;
-	uv_pipe_open(&all->pipe, ends[ours]);
-	return true;
+	if (to[0] >= 0)
+		close(to[0]);
+	if (from[1] >= 0)
+		close(from[1]);
+	if (to[1] >= 0)
+		open_pipe(all, &all->to_local, &all->to_open, to[1]);
+	if (from[0] >= 0)
+		open_pipe(all, &all->from_local, &all->from_open, from[0]);
+	return all->local != NULL;
 }
 
 /*
@@ -244,7 +277,7 @@ block_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	uv_read_stop(stream);
 	if (count < 0)
 	{
-		close_pipe(all);
+		close_from(all);
 		if (all->command != NULL)
 			ssh_command_end_input(all->command);
 	}
@@ -258,13 +291,12 @@ drained(void *data)
 {
 	SshTransfer *all = data;
 
-	if (all->transfer.request->push && all->pipe_open && !all->stopping &&
-	    !uv_is_closing((uv_handle_t *) &all->pipe))
-		uv_read_start((uv_stream_t *) &all->pipe, lend_block, block_read);
+	if (all->from_open && !all->stopping && !uv_is_closing((uv_handle_t *) &all->from_local))
+		uv_read_start((uv_stream_t *) &all->from_local, lend_block, block_read);
 }
 
 /*
- * Pull
+ * Pull, and the list of a push
  */
 
 static void write_pending(SshTransfer *all);
@@ -276,12 +308,9 @@ written(uv_write_t *request, int status)
 
 	all->write_running = false;
 	all->writing.length = 0;
-	/* A process that takes no more says why. */
+	/* A process that takes no more says why, if that is of interest. */
 	if (status < 0)
-	{
-		close_pipe(all);
-		return;
-	}
+		close_to(all);
 	if (all->command != NULL)
 		ssh_command_resume(all->command);
 	write_pending(all);
@@ -293,12 +322,12 @@ write_pending(SshTransfer *all)
 	Bytes taken = all->pending;
 	uv_buf_t buffer;
 
-	if (all->write_running || !all->pipe_open || uv_is_closing((uv_handle_t *) &all->pipe))
+	if (all->write_running || !all->to_open || uv_is_closing((uv_handle_t *) &all->to_local))
 		return;
 	if (taken.length == 0)
 	{
-		if (all->command == NULL)
-			close_pipe(all);
+		if (all->command == NULL || all->list_over)
+			close_to(all);
 		return;
 	}
 	all->pending = all->writing;
@@ -306,14 +335,30 @@ write_pending(SshTransfer *all)
 	all->write.data = all;
 	buffer = uv_buf_init(taken.data, (unsigned) taken.length);
 	all->write_running =
-	    uv_write(&all->write, (uv_stream_t *) &all->pipe, &buffer, 1, written) == 0;
+	    uv_write(&all->write, (uv_stream_t *) &all->to_local, &buffer, 1, written) == 0;
 	if (!all->write_running)
-		close_pipe(all);
+		close_to(all);
 }
 
 /*
  * The workspace's end
  */
+
+/* How much of it still belongs to the list: up to its empty record. */
+static size_t
+length_of_list(SshTransfer *all, const char *bytes, size_t length)
+{
+	size_t count = 0;
+
+	while (count < length && !all->list_over)
+	{
+		bool nul = bytes[count++] == '\0';
+
+		all->list_over = nul && all->list_nul;
+		all->list_nul = nul;
+	}
+	return count;
+}
 
 static bool
 output(void *data, bool is_stderr, const char *bytes, size_t length)
@@ -330,8 +375,10 @@ output(void *data, bool is_stderr, const char *bytes, size_t length)
 	}
 	if (length > 0)
 		transfer_moved(&all->transfer);
-	if (all->transfer.request->push || all->stopping)
+	if (all->stopping || !all->to_open || uv_is_closing((uv_handle_t *) &all->to_local))
 		return true;
+	if (all->transfer.request->push)
+		length = length_of_list(all, bytes, length);
 	bytes_append(&all->pending, bytes, length);
 	return all->pending.length < PENDING_MAX;
 }
@@ -341,8 +388,7 @@ progress(void *data)
 {
 	SshTransfer *all = data;
 
-	if (!all->transfer.request->push)
-		write_pending(all);
+	write_pending(all);
 }
 
 static HostError *
@@ -383,12 +429,13 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 	if (all->error != NULL || all->transfer.request->push)
 	{
 		/* What is not sent yet is not wanted. */
-		close_pipe(all);
+		close_from(all);
+		close_to(all);
 		if (all->error != NULL && all->local != NULL && !all->transfer.request->push)
 			files_process_stop(all->local);
 		finish_if_over(all);
 	}
-	else if (!all->pipe_open)
+	else if (!all->to_open)
 		finish_if_over(all);
 	else
 		write_pending(all);
@@ -406,6 +453,8 @@ accepted(void *data)
 	SshTransfer *all = data;
 
 	all->may_leave = true;
+	/* An empty list is its empty record alone. */
+	all->list_nul = true;
 	if (!start_local(all))
 	{
 		stop(&all->transfer);

@@ -8,12 +8,14 @@
  *
  * A pull is `tar -c` of what is there.
  *
- * A push has tar make everything below a directory of its own beside the target, and moves it
- * from there when all has come: the archive's last entry, the seal, says so.  mv replaces file by
- * file, so each is the old or the new one; what the target has no directory for is moved as a
- * whole.  Without the seal, whatever the reason (an error, a signal, a connection that ends), the
- * directory goes and the target is as it was.  Permissions are the archive's, but that busybox
- *leaves directories writable for their owner.  Links in the target are replaced, not followed.
+ * A push first lists what the target has (known.c in src/files), where there is a find that can; an
+ * empty record is the end of that.  Then it has tar make everything below a directory of its own
+ *beside the target, and moves it from there when all has come: the archive's last entry, the seal,
+ *says so.  mv replaces file by file, so each is the old or the new one; what the target has no
+ *directory for is moved as a whole.  Without the seal, whatever the reason (an error, a signal, a
+ *connection that ends), the directory goes and the target is as it was.  Permissions are the
+ *archive's, but that busybox leaves directories writable for their owner.  Links in the target are
+ *replaced, not followed.
  *
  * It says what is wrong on stderr as "envrt: <sqlstate> <text>", and a dot on stdout now and then
  * while it moves, so that it is known to be alive.
@@ -77,6 +79,10 @@ static const char push_text[] =
     "if [ $# -ge 100 ]; then echo .; mv -f \"$@\" \"$D/\" || exit; set --; fi; fi; "
     "done; "
     "if [ $# -gt 0 ]; then mv -f \"$@\" \"$D/\" || exit; fi ); "
+    "t=./$l; [ \"$l\" ] || t=.; "
+    "if [ -d \"$t\" ] && [ ! -L \"$t\" ] && find . -prune -printf x >/dev/null 2>&1; then "
+    "(cd -P \"$t\" && find . -type f -printf \"f %s %T@ %m %C@ %p\\0\" 2>/dev/null); fi; "
+    "printf \"\\0\"; "
     "(umask 077; mkdir \"$s\") || exit; "
     "(umask 0; exec tar -xpof - -C \"$s\") || exit; "
     "if [ -f \"$s/$m" FILES_SEAL_DIRECTORY "\" ]; then "

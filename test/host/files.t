@@ -245,6 +245,8 @@ symlink '/etc/passwd', "$source/link";
 symlink '../outside', "$source/out";
 spew("$source/\xff\n name", 'bytes');
 chmod 0500, "$source/deep";
+# What was changed long before it was sent need not be sent again.
+utime 1_600_000_000, 1_600_000_000, split /\0/, `find '$source' -type f -print0`;
 
 # Names, kinds, permissions, targets and contents below a directory.
 sub digest
@@ -334,7 +336,8 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		spew("$workspace/script", 'is replaced');
 		chmod 0700, "$workspace/deep";
 		unlink "$workspace/deep/1";
-		is($push->(localPath => $source)->{result}{files}, 304, "$tar: the same again");
+		# The links, what is replaced, and what is not there; without GNU's find, all.
+		is_deeply($push->(localPath => $source)->{result}, $tar eq 'gnu' ? { files => 4, bytes => 11 } : { files => 304, bytes => 45165 }, "$tar: the same again");
 		is(slurp("$workspace/other"), 'stays', '... leaves what else is there');
 		is(slurp("$workspace/script"), "#!/bin/sh\n", '... replaces what is');
 		is(slurp("$workspace/deep/1"), 'x', '... and brings what is not');
@@ -487,6 +490,24 @@ sub new_lease
 	$result = $client->call('environmentPushFiles', transfer_params($id, localPath => "$source/script", remotePath => 'new/place/s'))->{result};
 	is_deeply($result, { files => 1, bytes => 10 }, 'a push of a file');
 	is(slurp("$workspace/new/place/s"), "#!/bin/sh\n", '... to a place that was not there');
+	# What is there already.
+	my $again = sub { return $client->call($_[0], transfer_params($id, localPath => $_[1]))->{result} };
+	system 'rm', '-rf', "$workspace/new";
+	is_deeply($again->('environmentPushFiles', $source), { files => 2, bytes => 0 }, 'a push of the same sends the links only');
+	is_deeply($again->('environmentPullFiles', "$base/pulled"), { files => 2, bytes => 0 }, '... and so does a pull');
+	spew("$source/script", "#!/bin/ks\n");
+	is_deeply($again->('environmentPushFiles', $source), { files => 3, bytes => 10 }, 'what has changed is sent');
+	is(digest($workspace), digest($source), '... and all is equal again');
+	chmod 0755, "$workspace/deep/1";
+	chmod 0600, "$workspace/deep/2";
+	spew("$workspace/deep/2", 'yy');
+	is_deeply($again->('environmentPullFiles', "$base/pulled"), { files => 5, bytes => 13 }, 'so it is for a pull');
+	is(digest("$base/pulled"), digest($workspace), '... after which all is equal');
+	spew("$source/script", "#!/bin/sh\n");
+	utime 1_600_000_000, 1_600_000_000, "$source/script";
+	$again->('environmentPushFiles', $source);
+	is(digest($workspace), digest($source), 'what has changed back is sent, too');
+	$client->call('environmentPushFiles', transfer_params($id, localPath => "$source/script", remotePath => 'new/place/s'));
 	ok(-x "$workspace/new/place/s", '... as it is');
 	$client->call('environmentPushFiles', transfer_params($id, localPath => "$source/script", remotePath => '/workspace/new'));
 	ok(-f "$workspace/new/script", 'a push of a file into a directory');
@@ -515,6 +536,39 @@ sub new_lease
 	is(listing($outside), 'secret', '... which makes nothing there');
 	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => $source, protectedPaths => ["$source/deep"])), '42501', qr/server itself/, 'what is protected');
 	is_error($client->call('environmentPushFiles', transfer_params(lease_id(), localPath => $source)), '55000', qr/is gone/, 'a lease that is none');
+}
+
+# A git working tree: its state travels with its files, and of its objects those that are new.
+SKIP:
+{
+	skip 'there is no git here', 1 if system('git --version >/dev/null 2>&1') != 0;
+	my $id = new_lease();
+	my $workspace = "$directory/leases/$id/workspace";
+	my $tree = "$base/tree";
+	my $git = "git -C '$tree' -c user.name=a -c user.email=a\@example.com";
+	my $in_sandbox = sub { return execute($client, $id, [ 'git', @_ ])->{stdout} };
+	my $push = sub { return $client->call('environmentPushFiles', transfer_params($id, localPath => $tree))->{result} };
+
+	system "git init -q '$tree' && head -c 3000000 /dev/urandom >'$tree/large' && echo one >'$tree/tracked' && $git add . && $git commit -qm one && $git gc -q";
+	utime 1_600_000_000, 1_600_000_000, split /\0/, `find '$tree' -type f -print0`;
+	spew("$tree/tracked", 'changed');
+	spew("$tree/untracked", 'new');
+	cmp_ok($push->()->{bytes}, '>', 6_000_000, 'a git working tree');
+	is($in_sandbox->('status', '--porcelain'), " M tracked\n?? untracked\n", '... has its state in the sandbox');
+	is($in_sandbox->('log', '--format=%s'), "one\n", '... and its history');
+	is($in_sandbox->('fsck', '--strict') // '', '', '... complete');
+	system "$git commit -qam two";
+	cmp_ok($push->()->{bytes}, '<', 100_000, 'a commit later only what is new is sent');
+	is($in_sandbox->('status', '--porcelain'), "?? untracked\n", '... with its state');
+	is($in_sandbox->('log', '--format=%s'), "two\none\n", '... and history');
+	execute($client, $id, [ 'sh', '-c', 'git config core.fsmonitor false; git config user.name a; git config user.email a@b; echo x >>tracked; git commit -qam three; echo dirty >>tracked; echo "#!/bin/sh" >.git/hooks/pre-commit; mkdir -p .git/modules/m sub/.git/hooks; touch .git/modules/m/config sub/.git/config sub/.git/hooks/x sub/.git/HEAD' ]);
+	my $pulled = $client->call('environmentPullFiles', transfer_params($id, localPath => $tree))->{result};
+	cmp_ok($pulled->{bytes}, '<', 100_000, 'a pull brings only what is new');
+	is(`$git log --format=%s`, "three\ntwo\none\n", '... the commit');
+	is(`$git status --porcelain`, " M tracked\n?? untracked\n", '... and the state');
+	unlike(slurp("$tree/.git/config"), qr/fsmonitor/, '... but nothing that runs programs');
+	ok(!-e "$tree/.git/hooks/pre-commit" && !-e "$tree/.git/modules/m/config" && !-e "$tree/sub/.git/config" && !-e "$tree/sub/.git/hooks/x", '... wherever it is');
+	ok(-e "$tree/sub/.git/HEAD", '... while the rest is there');
 }
 
 # Limits of the sandbox

@@ -1,0 +1,21 @@
+/*
+ * known.h
+ *		What the other end has already.
+ */
+#ifndef ENVRT_FILES_KNOWN_H
+#define ENVRT_FILES_KNOWN_H
+
+#include <stdbool.h>
+#include <sys/stat.h>
+
+/* Reads the other end's list from stdin. */
+extern void known_read(void);
+
+/* Whether it has this file, as it is; path: of the entry. */
+extern bool known_is_equal(const char *path, const struct stat *info);
+
+/* One record of a list, to stdout. */
+extern void known_write(const char *path, const struct stat *info);
+extern void known_write_end(void);
+
+#endif
