@@ -86,7 +86,7 @@ static const char lifeline_text[] =
 
 /* A forced command is given to who knows whom, whatever $SHELL is. */
 static const char learn_text[] =
-    "envrt_m=$1; envrt_p=; case \"$SSH_ORIGINAL_COMMAND$SHELL\" in "
+    "envrt_m=$1; envrt_p=; case \"${SSH_ORIGINAL_COMMAND-}${SHELL-}\" in "
     "/bin/sh|/bin/dash|/bin/bash|/usr/bin/sh|/usr/bin/dash|/usr/bin/bash) envrt_p=\" plain\"; "
     "esac; ";
 

@@ -207,7 +207,7 @@ sub well
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	is(execute('echo', 'well')->{stdout} . $node->safe_psql('postgres', 'SELECT count(*) FROM valuables'), "well\n1", $name);
-	cmp_ok(time - $start, '<', 10, '... at once');
+	cmp_ok(time - $start, '<', 20, '... at once');
 	return;
 }
 
