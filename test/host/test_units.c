@@ -481,7 +481,7 @@ test_manifests(void)
 	manifest(MANIFEST("w", ",\"capabilities\":{}"), "capabilities is no list",
 	         "capabilities that are no list");
 	manifest(MANIFEST("w", ",\"apiVersion\":2"), "apiVersion is not 1", "another protocol");
-	manifest(MANIFEST("w", ",\"displayName\":\"a\\u0000\""), "null byte", "a NUL");
+	manifest(MANIFEST("w", ",\"displayName\":\"a\\u0000\""), "line 1", "a NUL");
 	manifest(MANIFEST("w", ",\"displayName\":7"), "displayName is no text", "an odd name");
 	manifest("{\"id\":\"../x\"}", "Plugin id must start", "an id that is a path");
 	manifest("", "line 1", "empty text");
