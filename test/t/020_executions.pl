@@ -248,6 +248,9 @@ $node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.execu
 		});
 	cmp_ok(length output($id, 'stdout'), '<', 500000, 'the table keeps no more than envrt.max_execution_output');
 	is(await_execution($id)->{metadata}{stdoutBytes}, 1000000, '... and counts the rest');
+	$node->append_conf('postgresql.conf', "envrt.max_execution_output = '100 MB'");
+	$node->reload;
+	wait_until('the scheduler has the setting', sub { !exists await_execution(start('ssh', 'head -c 200000 /dev/zero'))->{metadata}{outputTruncated} });
 }
 
 # Secrets: references in the row, values with the command
@@ -350,22 +353,22 @@ for my $driver (sort keys %lease)
 # Its scheduler ends: it goes on, and nothing of its output is lost or doubled.  ENVRT_EXECUTION_SECONDS=600 has
 # it go on for that long.
 {
-	my $lines = ($ENV{ENVRT_EXECUTION_SECONDS} // 3) * 100;
-	my @ids = map { start($_, "i=0; while test \$i -lt $lines; do i=\$((i+1)); echo \$i; sleep 0.01; done") } sort keys %lease;
+	my $lines = ($ENV{ENVRT_EXECUTION_SECONDS} // 3) * 20;
+	my @ids = map { start($_, "i=0; while test \$i -lt $lines; do i=\$((i+1)); echo \$i; sleep 0.05; done") } sort keys %lease;
 
 	for my $round (1 .. 3)
 	{
 		my $pid = scheduler();
 
 		wait_until_sql($node, "SELECT count(DISTINCT execution_id) = " . @ids . " FROM envrt.execution_output WHERE execution_id IN ("
-			  . join(', ', map { literal($_) } @ids) . ") AND output LIKE '%" . int($lines * $round / 4) . "\n%'", "round $round", 60 + $lines / 50)
+			  . join(', ', map { literal($_) } @ids) . ") AND output LIKE '%" . int($lines * $round / 4) . "\n%'", "round $round", 60 + $lines / 10)
 		  if $ENV{ENVRT_EXECUTION_SECONDS};
 		$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 		wait_until('there is another scheduler', sub { my $other = scheduler(); $other && $other ne $pid });
 	}
 	for my $id (@ids)
 	{
-		wait_until_sql($node, "SELECT state = 'exited' FROM envrt.executions WHERE id = '$id'", 'it ends', 60 + $lines / 20);
+		wait_until_sql($node, "SELECT state = 'exited' FROM envrt.executions WHERE id = '$id'", 'it ends', 60 + $lines / 10);
 		is(output($id, 'stdout'), join('', map { "$_\n" } 1 .. $lines), 'it outlives its schedulers, with all of its output');
 	}
 }
