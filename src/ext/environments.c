@@ -187,7 +187,8 @@ static Jsonb *
 config_to_store(const ApiCall *call, const pg_uuid_t *company_id, const char *name,
                 const char *driver, Jsonb *given)
 {
-	PluginConfig config = {.company_id = company_id, .driver = driver, .environment_name = name};
+	PluginConfig config = {
+	    .call = call, .company_id = company_id, .driver = driver, .environment_name = name};
 
 	if (strcmp(driver, "ssh") == 0 && JB_ROOT_IS_OBJECT(given))
 		return ssh_config_to_store(call, company_id, name, given);
@@ -400,7 +401,8 @@ ssh_config_to_probe(const ApiCall *call, Jsonb *given, Environment *environment)
 static void
 config_to_probe(const ApiCall *call, Jsonb *given, Environment *environment)
 {
-	PluginConfig config = {.company_id = environment->company_id, .driver = environment->driver};
+	PluginConfig config = {
+	    .call = call, .company_id = environment->company_id, .driver = environment->driver};
 
 	config.canonical = config_canonical(environment->driver, given);
 	config_check_secrets(call, environment->company_id, config.canonical);

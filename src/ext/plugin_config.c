@@ -311,6 +311,8 @@ plugin_config_validate(PluginConfig *config, bool required)
 		normalized = filled;
 	normalized = json_guard(json_deep_copy(normalized));
 	(void) restore(&secrets, given, values, normalized);
+	/* The plugin may name any. */
+	config_check_secrets(config->call, config->company_id, normalized);
 	if (config->environment_name != NULL)
 	{
 		secret_fields_visit(schema, normalized, store_raw, &secrets);

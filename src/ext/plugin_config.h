@@ -8,10 +8,12 @@
 #include "postgres.h"
 
 #include "json_library.h"
+#include "tables.h"
 #include "utils/uuid.h"
 
 typedef struct PluginConfig
 {
+	const ApiCall *call;
 	const pg_uuid_t *company_id;
 	const char *driver;           /* sandbox or plugin */
 	const char *environment_name; /* NULL: nothing is to be stored */

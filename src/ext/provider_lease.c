@@ -373,13 +373,24 @@ provider_call_params(const json_t *row)
 	return params;
 }
 
+/* Whether a call is for a provider in the driver host itself. */
+static bool
+is_of_host(const json_t *params)
+{
+	const char *driver_key = json_string_value(json_object_get(params, "driverKey"));
+
+	return json_object_get(params, "pluginKey") == NULL && driver_key != NULL &&
+	       provider_is_builtin(driver_key);
+}
+
 json_t *
 provider_take_secrets(json_t *params)
 {
 	json_t *values = json_incref(json_object_get(params, PARAMS_SECRETS));
 
 	json_object_del(params, PARAMS_SECRETS);
-	if (json_object_size(values) > 0)
+	/* A plugin's worker may ask for them; nobody else needs them twice. */
+	if (json_object_size(values) > 0 && !is_of_host(params))
 		json_object_set_new(params, "secrets", config_secrets_by_id(values));
 	return values;
 }

@@ -657,6 +657,17 @@ hopeless(const Plugin *plugin)
 	return request;
 }
 
+/* The environment driver that it is about, or NULL: a sandbox provider goes by the plugin. */
+static const char *
+driver_of(const PluginRequest *request)
+{
+	const char *key = json_string_value(json_object_get(request->params, "driverKey"));
+	const PluginDriver *driver =
+	    key != NULL ? plugin_manifest_driver(plugin_manifest(request->plugin), key) : NULL;
+
+	return driver != NULL && !driver->sandbox_provider ? key : NULL;
+}
+
 /* From the event loop. */
 static void
 look(void *data)
@@ -674,8 +685,9 @@ look(void *data)
 	while (plugin->state == STATE_WAITING && (request = hopeless(plugin)) != NULL)
 	{
 		char *words = last_words(plugin);
-		HostError *error = plugin_error_no_worker(plugin_id(plugin), words, plugin->last_error,
-		                                          worker_backoff_delay(&plugin->backoff, now_ms()));
+		HostError *error =
+		    plugin_error_no_worker(plugin_id(plugin), driver_of(request), words, plugin->last_error,
+		                           worker_backoff_delay(&plugin->backoff, now_ms()));
 
 		free(words);
 		request_end(request, REPLY_NO_WORKER, NULL, error);

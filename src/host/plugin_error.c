@@ -34,10 +34,14 @@ plugin_error_timeout(const char *plugin, const char *last_words, const char *tro
 }
 
 HostError *
-plugin_error_no_worker(const char *plugin, const char *last_words, const char *how,
-                       uint64_t delay_ms)
+plugin_error_no_worker(const char *plugin, const char *driver, const char *last_words,
+                       const char *how, uint64_t delay_ms)
 {
-	HostError *error = error_new("38000", "Plugin \"%s\" has no running worker", plugin);
+	HostError *error =
+	    driver == NULL
+	        ? error_new("38000", "Plugin \"%s\" has no running worker", plugin)
+	        : error_new("38000", "Plugin environment driver \"%s:%s\" has no running worker.",
+	                    plugin, driver);
 
 	error_detail(error, "Its worker %s; it is started again in %llu ms.\n%s", how,
 	             (unsigned long long) delay_ms, last_words);

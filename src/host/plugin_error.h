@@ -21,9 +21,13 @@
 extern HostError *plugin_error_timeout(const char *plugin, const char *last_words,
                                        const char *trouble, const char *method, uint64_t limit_ms);
 
-/* It crashed, and it is too early for another one; how: the end of the last. */
-extern HostError *plugin_error_no_worker(const char *plugin, const char *last_words,
-                                         const char *how, uint64_t delay_ms);
+/*
+ * It crashed, and it is too early for another one; how: the end of the last.
+ * driver: the environment driver that was asked for, or NULL.
+ */
+extern HostError *plugin_error_no_worker(const char *plugin, const char *driver,
+                                         const char *last_words, const char *how,
+                                         uint64_t delay_ms);
 
 /* The worker ended before it answered. */
 extern HostError *plugin_error_lost(const char *plugin, const char *last_words);

@@ -217,13 +217,13 @@ like($plugin_id, qr/^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 
 sub refused
 {
-	my ($environment, $state, $pattern, $what) = @_;
+	my ($environment, $state, $pattern, $what, $rows) = @_;
 	my $run = make_run($node, $company);
 	my ($got, $message) = sql_state($node, "SELECT envrt_acquire_lease('$company', '$environment', '$run')");
 
 	is($got, $state, "$what: state");
 	like($message, $pattern, "$what: message");
-	is(sql("SELECT count(*) FROM envrt.provider_leases WHERE environment_id = '$environment'"), '0', "$what: nothing is left in the ledger");
+	is(sql("SELECT count(*) FROM envrt.provider_leases WHERE environment_id = '$environment'"), $rows // 0, "$what: nothing is left in the ledger");
 	return;
 }
 
@@ -271,6 +271,24 @@ SQL
 	is(scalar(() = $recorder->calls), 1201, 'each was asked of the plugin');
 	$recorder->answer('environmentExecute');
 	is($session->run("SELECT stdout FROM envrt_execute('$lease->{id}', 'true')")->{out}, "ok\n", 'and then the next one works');
+}
+
+# A worker that ends again and again is held back, and who can't wait is told so.
+{
+	new_directory();
+	my $environment = of_driver();
+	my $lease = acquire($node, $company, $environment, make_run($node, $company));
+
+	$node->append_conf('postgresql.conf', "envrt.provider_timeout = '500ms'");
+	$node->reload;
+	wait_until('the setting', sub { sql('SHOW envrt.provider_timeout') eq '500ms' });
+	sql("SELECT envrt_restart_plugin('envrt.recorder')");
+	like((sql_state($node, "SELECT envrt_execute('$lease->{id}', 'die')"))[1], qr/worker ended during the call/, 'a worker that ends') for 1 .. 2;
+	refused($environment, '38000', qr/Plugin environment driver "envrt\.recorder:recorder-env" has no running worker\./, 'no worker', 1);
+	sql("SELECT envrt_restart_plugin('envrt.recorder')");
+	$node->append_conf('postgresql.conf', "envrt.provider_timeout = '60s'");
+	$node->reload;
+	is(sql("SELECT stdout FROM envrt_execute('$lease->{id}', 'true')"), "ok\n", 'a person can have it started');
 }
 
 # A row decides whether a plugin can be used in this database.

@@ -228,6 +228,14 @@ for my $given ($reference, $secret)
 		'42704', qr/Secret not found/, "a $kind in a probe that the caller can't see");
 }
 
+# Nor can it be the plugin that refers to it.
+for my $given ($reference, $secret)
+{
+	$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, free => $given } });
+	refused('SET ROLE app; ' . create_statement('sandbox', $recorder->sandbox_config), '42704', qr/Secret not found/, 'what a plugin refers to');
+}
+$recorder->answer('environmentValidateConfig');
+
 #######################################################################
 # Probes
 #######################################################################
