@@ -17,7 +17,8 @@
 #include "protocol.h"
 
 #define MESSAGE_MAX 1000
-#define DETAIL_MAX 8000
+/* The end of a worker's stderr, and what is said before it. */
+#define DETAIL_MAX 9000
 
 static char *__attribute__((format(printf, 3, 0)))
 format_clean(size_t max, bool lines, const char *format, va_list arguments)

@@ -60,6 +60,7 @@
 #define MAX_LATE 1000
 #define MAX_STRAY 1000
 #define DRAIN_MS 10000
+#define MAX_ERROR 500
 
 typedef enum
 {
@@ -319,9 +320,13 @@ initialized(Plugin *plugin, const RpcMessage *message)
 	timer_stop(&plugin->timer);
 	if (message->error != NULL)
 	{
-		char *how = xformat("could not be initialized: %s",
-		                    json_string_value(json_object_get(message->error, "message")));
+		const char *text = json_string_value(json_object_get(message->error, "message"));
+		char *words = clean_text(text, strlen(text), MAX_ERROR, false);
+		char *how;
 
+		secret_mask_apply(plugin->mask, words, strlen(words));
+		how = xformat("could not be initialized: %s", words);
+		free(words);
 		broke_protocol(plugin, how);
 		free(how);
 	}

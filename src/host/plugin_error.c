@@ -11,14 +11,23 @@
 #include "plugin_error.h"
 #include "protocol.h"
 
+#define LAST_WORDS "Worker stderr:\n"
+
 static HostError *
 complete(HostError *error, int code, const char *last_words)
 {
 	error->code = code;
 	error->outcome = OUTCOME_UNKNOWN;
 	if (last_words[0] != '\0' && error->detail == NULL)
-		error_detail(error, "%s", last_words);
+		error_detail(error, LAST_WORDS "%s", last_words);
 	return error;
+}
+
+/* Before the last words, if there are any. */
+static const char *
+lead(const char *last_words)
+{
+	return last_words[0] != '\0' ? "\n\n" LAST_WORDS : "";
 }
 
 HostError *
@@ -29,7 +38,7 @@ plugin_error_timeout(const char *plugin, const char *last_words, const char *tro
 	                             method, (unsigned long long) limit_ms);
 
 	if (trouble != NULL)
-		error_detail(error, "Its worker %s.\n%s", trouble, last_words);
+		error_detail(error, "Its worker %s.%s%s", trouble, lead(last_words), last_words);
 	return complete(error, RPC_TIMEOUT, last_words);
 }
 
@@ -43,8 +52,8 @@ plugin_error_no_worker(const char *plugin, const char *driver, const char *last_
 	        : error_new("38000", "Plugin environment driver \"%s:%s\" has no running worker.",
 	                    plugin, driver);
 
-	error_detail(error, "Its worker %s; it is started again in %llu ms.\n%s", how,
-	             (unsigned long long) delay_ms, last_words);
+	error_detail(error, "Its worker %s; it is started again in %llu ms.%s%s", how,
+	             (unsigned long long) delay_ms, lead(last_words), last_words);
 	error_hint(error, "envrt_restart_plugin() makes it start at once.");
 	return complete(error, RPC_WORKER_UNAVAILABLE, last_words);
 }

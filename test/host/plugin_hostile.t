@@ -113,7 +113,7 @@ my $client = $host->connect;
 	for (1 .. 1000)
 	{
 		my $error = $client->call('environmentProbe', act('rude', 'complain'))->{error};
-		$failed++ if $error->{message} eq 'it did not work' && $error->{data}{detail} =~ /y{7000}\nlast line$/;
+		$failed++ if $error->{message} eq 'it did not work' && $error->{data}{detail} =~ /^Worker stderr:\n.*y{7000}\nlast line$/s;
 	}
 	is($failed, 1000, 'a thousand calls in a row fail, each with the end of stderr');
 	memory_is_flat($before, 'a thousand failures');
@@ -130,7 +130,7 @@ my $client = $host->connect;
 		for (1 .. 1000)
 		{
 			my $error = $client->call('environmentAcquireLease', act('dead', 'pid', leaseId => "l$_", limits => { callMs => $_ == 1 ? 2000 : 100 }))->{error};
-			$failed++ if $error->{data}{detail} =~ /exited with status 3.*I do not want to/s && $error->{data}{outcome} eq 'absent';
+			$failed++ if $error->{data}{detail} =~ /exited with status 3.*\n\nWorker stderr:\nI do not want to/s && $error->{data}{outcome} eq 'absent';
 		}
 		is($failed, 1000, 'a thousand calls of a plugin that does not start fail, each with the end of stderr');
 	});
