@@ -277,8 +277,8 @@ write_at(int fd, const char *bytes, size_t length, la_int64_t offset, const char
 	}
 }
 
-/* Where nothing is, nothing is written: the file has holes there. */
-static void
+/* Where nothing is, nothing is written: the file has holes there.  Whether the last byte was. */
+static bool
 write_what_is(int fd, const char *bytes, size_t length, la_int64_t offset, const char *path)
 {
 	size_t start = 0;
@@ -296,6 +296,7 @@ write_what_is(int fd, const char *bytes, size_t length, la_int64_t offset, const
 		end += piece;
 	}
 	write_at(fd, bytes + start, end - start, offset + (la_int64_t) start, path);
+	return start < length;
 }
 
 static void
@@ -304,16 +305,19 @@ write_content(int fd, struct archive_entry *entry, const char *path)
 	const void *bytes;
 	size_t length;
 	la_int64_t offset;
+	la_int64_t end = 0;
 	int status;
 
 	while ((status = archive_read_data_block(archive, &bytes, &length, &offset)) == ARCHIVE_OK)
 	{
-		write_what_is(fd, bytes, length, offset, path);
+		if (write_what_is(fd, bytes, length, offset, path))
+			end = offset + (la_int64_t) length;
 		report_bytes(length);
 	}
 	if (status != ARCHIVE_EOF)
 		fail_reading();
-	if (ftruncate(fd, archive_entry_size(entry)) < 0)
+	/* A hole at the end. */
+	if (end != archive_entry_size(entry) && ftruncate(fd, archive_entry_size(entry)) < 0)
 		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
 }
 
