@@ -291,6 +291,25 @@ SQL
 	is(sql("SELECT stdout FROM envrt_execute('$lease->{id}', 'true')"), "ok\n", 'a person can have it started');
 }
 
+# Who has the table of plugins locked holds up those who want a plugin, and not the scheduler.
+{
+	new_directory();
+	my ($environment, $run) = (of_driver(), make_run($node, $company));
+	my $held = acquire($node, $company, $environment, $run);
+	my $locker = EnvrtSession->new($node);
+
+	$locker->run($_) for 'BEGIN', 'LOCK envrt.plugins IN ACCESS EXCLUSIVE MODE';
+	my $waiting = sql("SELECT envrt_request_lease('$company', '$environment', '" . make_run($node, $company) . "')");
+	release($node, $run);
+	cleaned_up($held->{id}, 'while plugins are locked');
+	my $other = sql("SELECT envrt_request_lease('$company', '" . make_fake_environment($node, $company) . "', '" . make_run($node, $company) . "')");
+	is(sql("SELECT status FROM envrt_await_lease('$other')"), 'active', 'a request for something else is met');
+	is(sql("SELECT state FROM envrt.lease_requests WHERE lease_id = '$waiting'"), 'queued', 'one that needs a plugin waits');
+	is((sql_state($node, "SET statement_timeout = '200ms'; SELECT envrt_acquire_lease('$company', '$environment', '" . make_run($node, $company) . "')"))[0], '57014', 'an acquire waits, and can be cancelled');
+	$locker->run('ROLLBACK');
+	is(sql("SELECT status FROM envrt_await_lease('$waiting')"), 'active', 'and is met in the end');
+}
+
 # A row decides whether a plugin can be used in this database.
 new_directory();
 my $by_driver = of_driver();

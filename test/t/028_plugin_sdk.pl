@@ -196,6 +196,51 @@ for my $version (@EnvrtSdk::versions)
 		is(sql("SELECT envrt_await_cleanup('$lease->{id}')"), 'success', "$version: released");
 	}
 
+	# A thousand acquires that fail, in one session
+	{
+		my $environment = create('sandbox', { provider => 'tempdir', directory => $directory });
+		my $run = make_run($node, $company);
+		my $session = EnvrtSession->new($node);
+		my $pid = worker();
+		my $fail = sub {
+			my ($times) = @_;
+			my $result = $session->run(<<"SQL");
+DO \$\$
+DECLARE
+    seen integer := 0;
+    message text;
+    detail text;
+BEGIN
+    FOR i IN 1..$times LOOP
+        BEGIN
+            PERFORM envrt_acquire_lease('$company', '$environment->{id}', '$run');
+        EXCEPTION WHEN external_routine_exception THEN
+            GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+            seen := seen + (message = 'The knob acquire-fail is set' AND detail LIKE '%failing to acquire, as told')::integer;
+        END;
+    END LOOP;
+    IF seen <> $times THEN
+        RAISE '% of $times: % %', seen, message, detail;
+    END IF;
+END \$\$
+SQL
+			is("$result->{state} $result->{message}", '00000 ', "$version: $times acquires fail, each with what the worker wrote to stderr");
+			# Resident memory of the session and of the driver host, in kB
+			return map { EnvrtFixture::slurp("/proc/$_/status") =~ /^VmRSS:\s+(\d+)/m ? $1 : die } $session->backend, EnvrtProvider::driver_host_pid($node);
+		};
+
+		$provider->set_knob('acquire-fail', 'always');
+		my @before = $fail->(200);
+		my @after = $fail->(1000);
+		$provider->clear_knobs;
+		cmp_ok($after[0] - $before[0], '<', 1024, "$version: the session's memory stays") or diag "@before, @after";
+		cmp_ok($after[1] - $before[1], '<', 4096, "$version: and the driver host's") or diag "@before, @after";
+		is(worker(), $pid, "$version: and the worker is the same");
+		is(sql("SELECT count(*) FROM envrt.provider_leases WHERE environment_id = '$environment->{id}'"), '0', "$version: nothing is left in the ledger");
+		acquire($node, $company, $environment->{id}, $run);
+		release($node, $run);
+	}
+
 	is_deeply([ $provider->settled($node, cleaned => 1) ], [], "$version: nothing is leaked, lost or held twice");
 	is_deeply([ $provider->sandboxes ], [], "$version: and nothing exists");
 	my $stats = row("SELECT * FROM envrt.stat_plugins WHERE plugin_key = 'envrt.tempdir'");
