@@ -82,6 +82,7 @@ struct Execution
 	SshCommand *messenger; /* the same elsewhere */
 	uint64_t accepted_at;
 	uint64_t exited_at;
+	uint64_t checked_at;
 	uint64_t last_output;
 };
 
@@ -521,6 +522,8 @@ read_again(void *data)
 {
 	Execution *execution = data;
 
+	/* What it has been kept from reading is about to come. */
+	execution->last_output = now_ms();
 	if (execution->command != NULL && execution->state != STARTING)
 		ssh_command_resume(execution->command);
 }
@@ -531,10 +534,15 @@ check_output(void *data)
 	Execution *execution = data;
 	uint64_t now = now_ms();
 	uint64_t quiet = now - execution->last_output;
+	uint64_t waited = now - execution->checked_at;
 
-	/* What a slow reader has not taken yet is no pause. */
+	execution->checked_at = now;
+	/* What a slow reader has not taken yet is no pause, nor does that time count. */
 	if (!execute_output_has_room(execution->output))
+	{
+		execution->exited_at += waited;
 		timer_start(&execution->timer, OUTPUT_PAUSE_MS, check_output, execution);
+	}
 	else if (quiet < OUTPUT_PAUSE_MS && now - execution->exited_at < OUTPUT_MOST_MS)
 		timer_start(&execution->timer, OUTPUT_PAUSE_MS - quiet, check_output, execution);
 	else
@@ -547,7 +555,7 @@ exited(void *data)
 	Execution *execution = data;
 
 	execution->state = EXITED;
-	execution->exited_at = execution->last_output = now_ms();
+	execution->exited_at = execution->checked_at = execution->last_output = now_ms();
 	drop_killer(execution);
 	timer_start(&execution->timer, OUTPUT_PAUSE_MS, check_output, execution);
 }

@@ -501,7 +501,7 @@ is($answer->{result}{metadata}{stdoutTruncated}, undef, '... and nothing is cut'
 $before = $host->stats->{host}{rssBytes};
 $client = $host->connect;
 $id = $client->send_call('environmentExecute',
-	params(sh('exec 2>"$HOME/written"; head -c 15000000 /dev/zero | dd bs=65536 2>/dev/null; echo done >&2'), stream => JSON::PP::true));
+	params(sh('exec 2>"$HOME/written"; head -c 15000000 /dev/zero | dd bs=65536 2>/dev/null; echo done >&2'), stream => JSON::PP::true, timeoutMs => 120_000));
 sleep 1.5;
 is(slurp("$home/written"), '', 'a client that does not read makes the command wait');
 SKIP:
@@ -510,8 +510,8 @@ SKIP:
 	cmp_ok($host->stats->{host}{rssBytes} - $before, '<', 12 * 1024 * 1024, '... and not the memory grow');
 }
 is(result('echo', ['other'])->{stdout}, "other\n", '... which is nothing to others');
-$answer = $client->answer($id);
-is($answer->{result}{metadata}{stdoutBytes}, 15000000, '... until it reads');
+$answer = $client->answer($id, 120);
+is($answer->{result}{metadata}{stdoutBytes}, 15000000, '... until it reads') or diag explain $answer;
 is(length streamed($client, $id)->{stdout}, 15000000, '... all of it');
 $night = night();
 $client = $host->connect;
