@@ -99,7 +99,7 @@ ok(!-d "$directory/$id", '... and it is gone');
 	ok(!-d "$directory/$next", '... and destroyed');
 	($worker) = map { $_->{pid} } @{ plugin() };
 	$host->call('envrt/restartPlugin', { key => 'example.directories' });
-	wait_until('it is gone', sub { !is_alive($worker) });
+	wait_until('it is gone', sub { !is_alive($worker) && plugin()->[0]{state} eq 'idle' });
 	like(slurp($host->{stderr}), qr/its worker exited with status 0, after it was told to end/, 'it ends in order');
 }
 is($host->terminate, 0, 'the host ends in order');

@@ -175,11 +175,14 @@ for my $version (@EnvrtSdk::versions)
 	call('Probe');
 	$pid = plugin('envrt.tempdir')->{pid};
 	$host->call('envrt/restartPlugin', { key => 'envrt.tempdir' });
-	wait_until('it is gone', sub { !is_alive($pid) });
+	wait_until('it is gone', sub { !is_alive($pid) && plugin('envrt.tempdir')->{state} eq 'idle' });
 	like(slurp($host->{stderr}), qr/its worker exited with status 0, after it was told to end/, 'a restart is in order');
+	is(slurp("$directory/shutdown"), "$pid\n", '... and the plugin is told');
 	ok(call('Probe')->{result}{ok}, '... and another one serves');
+	$pid = plugin('envrt.tempdir')->{pid};
 	$took = elapsed(sub { is($host->terminate, 0, 'the host ends in order') });
 	cmp_ok($took, '<', 5, '... soon');
+	is(slurp("$directory/shutdown"), "$pid\n", '... and tells the plugin');
 }
 
 done_testing();

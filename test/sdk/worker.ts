@@ -2,6 +2,7 @@
 // config.directory.
 //
 //   sandboxes/<name>/        one per sandbox
+//   shutdown                 the process id of a worker that was told to end
 //   exists/, journal, knobs  as the journal plugin has them (test/plugins/journal/worker), so that the
 //                            same tests can look at them and make the same things go wrong
 //
@@ -25,12 +26,14 @@ type Params = {
 const GRACE_MS = 250;
 const DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin";
 let context: PluginContext;
+let lastDirectory: string | undefined;
 
 function directoryOf(params: Params): string {
 	const directory = params.config.directory;
 
 	if (typeof directory !== "string" || !path.isAbsolute(directory))
 		throw new Error("config.directory must be an absolute path");
+	lastDirectory = directory;
 	for (const name of ["", "exists", "sandboxes"]) fs.mkdirSync(path.join(directory, name), { recursive: true });
 	return directory;
 }
@@ -203,7 +206,7 @@ const plugin = definePlugin({
 		return { status: "ok" };
 	},
 	async onShutdown() {
-		console.error("the plugin is shut down");
+		if (lastDirectory !== undefined) fs.writeFileSync(path.join(lastDirectory, "shutdown"), `${process.pid}\n`);
 	},
 	async onEnvironmentValidateConfig(params) {
 		const directory = params.config.directory;

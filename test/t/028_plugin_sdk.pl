@@ -8,7 +8,7 @@ use lib "$FindBin::RealBin/../lib";
 use Test::More;
 use Time::HiRes qw(time);
 use EnvrtTest;
-use EnvrtFixture qw(processes_below);
+use EnvrtFixture qw(processes_below slurp);
 use EnvrtProvider;
 use EnvrtSdk;
 use EnvrtSession;
@@ -247,7 +247,9 @@ SQL
 	is_deeply([ @$stats{qw(status installed state active_calls)} ], [ 'ready', $true, 'running', 0 ], "$version: the plugin in the view");
 	cmp_ok($stats->{failed_calls}, '>', 0, "$version: with what has failed");
 	cmp_ok($stats->{restarts}, '>', 0, "$version: and its restarts");
+	my $last = worker();
 	$node->stop;
+	is(slurp("$provider->{directory}/shutdown"), "$last\n", "$version: at the server's end the plugin is told");
 }
 
 done_testing();
