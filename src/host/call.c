@@ -31,6 +31,7 @@ struct Call
 {
 	Call *next;
 	Call *previous;
+	bool waits;                    /* for another one's news, and does not count */
 	struct Connection *connection; /* NULL: a sink's */
 	const CallSink *sink;
 	void *sink_data;
@@ -60,13 +61,14 @@ calls_set_max(size_t max)
 }
 
 static Call *
-begin(const char *method, const char *driver)
+begin(const char *method, const char *driver, bool waits)
 {
 	Call *call;
 
-	if (active >= max_active)
+	if (!waits && active >= max_active)
 		return NULL;
 	call = xcalloc(1, sizeof *call);
+	call->waits = waits;
 	call->method = xstrdup(method);
 	call->driver = driver ? xstrdup(driver) : NULL;
 	call->state = "starting";
@@ -76,8 +78,11 @@ begin(const char *method, const char *driver)
 	if (first_call != NULL)
 		first_call->previous = call;
 	first_call = call;
-	active++;
-	total++;
+	if (!waits)
+	{
+		active++;
+		total++;
+	}
 	return call;
 }
 
@@ -85,7 +90,7 @@ Call *
 call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
            const char *driver)
 {
-	Call *call = begin(method, driver);
+	Call *call = begin(method, driver, false);
 
 	if (call == NULL)
 		return NULL;
@@ -96,9 +101,20 @@ call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *me
 }
 
 Call *
+call_begin_waiting(struct Connection *connection, pid_t peer, json_t *id, const char *method)
+{
+	Call *call = begin(method, NULL, true);
+
+	call->connection = connection;
+	call->peer = peer;
+	call->id = json_incref(id);
+	return call;
+}
+
+Call *
 call_begin_for(const CallSink *sink, void *data, const char *method, const char *driver)
 {
-	Call *call = begin(method, driver);
+	Call *call = begin(method, driver, false);
 
 	if (call == NULL)
 		return NULL;
@@ -187,6 +203,8 @@ call_tell_room(const Call *call)
 static void
 note_latency(const Call *call, bool failed)
 {
+	if (call->waits)
+		return;
 	if (call->sink == NULL)
 		latency_note(call->driver, call->method, (uv_hrtime() - call->began) / 1000, failed);
 }
@@ -200,7 +218,8 @@ call_free(Call *call)
 		first_call = call->next;
 	if (call->next != NULL)
 		call->next->previous = call->previous;
-	active--;
+	if (!call->waits)
+		active--;
 	json_decref(call->id);
 	free(call->method);
 	free(call->driver);

@@ -26,6 +26,10 @@ extern void calls_set_max(size_t max);
 extern Call *call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
                         const char *driver);
 
+/* One that only waits for what another one has to say: it is not counted, nor refused. */
+extern Call *call_begin_waiting(struct Connection *connection, pid_t peer, json_t *id,
+                                const char *method);
+
 /*
  * The same for a call of the host's own, which no connection's end cancels: what it
  * has to say goes to the sink, which takes it.

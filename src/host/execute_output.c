@@ -40,6 +40,10 @@ typedef struct Stream
 	Bytes kept;
 	json_int_t bytes; /* all that came */
 	bool truncated;
+	/* Streamed: the beginning of a character whose rest has not come, while the piece is another's.
+	 */
+	char cut[4];
+	size_t cut_length;
 } Stream;
 
 struct ExecuteOutput
@@ -78,7 +82,11 @@ base64_json(const char *bytes, size_t length)
 static bool
 is_cut(const unsigned char *bytes, size_t length)
 {
-	size_t wanted = bytes[0] >= 0xf0 ? 4 : bytes[0] >= 0xe0 ? 3 : bytes[0] >= 0xc2 ? 2 : 0;
+	size_t wanted = bytes[0] > 0xf4    ? 0
+	                : bytes[0] >= 0xf0 ? 4
+	                : bytes[0] >= 0xe0 ? 3
+	                : bytes[0] >= 0xc2 ? 2
+	                                   : 0;
 
 	if (length >= wanted)
 		return false;
@@ -122,10 +130,35 @@ send_piece(ExecuteOutput *output, size_t held_back)
 		output->behind = true;
 }
 
+/* The piece becomes that of a stream; what the other one has begun is put aside. */
+static void
+turn_to(ExecuteOutput *output, bool is_stderr)
+{
+	Stream *stream = &output->streams[is_stderr];
+	Stream *other = &output->streams[!is_stderr];
+
+	if (output->piece_is_stderr == is_stderr)
+		return;
+	other->cut_length = cut_off(&output->piece);
+	send_piece(output, other->cut_length);
+	if (other->cut_length > 0)
+		memcpy(other->cut, output->piece.data + output->piece.length - other->cut_length,
+		       other->cut_length);
+	output->piece.length = 0;
+	output->piece_is_stderr = is_stderr;
+	bytes_append(&output->piece, stream->cut, stream->cut_length);
+	stream->cut_length = 0;
+}
+
 void
 execute_output_flush(ExecuteOutput *output)
 {
 	send_piece(output, 0);
+	if (output->streams[!output->piece_is_stderr].cut_length > 0)
+	{
+		turn_to(output, !output->piece_is_stderr);
+		send_piece(output, 0);
+	}
 }
 
 static void
@@ -139,9 +172,7 @@ piece_waited(void *data)
 static void
 stream_bytes(ExecuteOutput *output, bool is_stderr, const char *bytes, size_t length)
 {
-	if (output->piece_is_stderr != is_stderr)
-		execute_output_flush(output);
-	output->piece_is_stderr = is_stderr;
+	turn_to(output, is_stderr);
 	while (length > 0)
 	{
 		size_t room = MAX_PIECE - output->piece.length;

@@ -29,7 +29,7 @@
 #include "protocol.h"
 #include "timer.h"
 
-/* In base64. */
+/* In base64, and with what keeping them costs. */
 #define KEEP_BYTES ((size_t) 1024 * 1024)
 #define ROOM_BYTES ((size_t) 256 * 1024)
 /* An answer is sent at once when it has this, and has little more at most. */
@@ -38,6 +38,11 @@
 #define FORGOTTEN_MS (10 * 60 * 1000)
 #define MAX_WAIT_MS (10 * 60 * 1000)
 #define ID_LENGTH 36
+/* Of output that comes as a whole; and what may be left of the answer. */
+#define TEXT_PIECE ((size_t) 64 * 1024)
+#define MAX_RESULT ((size_t) 1024 * 1024)
+/* What a piece costs besides its bytes. */
+#define PIECE_COST 512
 
 typedef struct Piece
 {
@@ -250,7 +255,7 @@ keep_piece(LongExecution *execution, json_t *content)
 
 	piece->position = ++execution->position;
 	piece->bytes = json_string_length(json_object_get(content, "dataBase64")) +
-	               json_string_length(json_object_get(content, "text"));
+	               json_string_length(json_object_get(content, "text")) + PIECE_COST;
 	json_object_set_new(content, "position", json_integer(piece->position));
 	piece->content = content;
 	*execution->last_piece = piece;
@@ -283,21 +288,58 @@ error_json(const HostError *error)
 	return end;
 }
 
+/* How much of the text goes into one piece: no more than a piece has, and whole characters. */
+static size_t
+piece_length(const char *text, size_t length)
+{
+	size_t count = length < TEXT_PIECE ? length : TEXT_PIECE;
+
+	while (count < length && count > 0 && ((unsigned char) text[count] & 0xc0) == 0x80)
+		count--;
+	return count;
+}
+
 /* A driver that does not stream (a plugin) has all of the output in its answer. */
 static void
 keep_whole_output(LongExecution *execution, json_t *result, const char *name)
 {
-	json_t *text = json_object_get(result, name);
-	json_t *content;
+	json_t *whole = json_object_get(result, name);
+	const char *text = json_string_value(whole);
+	size_t left = json_string_length(whole);
 
-	if (json_string_length(text) > 0)
+	while (left > 0)
 	{
-		content = json_object();
+		size_t length = piece_length(text, left);
+		json_t *content = json_object();
+
 		json_object_set_new(content, "stream", json_string(name));
-		json_object_set(content, "text", text);
+		json_object_set_new(content, "text", json_stringn(text, length));
 		keep_piece(execution, content);
+		text += length;
+		left -= length;
 	}
 	json_object_del(result, name);
+}
+
+/* What is left of an answer without the output; an error instead when that is too much. */
+static json_t *
+result_json(json_t *result)
+{
+	json_t *end = json_object();
+	HostError *error;
+
+	if (json_dumpb(result, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY) <= MAX_RESULT)
+	{
+		json_object_set_new(end, "result", result);
+		return end;
+	}
+	json_decref(end);
+	json_decref(result);
+	error = error_new("38000", "the driver's answer is too long");
+	error_detail(error, "Without the output it is longer than %zu bytes.", MAX_RESULT);
+	end = error_json(error);
+	error_free(error);
+	return end;
 }
 
 static void
@@ -312,8 +354,7 @@ ended(void *data, json_t *result, HostError *error)
 	{
 		keep_whole_output(execution, result, "stdout");
 		keep_whole_output(execution, result, "stderr");
-		execution->end = json_object();
-		json_object_set_new(execution->end, "result", result);
+		execution->end = result_json(result);
 	}
 	error_free(error);
 	tell_reader(execution);

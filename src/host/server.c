@@ -258,16 +258,13 @@ static void
 dispatch_execution(Connection *connection, const RpcMessage *message)
 {
 	const char *verb = message->method + strlen(LONG_EXECUTION_PREFIX);
-	Call *call;
 	HostError *error;
 
 	if (strcmp(verb, "Read") == 0)
 	{
-		call = call_begin(connection, connection->peer, message->id, message->method, NULL);
-		if (call == NULL)
-			refuse(connection, message->id, calls_too_many());
-		else
-			long_execution_read(call, message->params);
+		long_execution_read(
+		    call_begin_waiting(connection, connection->peer, message->id, message->method),
+		    message->params);
 		return;
 	}
 	if (strcmp(verb, "Start") == 0)

@@ -149,6 +149,23 @@ sub described
 }
 
 #######################################################################
+# Reads are not counted among the calls, of which there are only so many
+#######################################################################
+{
+	my $other = start_host(sandboxes => temporary_directory(), control => { maxCalls => 1 });
+	my $reader = $other->connect;
+	my $first = lease_id();
+	my $id = lease_id();
+
+	acquire($reader, $first);
+	ok(!$reader->call('envrt/executionStart', SandboxTest::execute_params($first, [ 'sh', '-c', 'echo out; exec sleep 1000.375' ], executionId => $id, timeoutMs => 600000))->{error}, 'one execution');
+	is_error($reader->call('envrt/executionStart', SandboxTest::execute_params($first, ['true'], executionId => lease_id())), '53400', qr/busy/, '... and no room for another');
+	is(decode_base64(read_execution($reader, $id, 0)->{result}{pieces}[0]{dataBase64}), "out\n", '... but for whoever reads');
+	$reader->call('envrt/executionCancel', { executionId => $id });
+	$other->stop;
+}
+
+#######################################################################
 # What nobody takes makes the command wait, and memory stays flat
 #######################################################################
 {
@@ -156,7 +173,7 @@ sub described
 
 	wait_until('it to be behind', sub { (described($id)->{keptBytes} // 0) > 1024 * 1024 });
 	my $kept = described($id)->{keptBytes};
-	ok($kept < 2 * 1024 * 1024, "no more than a little is kept ($kept)");
+	ok($kept < 3 * 1024 * 1024, "no more than a little is kept ($kept)");
 	ok(described($id)->{running}, '... and the command waits');
 	my ($text, $end) = read_all($id);
 	is(length $text, 5000005, 'all of it comes');
@@ -178,6 +195,25 @@ sub described
 		last if $result->{end};
 	}
 	is(join('|', map { unpack 'H*', $_ } @pieces), 'c3a40a|e282ac|ff', 'pieces are whole characters, where there are any');
+}
+
+{
+	my $id = start(q(printf '\303'; sleep 0.3; echo x >&2; sleep 0.3; printf '\244'; sleep 0.3; printf '\342'; sleep 0.3; printf '\303' >&2));
+	my %text = (stdout => '', stderr => '');
+	my $position = 0;
+
+	while (1)
+	{
+		my $result = read_execution($client, $id, $position)->{result};
+		for my $piece (@{ $result->{pieces} })
+		{
+			$text{ $piece->{stream} } .= '|' . unpack 'H*', decode_base64($piece->{dataBase64});
+			$position = $piece->{position};
+		}
+		last if $result->{end};
+	}
+	is($text{stdout}, '|c3a4|e2', 'the other stream does not cut one either, and what is left at the end comes');
+	is($text{stderr}, '|780a|c3', '... on both');
 }
 
 #######################################################################
