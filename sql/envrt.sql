@@ -477,11 +477,13 @@ CREATE TABLE envrt.execution_output (
         CONSTRAINT execution_output_stream_check CHECK (stream IN ('stdout', 'stderr')),
     output text NOT NULL,
     data bytea,
+    size bigint NOT NULL,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (execution_id, position)
 ) WITH (vacuum_truncate = off);
 COMMENT ON TABLE envrt.execution_output IS
 'What executions have written, as it came: in pieces, mostly lines, in order of position.';
+COMMENT ON COLUMN envrt.execution_output.size IS 'What the execution''s output takes up to here, in bytes, about: see envrt.max_execution_output';
 COMMENT ON COLUMN envrt.execution_output.data IS 'The bytes, where these are not what output says: no text, or not in the database''s encoding';
 ALTER TABLE envrt.execution_output ENABLE ROW LEVEL SECURITY;
 CREATE POLICY output_of_visible_executions ON envrt.execution_output FOR SELECT
@@ -610,10 +612,10 @@ COMMENT ON FUNCTION envrt.on_command_lease_end() IS
 'Trigger on environment_leases: has the scheduler look, after the commit, whether executions run in a lease that has ended';
 
 CREATE TRIGGER envrt_command_lease_ended AFTER UPDATE OF status, id ON envrt.environment_leases
-    FOR EACH ROW WHEN (OLD.status = 'active' AND OLD.provider NOT IN ('local', 'fake'))
+    FOR EACH ROW WHEN (OLD.status = 'active' AND coalesce(OLD.provider, '') NOT IN ('local', 'fake'))
     EXECUTE FUNCTION envrt.on_command_lease_end();
 CREATE TRIGGER envrt_command_lease_deleted AFTER DELETE ON envrt.environment_leases
-    FOR EACH ROW WHEN (OLD.status = 'active' AND OLD.provider NOT IN ('local', 'fake'))
+    FOR EACH ROW WHEN (OLD.status = 'active' AND coalesce(OLD.provider, '') NOT IN ('local', 'fake'))
     EXECUTE FUNCTION envrt.on_command_lease_end();
 CREATE TRIGGER envrt_command_leases_truncated AFTER TRUNCATE ON envrt.environment_leases
     FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_command_lease_end();

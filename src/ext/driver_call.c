@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "driver_call.h"
+#include "driver_client.h"
 #include "json.h"
 #include "jsonrpc.h"
 #include "miscadmin.h"
@@ -41,6 +42,8 @@
 #define START_WAIT_MS 5000
 /* What a call may take beyond the limits that the driver host itself keeps. */
 #define ANSWER_MARGIN_MS 1000
+/* What a call has besides its params. */
+#define CALL_MARGIN 1024
 
 static pgsocket connection = PGINVALID_SOCKET;
 static RpcReader *reader = NULL;
@@ -213,6 +216,20 @@ send_bytes(const char *line, size_t length, TimestampTz deadline)
 	return CALL_ANSWERED;
 }
 
+static void
+report_too_long(void)
+{
+	ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg(CALL_TOO_LONG_MESSAGE),
+	                errhint(CALL_TOO_LONG_HINT)));
+}
+
+void
+driver_host_check_length(const json_t *params)
+{
+	if (json_dumpb(params, NULL, 0, JSON_COMPACT) + CALL_MARGIN > ENVRT_MAX_LINE)
+		report_too_long();
+}
+
 /* The line carries secrets: it is zeroed, whatever happens. */
 static CallOutcome
 send_request(const json_t *request, TimestampTz deadline)
@@ -223,6 +240,11 @@ send_request(const json_t *request, TimestampTz deadline)
 
 	if (line == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	if (length > ENVRT_MAX_LINE)
+	{
+		rpc_line_free(line, length);
+		report_too_long();
+	}
 	PG_TRY();
 	{
 		outcome = send_bytes(line, length, deadline);

@@ -10,7 +10,9 @@
  * envrt/hello, whose answer says which one it is.  When it is lost, each call
  * in flight is told so; what became of it is then for the caller to find out.
  * A call without an answer in time makes the driver host suspect: the
- * launcher pings it, and the connection is dropped.
+ * launcher pings it, and the connection is dropped.  A call that is too long
+ * for a line would end the connection, with everybody's calls: it is not sent,
+ * and answered with an error here.
  */
 #include "postgres.h"
 
@@ -55,6 +57,8 @@ static RpcReader *reader = NULL;
 static json_int_t last_id = 0;
 static dlist_head calls = DLIST_STATIC_INIT(calls);
 static dlist_head lines = DLIST_STATIC_INIT(lines);
+/* Those that can't be sent: answered by ourselves. */
+static dlist_head refused = DLIST_STATIC_INIT(refused);
 static char instance[64] = "";
 static TimestampTz connect_at = 0;
 static bool delivered = false; /* in this tend */
@@ -111,17 +115,40 @@ enqueue(const char *method, json_t *params, int64 timeout_ms, DriverAnswered ans
 	json_decref(request);
 	if (text == NULL)
 		return false;
-	line = MemoryContextAllocZero(TopMemoryContext, sizeof(ClientLine));
-	line->line = text;
-	line->length = length;
-	dlist_push_tail(&lines, &line->node);
 	call = MemoryContextAllocZero(TopMemoryContext, sizeof(ClientCall));
 	call->id = last_id;
 	call->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 	call->answered = answered;
 	call->data = data;
+	if (length > ENVRT_MAX_LINE)
+	{
+		rpc_line_free(text, length);
+		dlist_push_tail(&refused, &call->node);
+		return true;
+	}
 	dlist_push_tail(&calls, &call->node);
+	line = MemoryContextAllocZero(TopMemoryContext, sizeof(ClientLine));
+	line->line = text;
+	line->length = length;
+	dlist_push_tail(&lines, &line->node);
 	return true;
+}
+
+static void
+answer_refused(void)
+{
+	while (!dlist_is_empty(&refused))
+	{
+		ClientCall *call = dlist_container(ClientCall, node, dlist_pop_head_node(&refused));
+		json_t *error = json_pack("{s:s, s:{s:s, s:s}}", "message", CALL_TOO_LONG_MESSAGE, "data",
+		                          "sqlstate", "54000", "hint", CALL_TOO_LONG_HINT);
+		DriverAnswer answer = {NULL, error};
+
+		delivered = true;
+		call->answered(call->data, &answer);
+		json_decref(error);
+		pfree(call);
+	}
 }
 
 static void
@@ -278,6 +305,7 @@ bool
 driver_client_tend(void)
 {
 	delivered = false;
+	answer_refused();
 	if (connection == PGINVALID_SOCKET)
 		try_connect();
 	write_lines();

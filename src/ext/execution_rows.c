@@ -14,29 +14,56 @@
  *
  * Rows that another server has written (a copy's) are never started here.
  *
- * Only envrt_cancel_execution locks rows besides, for as long as its
- * transaction likes: such a row is left for later.
+ * envrt_cancel_execution locks rows for as long as its transaction likes, and
+ * anybody the tables: what is locked is left for later.
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "execution_rows.h"
 #include "json.h"
 #include "ledger.h"
 #include "settings.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include <sodium.h>
 
 #define PAGE 256
+/* What a row of output costs besides its bytes. */
+#define ROW_COST 64
 /* At once, so that others have their turn. */
-#define PURGE_EXECUTIONS 100
+#define PURGE_EXECUTIONS 20
 #define PURGE_OUTPUT 1000
 
+void
+execution_rows_lock(void)
+{
+	static const char *const tables[] = {"executions", "execution_output"};
+
+	for (int i = 0; i < (int) lengthof(tables); i++)
+	{
+		Oid relid = get_relname_relid(tables[i], get_namespace_oid("envrt", false));
+
+		if (!OidIsValid(relid) || !ConditionalLockRelationOid(relid, RowExclusiveLock))
+			ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+			                errmsg("somebody has envrt.%s locked", tables[i])));
+	}
+}
+
+void
+execution_rows_begin(ApiCall *call)
+{
+	ledger_begin(call);
+	execution_rows_lock();
+}
+
 ExecutionRow *
-execution_rows_list(MemoryContext context, TimestampTz *last_time, pg_uuid_t *last_id, int *count,
-                    bool *last)
+execution_rows_list(MemoryContext context, TimestampTz after_time, const pg_uuid_t *after_id,
+                    int *count, bool *last)
 {
 	static Statement find = {
 	    "SELECT e.id, e.lease_id, e.state OPERATOR(pg_catalog.=) 'running', e.env IS NULL,"
@@ -53,8 +80,8 @@ execution_rows_list(MemoryContext context, TimestampTz *last_time, pg_uuid_t *la
 	bool isnull;
 
 	ledger_own_arguments(values);
-	values[4] = TimestampTzGetDatum(*last_time);
-	values[5] = UUIDPGetDatum(last_id);
+	values[4] = TimestampTzGetDatum(after_time);
+	values[5] = UUIDPGetDatum(after_id);
 	*count = statement_execute(&find, values, NULL);
 	*last = *count < PAGE;
 	MemoryContextSwitchTo(context);
@@ -67,8 +94,7 @@ execution_rows_list(MemoryContext context, TimestampTz *last_time, pg_uuid_t *la
 		rows[i].accepted = DatumGetBool(result_datum(i, 4, &isnull));
 		rows[i].to_cancel = DatumGetBool(result_datum(i, 5, &isnull));
 		rows[i].host_instance = result_text(i, 6);
-		*last_time = DatumGetTimestampTz(result_datum(i, 7, &isnull));
-		*last_id = rows[i].id;
+		rows[i].created_at = DatumGetTimestampTz(result_datum(i, 7, &isnull));
 		rows[i].own = DatumGetBool(result_datum(i, 8, &isnull));
 	}
 	return rows;
@@ -263,16 +289,15 @@ piece_bytes(const json_t *piece, size_t *length)
 }
 
 void
-execution_output_insert(const pg_uuid_t *id, const json_t *pieces, int64 *position, int64 *bytes,
-                        int64 most)
+execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPosition *to, int64 most)
 {
 	static Statement insert = {
-	    "INSERT INTO envrt.execution_output (execution_id, position, stream, output, data)"
-	    " VALUES ($1, $2, $3, $4, $5)",
-	    5,
-	    {UUIDOID, INT8OID, TEXTOID, TEXTOID, BYTEAOID},
+	    "INSERT INTO envrt.execution_output (execution_id, position, stream, output, data, size)"
+	    " VALUES ($1, $2, $3, $4, $5, $6)",
+	    6,
+	    {UUIDOID, INT8OID, TEXTOID, TEXTOID, BYTEAOID, INT8OID},
 	};
-	Datum values[5] = {UUIDPGetDatum(id)};
+	Datum values[6] = {UUIDPGetDatum(id)};
 
 	for (size_t i = 0; i < json_array_size(pieces); i++)
 	{
@@ -283,41 +308,42 @@ execution_output_insert(const pg_uuid_t *id, const json_t *pieces, int64 *positi
 		char *data;
 		bool replaced;
 
-		if (number <= *position)
+		if (number <= to->position)
 			continue;
-		*position = number;
-		if (*bytes >= most)
+		to->position = number;
+		to->truncated = to->truncated || to->size >= most;
+		if (to->truncated)
 			continue;
 		data = piece_bytes(piece, &length);
 		if (data == NULL || stream == NULL)
 			continue;
-		*bytes += length;
+		to->size += length + ROW_COST;
 		values[1] = Int64GetDatum(number);
 		values[2] = CStringGetTextDatum(strcmp(stream, "stderr") == 0 ? "stderr" : "stdout");
 		values[3] = PointerGetDatum(text_of_bytes(data, length, &replaced));
 		values[4] = replaced ? PointerGetDatum(cstring_to_text_with_len(data, length)) : (Datum) 0;
-		statement_execute(&insert, values, replaced ? NULL : "    n");
+		values[5] = Int64GetDatum(to->size);
+		statement_execute(&insert, values, replaced ? NULL : "    n ");
 	}
 }
 
 void
-execution_output_position(const pg_uuid_t *id, int64 *position, int64 *bytes)
+execution_output_position(const pg_uuid_t *id, OutputPosition *position)
 {
 	static Statement find = {
-	    "SELECT pg_catalog.max(position),"
-	    " pg_catalog.sum(pg_catalog.octet_length(output))::pg_catalog.int8"
-	    " FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1",
+	    "SELECT position, size FROM envrt.execution_output"
+	    " WHERE execution_id OPERATOR(pg_catalog.=) $1 ORDER BY position DESC LIMIT 1",
 	    1,
 	    {UUIDOID},
 	};
 	Datum values[1] = {UUIDPGetDatum(id)};
 	bool isnull;
 
-	statement_execute(&find, values, NULL);
-	*position = DatumGetInt64(result_datum(0, 1, &isnull));
-	*bytes = DatumGetInt64(result_datum(0, 2, &isnull));
-	if (isnull)
-		*position = *bytes = 0;
+	memset(position, 0, sizeof(OutputPosition));
+	if (statement_execute(&find, values, NULL) == 0)
+		return;
+	position->position = DatumGetInt64(result_datum(0, 1, &isnull));
+	position->size = DatumGetInt64(result_datum(0, 2, &isnull));
 }
 
 TimestampTz
@@ -331,12 +357,17 @@ execution_rows_purge(void)
 	};
 	static Statement delete_output = {
 	    "DELETE FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1"
-	    " AND position OPERATOR(pg_catalog.<=) ("
+	    " AND position OPERATOR(pg_catalog.>) $2 AND position OPERATOR(pg_catalog.<=) ("
 	    "  SELECT pg_catalog.max(position) FROM (SELECT position FROM envrt.execution_output"
-	    "   WHERE execution_id OPERATOR(pg_catalog.=) $1 ORDER BY position LIMIT 1000) o)",
-	    1,
-	    {UUIDOID},
+	    "   WHERE execution_id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.>) $2"
+	    "   ORDER BY position LIMIT 1000) o)"
+	    " RETURNING position",
+	    2,
+	    {UUIDOID, INT8OID},
 	};
+	/* Where the last batch ended: what it has deleted need not be walked over again. */
+	static pg_uuid_t purged_id;
+	static int64 purged_position = 0;
 	static Statement delete_execution = {
 	    "DELETE FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
 	    1,
@@ -350,18 +381,31 @@ execution_rows_purge(void)
 	};
 	TimestampTz now = GetCurrentTimestamp();
 	int64 retention_ms = (int64) envrt_execution_retention * 1000;
-	Datum values[1];
+	Datum values[2];
 	bool isnull;
 
 	if (envrt_execution_retention == 0)
 		return DT_NOEND;
 	for (int i = 0; i < PURGE_EXECUTIONS; i++)
 	{
+		pg_uuid_t *id;
+		int count;
+
 		values[0] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, -retention_ms));
 		if (statement_execute(&find, values, NULL) == 0)
 			break;
-		values[0] = UUIDPGetDatum(result_uuid(0, 1));
-		if (statement_execute(&delete_output, values, NULL) == PURGE_OUTPUT)
+		id = result_uuid(0, 1);
+		if (memcmp(id, &purged_id, UUID_LEN) != 0)
+		{
+			purged_id = *id;
+			purged_position = 0;
+		}
+		values[0] = UUIDPGetDatum(id);
+		values[1] = Int64GetDatum(purged_position);
+		count = statement_execute(&delete_output, values, NULL);
+		for (int row = 0; row < count; row++)
+			purged_position = Max(purged_position, DatumGetInt64(result_datum(row, 1, &isnull)));
+		if (count == PURGE_OUTPUT)
 			return now;
 		statement_execute(&delete_execution, values, NULL);
 	}

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "commands.h"
+#include "datatype/timestamp.h"
 #include "json_library.h"
 #include "tables.h"
 
@@ -20,6 +21,7 @@ typedef struct ExecutionRow
 	bool running;  /* else queued */
 	bool accepted; /* the driver host is known to have it */
 	bool to_cancel;
+	TimestampTz created_at;
 	char *host_instance; /* of a running one */
 } ExecutionRow;
 
@@ -35,15 +37,26 @@ typedef struct ExecutionEnd
 	bool truncated; /* not all of its output was kept */
 } ExecutionEnd;
 
-/*
- * All of these run within ledger_enter.  None waits for a lock of anybody's: false
- * means that somebody has the row locked.
- */
+/* How far the output of one is kept. */
+typedef struct OutputPosition
+{
+	int64 position; /* of the last piece, or 0 */
+	int64 size;     /* what it takes, about */
+	bool truncated; /* there was more */
+} OutputPosition;
 
-/* Unfinished ones after *last_time, *last_id, a page at a time, in the context; *last: that was
- * all. */
-extern ExecutionRow *execution_rows_list(MemoryContext context, TimestampTz *last_time,
-                                         pg_uuid_t *last_id, int *count, bool *last);
+/*
+ * A transaction of the scheduler's on these tables, ended by ledger_commit; ERROR 55P03
+ * when somebody has one of them locked.  The others run within it, and wait for
+ * no lock either: false means that somebody has the row locked.
+ */
+extern void execution_rows_begin(ApiCall *call);
+extern void execution_rows_lock(void); /* the same in a transaction that has begun */
+
+/* Unfinished ones after such a time and id, a page at a time, in the context; *last: that was all.
+ */
+extern ExecutionRow *execution_rows_list(MemoryContext context, TimestampTz after_time,
+                                         const pg_uuid_t *after_id, int *count, bool *last);
 /* Ends those that were cancelled before they began. */
 extern void execution_rows_cancel_queued(void);
 /* Those that run and are to be cancelled. */
@@ -57,12 +70,12 @@ extern bool execution_row_start(const pg_uuid_t *id, const char *host_instance);
 extern bool execution_row_accepted(const pg_uuid_t *id);
 extern bool execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end);
 
-/* Of the last piece of its output that is kept, and how much that is. */
-extern void execution_output_position(const pg_uuid_t *id, int64 *position, int64 *bytes);
+/* How far it is kept. */
+extern void execution_output_position(const pg_uuid_t *id, OutputPosition *position);
 
-/* Keeps pieces of output as the driver host gives them. */
-extern void execution_output_insert(const pg_uuid_t *id, const json_t *pieces, int64 *position,
-                                    int64 *bytes, int64 most);
+/* Keeps pieces of output as the driver host gives them, up to such a size. */
+extern void execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPosition *to,
+                                    int64 most);
 
 /* Forgets what ended long ago; when the next one is due, DT_NOEND: none. */
 extern TimestampTz execution_rows_purge(void);

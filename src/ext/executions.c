@@ -20,6 +20,7 @@
 #include "arguments.h"
 #include "catalog/pg_type.h"
 #include "commands.h"
+#include "driver_call.h"
 #include "funcapi.h"
 #include "json.h"
 #include "ledger.h"
@@ -99,7 +100,7 @@ envrt_start_execution(PG_FUNCTION_ARGS)
 	called_lease_load(&call, uuid_argument(fcinfo, 0, "lease_id"), &lease);
 	command_check_env(&call, &lease, &command);
 	/* What is wrong with it now is better said now. */
-	(void) command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms);
+	driver_host_check_length(command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms));
 	insert_execution(id, &lease, &command);
 	api_leave(&call);
 	hint_requests();
@@ -120,6 +121,7 @@ typedef struct Execution
 	char *message;
 	char *detail;
 	char *hint;
+	bool to_cancel;
 	bool ours; /* this very transaction has started it */
 } Execution;
 
@@ -137,7 +139,8 @@ load_execution(const ApiCall *call, const pg_uuid_t *id, Execution *execution)
 {
 	static Statement find = {
 	    "SELECT company_id, state, exit_code, signal, timed_out, metadata, sqlstate, message,"
-	    " detail, hint, xmin FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
+	    " detail, hint, xmin, cancel_requested_at IS NOT NULL FROM envrt.executions WHERE id "
+	    "OPERATOR(pg_catalog.=) $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -145,6 +148,7 @@ load_execution(const ApiCall *call, const pg_uuid_t *id, Execution *execution)
 	Datum values[1] = {UUIDPGetDatum(id)};
 	pg_uuid_t *company_id = NULL;
 	ApiCall ledger;
+	bool visible;
 
 	memset(execution, 0, sizeof(Execution));
 	ledger_enter(&ledger);
@@ -174,8 +178,30 @@ load_execution(const ApiCall *call, const pg_uuid_t *id, Execution *execution)
 		MemoryContextSwitchTo(previous);
 	}
 	api_leave(&ledger);
-	if (company_id == NULL || !caller_can_see_now(call, TABLE_COMPANIES, company_id))
+	/* In a connection of its own, so that nothing is left of each look of one who waits. */
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	visible = company_id != NULL && caller_can_see_now(call, TABLE_COMPANIES, company_id);
+	SPI_finish();
+	if (!visible)
 		report_not_found(id);
+}
+
+/*
+ * The same in a context that is emptied before each look, made at the first: a
+ * wait may take days, and look at each thing that happens on the server.
+ */
+static void
+look_again(const ApiCall *call, const pg_uuid_t *id, MemoryContext *context, Execution *execution)
+{
+	MemoryContext previous;
+
+	if (*context == NULL)
+		*context = AllocSetContextCreate(CurrentMemoryContext, "envrt wait", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(*context);
+	previous = MemoryContextSwitchTo(*context);
+	load_execution(call, id, execution);
+	MemoryContextSwitchTo(previous);
 }
 
 /* It would be waited for in vain. */
@@ -244,12 +270,15 @@ collect_output(const pg_uuid_t *id, Collected streams[2])
 	static Statement find = {
 	    "SELECT position, stream, output FROM envrt.execution_output"
 	    " WHERE execution_id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.>) $2"
-	    " ORDER BY position LIMIT 64",
-	    2,
-	    {UUIDOID, INT8OID},
+	    " AND stream OPERATOR(pg_catalog.<>) $3 ORDER BY position LIMIT 64",
+	    3,
+	    {UUIDOID, INT8OID, TEXTOID},
 	};
 	MemoryContext context = CurrentMemoryContext;
-	Datum values[2] = {UUIDPGetDatum(id), Int64GetDatum(0)};
+	Datum nothing = CStringGetTextDatum("");
+	/* Of a stream that is full no more is read. */
+	Datum full[2] = {CStringGetTextDatum("stdout"), CStringGetTextDatum("stderr")};
+	Datum values[3] = {UUIDPGetDatum(id), Int64GetDatum(0), nothing};
 	int count;
 
 	for (int i = 0; i < 2; i++)
@@ -262,6 +291,7 @@ collect_output(const pg_uuid_t *id, Collected streams[2])
 		ApiCall ledger;
 
 		CHECK_FOR_INTERRUPTS();
+		values[2] = streams[0].truncated ? full[0] : streams[1].truncated ? full[1] : nothing;
 		ledger_enter(&ledger);
 		count = statement_execute_latest(&find, values, NULL);
 		for (int i = 0; i < count; i++)
@@ -326,13 +356,14 @@ envrt_await_execution(PG_FUNCTION_ARGS)
 	ApiCall call;
 	Waiting waiting;
 	Execution execution;
+	MemoryContext context = NULL;
 	Datum result;
 
 	waiting_begin_optional(&waiting, fcinfo, 1);
 	api_enter(&call, "envrt_await_execution()");
 	for (;;)
 	{
-		load_execution(&call, id, &execution);
+		look_again(&call, id, &context, &execution);
 		if (execution.ended)
 			break;
 		forbid_own(id, &execution);
@@ -372,12 +403,24 @@ envrt_cancel_execution(PG_FUNCTION_ARGS)
 		ereport_not_preloaded();
 	api_enter(&call, "envrt_cancel_execution()");
 	load_execution(&call, id, &execution);
-	if (!execution.ended)
+	if (!execution.ended && !execution.to_cancel)
 	{
+		int count;
+
 		ledger_enter(&ledger);
-		(void) statement_execute(&cancel, values, NULL);
+		count = statement_execute(&cancel, values, NULL);
 		api_leave(&ledger);
 		hint_requests();
+		/* It has ended meanwhile, or is newer than the transaction's snapshot. */
+		if (count == 0)
+			load_execution(&call, id, &execution);
+		if (count == 0 && !execution.ended && !execution.to_cancel)
+			ereport(ERROR,
+			        (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			         errmsg("could not serialize access due to concurrent update"),
+			         errdetail("Execution \"%s\" was started after this transaction's snapshot.",
+			                   uuid_text(id)),
+			         errhint("Try again in a new transaction.")));
 	}
 	api_leave(&call);
 	PG_RETURN_BOOL(!execution.ended);
@@ -395,7 +438,7 @@ typedef struct Following
 
 /* Reads the next rows into the memory context; whether there are any. */
 static bool
-read_following(Following *following, MemoryContext context, TupleDesc desc)
+read_following(Following *following, MemoryContext context, MemoryContext scratch, TupleDesc desc)
 {
 	static Statement find = {
 	    "SELECT execution_id, position, stream, output, data, created_at"
@@ -405,8 +448,8 @@ read_following(Following *following, MemoryContext context, TupleDesc desc)
 	    {UUIDOID, INT8OID},
 	};
 	Datum values[2] = {UUIDPGetDatum(&following->id), Int64GetDatum(following->position)};
-	Datum *columns = palloc(sizeof(Datum) * desc->natts);
-	bool *nulls = palloc(sizeof(bool) * desc->natts);
+	Datum *columns = MemoryContextAlloc(scratch, sizeof(Datum) * desc->natts);
+	bool *nulls = MemoryContextAlloc(scratch, sizeof(bool) * desc->natts);
 	ApiCall ledger;
 
 	for (int i = 0; i < following->count; i++)
@@ -435,6 +478,7 @@ await_following(Following *following, MemoryContext context, TupleDesc desc)
 	ApiCall call;
 	Waiting waiting;
 	Execution execution;
+	MemoryContext looks = NULL;
 	bool found;
 
 	waiting_begin_endless(&waiting);
@@ -442,8 +486,8 @@ await_following(Following *following, MemoryContext context, TupleDesc desc)
 	for (;;)
 	{
 		/* In this order: when it has ended, all of its output is there. */
-		load_execution(&call, &following->id, &execution);
-		found = read_following(following, context, desc);
+		look_again(&call, &following->id, &looks, &execution);
+		found = read_following(following, context, looks, desc);
 		if (found || execution.ended)
 			break;
 		forbid_own(&following->id, &execution);

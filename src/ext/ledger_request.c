@@ -39,6 +39,8 @@
 
 /* How long a scheduler that is being (re)started is waited for. */
 #define START_WAIT_MS 10000
+/* One that keeps ending is started again after a minute at most. */
+#define MISSING_MS 90000
 /* How often a waiting backend looks whether there is a scheduler at all. */
 #define LOOK_MS 500
 
@@ -125,6 +127,23 @@ report_no_scheduler(void)
 	         errmsg("this database has no running envrt scheduler"),
 	         errhint("The server log says why; a server that is short of worker slots needs a "
 	                 "larger max_worker_processes.")));
+}
+
+void
+require_scheduler(TimestampTz *missing_since)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool found;
+
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	found = find_scheduler(MyDatabaseId, false);
+	LWLockRelease(shared_state->lock);
+	if (found)
+		*missing_since = 0;
+	else if (*missing_since == 0)
+		*missing_since = now;
+	else if (TimestampDifferenceExceeds(*missing_since, now, MISSING_MS))
+		report_no_scheduler();
 }
 
 /* A slot with the request in it, WAITING. */

@@ -60,6 +60,12 @@ extern void ledger_requests_initialize(void);
  */
 extern void ledger_ask(LedgerVerb verb, Jsonb *content, int64 wait_ms, LedgerReply *reply);
 
+/*
+ * For who waits for something else of it: 55000 when there has been no scheduler for a
+ * while.  *missing_since: 0 at first.
+ */
+extern void require_scheduler(TimestampTz *missing_since);
+
 /* In the scheduler. */
 typedef struct LedgerRequest
 {

@@ -23,6 +23,11 @@
  * when its lease has ended: looked at when leases end (envrt.on_command_lease_end),
  * and once it is in the list, so that an end in between is not missed.
  *
+ * No lock is waited for: what a round needs is locked conditionally, and where
+ * somebody else has it, the round is over and comes again a moment later; for leases
+ * and starts apart from output, which goes on.  New rows are looked at a page at a time,
+ * from one round to the next, so that the rest of the scheduler's work has its turn.
+ *
  * Commands are asked for with the rights of the shared tables' owner, in a
  * restricted operation: whether the one who asked may was decided then.
  */
@@ -44,6 +49,7 @@
 #include "running_executions.h"
 #include "settings.h"
 #include "storage/condition_variable.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -51,8 +57,9 @@
 
 /* Each takes two of the driver host's calls, and others want some, too. */
 #define MAX_RUNNING Max(envrt_max_calls / 4, 1)
-/* Each is a durable commit; then others have their turn. */
+/* In a round: each start is a durable commit. */
 #define MAX_STARTS 16
+#define MAX_TRIES 64
 #define RETRY_MS 1000
 #define LOCKED_RETRY_MS 200
 #define START_MS 30000
@@ -78,13 +85,14 @@ typedef struct Running
 	bool told;             /* the driver host has it */
 	bool accepted;         /* ... and the row says so */
 	bool position_unknown; /* it is in the table */
-	int64 position;
-	int64 bytes;
+	OutputPosition output;
 	bool check_lease;
 	bool to_cancel;
 	bool cancelled; /* the driver host was told */
 	TimestampTz retry_at;
-	json_t *values; /* of secrets in the call's params */
+	json_t *params;      /* to be sent */
+	json_t *values;      /* of secrets in the call's params */
+	bool values_unknown; /* a predecessor had them */
 	json_t *result;
 	json_t *error;
 	ExecutionEnd *end; /* what is to be written; in its own context */
@@ -95,9 +103,16 @@ static dlist_head executions = DLIST_STATIC_INIT(executions);
 static int nexecutions = 0;
 static char host[64] = ""; /* the driver host that they are of; "": none yet */
 static bool look = true;
-static int nstarted = 0;  /* in this look */
-static bool full = false; /* some are queued for whom there is no room */
 static TimestampTz look_at = DT_NOEND;
+/* A pass looks at each unfinished row once, as far as a round goes. */
+static bool passing = false;
+static TimestampTz pass_time;
+static pg_uuid_t pass_id;
+static bool full = false; /* some are queued for whom there is no room */
+/* Somebody has locked what... */
+static TimestampTz rows_at = DT_NOBEGIN;   /* everything needs: not before then */
+static TimestampTz leases_at = DT_NOBEGIN; /* a look at a lease needs */
+static int leases_failures = 0;
 static TimestampTz purge_at = DT_NOBEGIN;
 static int purge_retention = 0; /* purge_at is by this envrt.execution_retention */
 
@@ -171,6 +186,7 @@ drop(Running *running)
 	nexecutions--;
 	drop_answer(running);
 	json_decref(running->values);
+	json_decref(running->params);
 	if (full)
 		look = true;
 	if (running->end_context != NULL)
@@ -182,6 +198,17 @@ static void
 retry_later(Running *running, int64 ms)
 {
 	running->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+}
+
+/* In PG_CATCH of a transaction on the rows. */
+static void
+rows_failed(const char *activity)
+{
+	bool locked = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
+
+	ledger_abort(activity);
+	rows_at =
+	    TimestampTzPlusMilliseconds(GetCurrentTimestamp(), locked ? LOCKED_RETRY_MS : RETRY_MS);
 }
 
 /*
@@ -308,13 +335,13 @@ write_end(Running *running)
 	{
 		ApiCall call;
 
-		ledger_begin(&call);
+		execution_rows_begin(&call);
 		written = execution_row_end(&running->id, running->end);
 		ledger_commit(&call, false);
 	}
 	PG_CATCH();
 	{
-		ledger_abort("writing down how an execution ended");
+		rows_failed("writing down how an execution ended");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -338,7 +365,8 @@ answered(void *data, const DriverAnswer *answer)
 	}
 	running->result = json_incref(unconstify(json_t *, answer->result));
 	running->error = json_incref(unconstify(json_t *, answer->error));
-	config_mask_secrets(running->error, running->values);
+	if (running->phase == PHASE_STARTING)
+		config_mask_secrets(running->error, running->values);
 	running->phase =
 	    running->phase == PHASE_STARTING && running->error == NULL ? PHASE_READ : PHASE_ANSWERED;
 	if (running->phase == PHASE_READ)
@@ -348,105 +376,194 @@ answered(void *data, const DriverAnswer *answer)
 	}
 }
 
+/* Take every lock on the shared tables that it needs to say what is to be run; false: locked. */
+static bool
+lock_shared_tables(void)
+{
+	static const SharedTable tables[] = {
+	    TABLE_ENVIRONMENT_LEASES,      TABLE_ENVIRONMENTS, TABLE_COMPANIES, TABLE_COMPANY_SECRETS,
+	    TABLE_COMPANY_SECRET_VERSIONS, TABLE_PLUGINS};
+
+	for (int i = 0; i < (int) lengthof(tables); i++)
+		if (!ConditionalLockRelationOid(shared_table_oid(tables[i]), AccessShareLock))
+			return false;
+	return true;
+}
+
+/* A transaction on the rows and, as their owner, on the shared tables; ERROR 55P03 when locked. */
 static void
 begin_owner(ApiCall *call)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	execution_rows_lock();
 	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
-}
-
-/*
- * Everything that the driver host is told (a new reference), and its row
- * running; NULL: it is no more, or locked.
- */
-static json_t *
-prepare(Running *running, bool queued)
-{
-	ApiCall call;
-	ApiCall ledger;
-	CalledLease lease;
-	Command command;
-	int64 timeout_ms;
-	json_t *params = NULL;
-	bool found;
-
-	begin_owner(&call);
-	ledger_enter(&ledger);
-	found = execution_row_command(&running->id, &command);
-	if (found)
-	{
-		/* The row is read with one role's rights and used with another's. */
-		MemoryContext previous = MemoryContextSwitchTo(CurTransactionContext);
-
-		command.command = DatumGetTextPCopy(PointerGetDatum(command.command));
-		command.args = DatumGetArrayTypePCopy(PointerGetDatum(command.args));
-		command.env = DatumGetJsonbPCopy(PointerGetDatum(command.env));
-		if (command.cwd != NULL)
-			command.cwd = DatumGetTextPCopy(PointerGetDatum(command.cwd));
-		if (command.stdin_bytes != NULL)
-			command.stdin_bytes = DatumGetByteaPCopy(PointerGetDatum(command.stdin_bytes));
-		MemoryContextSwitchTo(previous);
-	}
-	api_leave(&ledger);
-	if (found)
-	{
-		json_t *values;
-
-		called_lease_load(&call, &running->lease_id, &lease);
-		params = command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms);
-		values = provider_take_secrets(params);
-		json_decref(running->values);
-		running->values = values;
-		json_object_set_new(params, "executionId", json_string(uuid_text(&running->id)));
-		json_incref(params);
-		if (queued)
-		{
-			ledger_enter(&ledger);
-			if (!execution_row_start(&running->id, host))
-			{
-				json_decref(params);
-				params = NULL;
-			}
-			api_leave(&ledger);
-		}
-	}
-	api_leave(&call);
-	PopActiveSnapshot();
-	commit_durably();
-	MemoryContextSwitchTo(TopMemoryContext);
-	return params;
+	if (!lock_shared_tables())
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+		                errmsg("somebody has what is needed locked")));
 }
 
 static void
+commit_owner(ApiCall *call, bool durable)
+{
+	api_leave(call);
+	PopActiveSnapshot();
+	if (durable)
+		commit_durably();
+	else
+		CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+/* The command as its row has it, with everything in the current context; false: it has none. */
+static bool
+load_command(const Running *running, Command *command)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ApiCall ledger;
+	bool found;
+
+	ledger_enter(&ledger);
+	found = execution_row_command(&running->id, command);
+	if (found)
+	{
+		MemoryContext previous = MemoryContextSwitchTo(context);
+
+		command->command = DatumGetTextPCopy(PointerGetDatum(command->command));
+		command->args = DatumGetArrayTypePCopy(PointerGetDatum(command->args));
+		command->env = DatumGetJsonbPCopy(PointerGetDatum(command->env));
+		if (command->cwd != NULL)
+			command->cwd = DatumGetTextPCopy(PointerGetDatum(command->cwd));
+		if (command->stdin_bytes != NULL)
+			command->stdin_bytes = DatumGetByteaPCopy(PointerGetDatum(command->stdin_bytes));
+		MemoryContextSwitchTo(previous);
+	}
+	api_leave(&ledger);
+	return found;
+}
+
+static bool
+start_row(const Running *running)
+{
+	ApiCall ledger;
+	bool started;
+
+	ledger_enter(&ledger);
+	started = execution_row_start(&running->id, host);
+	api_leave(&ledger);
+	return started;
+}
+
+/*
+ * Everything that the driver host is told, in running->params, and its row
+ * running; without params: it is no more, or locked.
+ */
+static void
+prepare(Running *running, bool queued)
+{
+	ApiCall call;
+	CalledLease lease;
+	Command command;
+	int64 timeout_ms;
+
+	json_decref(running->params);
+	running->params = NULL;
+	begin_owner(&call);
+	if (load_command(running, &command))
+	{
+		json_t *params;
+
+		called_lease_load(&call, &running->lease_id, &lease);
+		params = command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms);
+		json_decref(running->values);
+		running->values = provider_take_secrets(params);
+		running->values_unknown = false;
+		json_object_set_new(params, "executionId", json_string(uuid_text(&running->id)));
+		if (!queued || start_row(running))
+			running->params = json_incref(params);
+	}
+	commit_owner(&call, true);
+}
+
+static void
+tell(Running *running)
+{
+	FAULT_POINT("execution-before-start");
+	running->phase = PHASE_STARTING;
+	if (!driver_client_call("envrt/executionStart", running->params, START_MS, answered, running))
+		running->phase = PHASE_START;
+	running->params = NULL;
+}
+
+/*
+ * Starts one, or has it end with what is wrong; false: a lock is in the way, of the tables
+ * (rows_at or leases_at say so) or of its row.
+ */
+static bool
 start(Running *running, bool queued)
 {
 	MemoryContext context = CurrentMemoryContext;
-	json_t *volatile params = NULL;
 
 	PG_TRY();
 	{
-		params = prepare(running, queued);
-		/* Somebody has deleted its row. */
-		if (params == NULL && !queued)
-			set_lost(running, "It is not in the table any more.");
+		prepare(running, queued);
 	}
 	PG_CATCH();
 	{
+		json_decref(running->params);
+		running->params = NULL;
 		set_caught_end(running, context);
+		if (running->end == NULL)
+			leases_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_RETRY_MS);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	if (params == NULL)
+	if (running->params != NULL)
+		tell(running);
+	else if (running->end == NULL && !queued && leases_at <= GetCurrentTimestamp())
 	{
-		retry_later(running, LOCKED_RETRY_MS);
-		return;
+		/* Somebody has deleted its row; what may have been begun is not wanted. */
+		running->to_cancel = true;
+		set_lost(running, "It is not in the table any more.");
 	}
-	FAULT_POINT("execution-before-start");
-	running->phase = PHASE_STARTING;
-	if (!driver_client_call("envrt/executionStart", params, START_MS, answered, running))
-		running->phase = PHASE_START;
+	return running->phase == PHASE_STARTING || running->end != NULL;
+}
+
+/* Values of secrets that its driver may repeat; what has them can't be kept without. */
+static void
+load_values(Running *running)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		ApiCall call;
+		CalledLease lease;
+		json_t *params;
+
+		begin_owner(&call);
+		called_lease_load(&call, &running->lease_id, &lease);
+		params = called_lease_params(&call, &lease, "command execution");
+		running->values = provider_take_secrets(params);
+		running->values_unknown = false;
+		commit_owner(&call, false);
+	}
+	PG_CATCH();
+	{
+		bool locked = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
+
+		ledger_abort("looking for secrets that an execution was given");
+		if (locked)
+			retry_later(running, LOCKED_RETRY_MS);
+		else if (running->to_cancel)
+			set_end(running, "cancelled");
+		else
+			set_lost(running, "Its driver has answered, and the secrets that are to be kept out of "
+			                  "that can't be looked up any more.");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
 }
 
 static void
@@ -454,7 +571,7 @@ read_on(Running *running)
 {
 	json_t *params = id_params(running);
 
-	json_object_set_new(params, "after", json_integer(running->position));
+	json_object_set_new(params, "after", json_integer(running->output.position));
 	json_object_set_new(params, "waitMs", json_integer(READ_WAIT_MS));
 	running->phase = PHASE_READING;
 	if (!driver_client_call("envrt/executionRead", params, READ_MS, answered, running))
@@ -471,13 +588,13 @@ accept(Running *running)
 	{
 		ApiCall call;
 
-		ledger_begin(&call);
+		execution_rows_begin(&call);
 		running->accepted = execution_row_accepted(&running->id);
 		ledger_commit(&call, false);
 	}
 	PG_CATCH();
 	{
-		ledger_abort("writing down that an execution has started");
+		rows_failed("writing down that an execution has started");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -491,20 +608,17 @@ find_position(Running *running)
 	PG_TRY();
 	{
 		ApiCall call;
-		int64 position;
-		int64 bytes;
+		OutputPosition position;
 
-		ledger_begin(&call);
-		execution_output_position(&running->id, &position, &bytes);
+		execution_rows_begin(&call);
+		execution_output_position(&running->id, &position);
 		ledger_commit(&call, false);
-		running->position = position;
-		running->bytes = bytes;
+		running->output = position;
 		running->position_unknown = false;
 	}
 	PG_CATCH();
 	{
-		ledger_abort("looking for the output of an execution");
-		retry_later(running, RETRY_MS);
+		rows_failed("looking for the output of an execution");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -515,77 +629,128 @@ static bool
 keep_output(Running *running, const json_t *pieces)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int64 position = running->position;
-	int64 bytes = running->bytes;
+	OutputPosition position = running->output;
 	volatile bool kept = false;
 
 	PG_TRY();
 	{
 		ApiCall call;
 
-		ledger_begin(&call);
-		execution_output_insert(&running->id, pieces, &position, &bytes,
+		execution_rows_begin(&call);
+		execution_output_insert(&running->id, pieces, &position,
 		                        (int64) envrt_max_execution_output * 1024);
 		ledger_commit(&call, false);
 		kept = true;
 	}
 	PG_CATCH();
 	{
-		ledger_abort("keeping the output of an execution");
+		rows_failed("keeping the output of an execution");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	if (kept)
 	{
-		running->position = position;
-		running->bytes = bytes;
+		running->output = position;
 		ConditionVariableBroadcast(&shared_state->leases_changed);
 	}
 	return kept;
 }
 
+/* Whether a driver has put something into words: of the command's own streams it knows bytes only.
+ */
+static bool
+has_words(json_t *json)
+{
+	const char *key;
+	json_t *value;
+	size_t i;
+	bool found = json_is_string(json);
+
+	if (json_is_array(json))
+		json_array_foreach(json, i, value) found = found || has_words(value);
+	else if (json_is_object(json))
+		json_object_foreach(json, key, value) found =
+		    found || (strcmp(key, "dataBase64") != 0 && strcmp(key, "stream") != 0 &&
+		              strcmp(key, "signal") != 0 && has_words(value));
+	return found;
+}
+
+static bool
+is_state(const json_t *error, const char *sqlstate)
+{
+	const char *state =
+	    json_string_value(json_object_get(json_object_get(error, "data"), "sqlstate"));
+
+	return state != NULL && strcmp(state, sqlstate) == 0;
+}
+
+static void
+take_end(Running *running, json_t *end)
+{
+	json_t *result = json_object_get(end, "result");
+	ExecutionEnd *exited;
+
+	if (json_object_get(end, "error") != NULL)
+		set_error_end(running, json_object_get(end, "error"));
+	else if (!json_is_object(result))
+	{
+		ExecutionEnd *failed = set_end(running, "failed");
+
+		failed->sqlstate = "38000";
+		failed->message = "the driver answered without a result";
+	}
+	else
+	{
+		/* The answer stays until it is written. */
+		exited = set_end(running, "exited");
+		exited->result = result;
+		exited->truncated = running->output.truncated;
+	}
+}
+
 static void
 take_answer(Running *running)
 {
-	const json_t *pieces = json_object_get(running->result, "pieces");
+	json_t *pieces = json_object_get(running->result, "pieces");
 	json_t *end = json_object_get(running->result, "end");
-	const char *state =
-	    json_string_value(json_object_get(json_object_get(running->error, "data"), "sqlstate"));
 
-	running->phase = PHASE_READ;
-	if (running->error != NULL && !running->told)
+	if (running->values_unknown && has_words(running->result))
+	{
+		load_values(running);
+		if (running->values_unknown && running->end == NULL)
+			return; /* it stays answered */
+		if (running->end != NULL)
+		{
+			running->phase = PHASE_READ;
+			drop_answer(running);
+			return;
+		}
+	}
+	config_mask_secrets(running->result, running->values);
+	running->phase = running->told ? PHASE_READ : PHASE_START;
+	/* A driver host that is busy now will be less so. */
+	if (running->error != NULL && !running->told && is_state(running->error, "53400"))
+		retry_later(running, RETRY_MS);
+	else if (running->error != NULL && !running->told)
 		set_error_end(running, running->error);
-	else if (running->error != NULL && state != NULL && strcmp(state, "42704") == 0)
+	else if (running->error != NULL && is_state(running->error, "42704"))
 		set_lost(running, "The driver host does not know it any more.");
 	else if (running->error != NULL)
 		retry_later(running, RETRY_MS);
 	else if (json_array_size(pieces) > 0 && !keep_output(running, pieces))
-		retry_later(running, RETRY_MS);
+		retry_later(running, LOCKED_RETRY_MS);
 	else if (json_is_object(end))
-	{
-		if (json_object_get(end, "error") != NULL)
-		{
-			config_mask_secrets(json_object_get(end, "error"), running->values);
-			set_error_end(running, json_object_get(end, "error"));
-		}
-		else
-		{
-			ExecutionEnd *exited = set_end(running, "exited");
-
-			/* The answer stays until it is written. */
-			exited->result = json_object_get(end, "result");
-			exited->truncated = running->bytes >= (int64) envrt_max_execution_output * 1024;
-			return;
-		}
-	}
-	drop_answer(running);
+		take_end(running, end);
+	if (running->end == NULL || running->end->result == NULL)
+		drop_answer(running);
 }
 
 /*
  * Leases and cancels
  */
 
-static void
+/* False: not now, leases_at says when.  Nothing else waits for that. */
+static bool
 check_lease(Running *running)
 {
 	static Statement find_lease = {
@@ -597,6 +762,8 @@ check_lease(Running *running)
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool done = false;
 
+	if (leases_at > GetCurrentTimestamp())
+		return false;
 	PG_TRY();
 	{
 		ApiCall call;
@@ -615,9 +782,17 @@ check_lease(Running *running)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	running->check_lease = !done;
-	if (!done)
-		retry_later(running, LOCKED_RETRY_MS);
+	if (done)
+	{
+		running->check_lease = false;
+		leases_failures = 0;
+		return true;
+	}
+	/* A lock is soon gone; what a person has to mend need not be said each second. */
+	leases_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+	                                        LOCKED_RETRY_MS << Min(leases_failures, 8));
+	leases_failures++;
+	return false;
 }
 
 static void
@@ -659,7 +834,7 @@ advance(Running *running)
 	if (running->phase == PHASE_ANSWERED && running->end == NULL)
 		take_answer(running);
 	if (running->end == NULL && running->check_lease)
-		check_lease(running);
+		(void) check_lease(running);
 	if (running->end == NULL && running->phase == PHASE_START && running->to_cancel &&
 	    !running->told)
 		set_end(running, "cancelled");
@@ -674,7 +849,10 @@ advance(Running *running)
 	if (running->to_cancel && !running->cancelled && running->phase != PHASE_START)
 		cancel(running);
 	if (running->phase == PHASE_START)
-		start(running, false);
+	{
+		if (leases_at <= GetCurrentTimestamp() && !start(running, false))
+			retry_later(running, LOCKED_RETRY_MS);
+	}
 	else if (running->phase == PHASE_READ && running->retry_at == DT_NOBEGIN)
 	{
 		if (!running->accepted)
@@ -696,8 +874,37 @@ look_later(int64 ms)
 	look_at = Min(look_at, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
 }
 
+typedef enum Taken
+{
+	TAKEN,
+	STARTED,
+	NOT_NOW,  /* its row is locked, or there is no room */
+	NONE_NOW, /* what all of them need is locked */
+} Taken;
+
+/* Take a queued execution into the list by starting it. */
+static Taken
+take_queued(Running *running)
+{
+	Taken taken = STARTED;
+
+	if (!check_lease(running))
+		taken = NONE_NOW;
+	else if (running->to_cancel)
+		set_end(running, "cancelled");
+	else if (!start(running, true))
+		taken = leases_at > GetCurrentTimestamp() ? NONE_NOW : NOT_NOW;
+	/* Not begun: the row says it all, next time. */
+	if (running->phase == PHASE_START && running->end == NULL && taken != STARTED)
+	{
+		drop(running);
+		look_later(LOCKED_RETRY_MS);
+	}
+	return taken;
+}
+
 /* Take an execution into the list, as its row says how far it is. */
-static void
+static Taken
 take_row(SchedulerSlot *slot, const ExecutionRow *row)
 {
 	Running *running;
@@ -705,7 +912,7 @@ take_row(SchedulerSlot *slot, const ExecutionRow *row)
 	if (nexecutions >= MAX_RUNNING && !row->running)
 	{
 		full = true;
-		return;
+		return NOT_NOW;
 	}
 	running = add(slot, row);
 	if (!row->own)
@@ -714,27 +921,15 @@ take_row(SchedulerSlot *slot, const ExecutionRow *row)
 		set_lost(running, "The driver host that ran it has ended.");
 	else if (row->running)
 	{
+		/* A predecessor may have kept output though it could not write down the start. */
 		running->told = running->accepted = row->accepted;
 		running->phase = row->accepted ? PHASE_READ : PHASE_START;
-		running->position_unknown = row->accepted;
+		running->position_unknown = true;
+		running->values_unknown = true;
 	}
 	else
-	{
-		check_lease(running);
-		if (running->to_cancel)
-			set_end(running, "cancelled");
-		else if (!running->check_lease)
-		{
-			start(running, true);
-			nstarted++;
-		}
-		/* Not begun: the row says it all, next time. */
-		if (running->phase == PHASE_START && running->end == NULL)
-		{
-			drop(running);
-			look_later(LOCKED_RETRY_MS);
-		}
-	}
+		return take_queued(running);
+	return TAKEN;
 }
 
 /* Cancels are seen whatever else waits. */
@@ -755,63 +950,69 @@ look_at_cancels(void)
 	}
 }
 
-static void
-look_at_rows(SchedulerSlot *slot)
+/* The next page of the pass; NULL: not now. */
+static ExecutionRow *
+read_page(bool first, int *count, bool *last)
 {
 	MemoryContext context = CurrentMemoryContext;
-	volatile bool first = true;
-	TimestampTz last_time = DT_NOBEGIN;
-	pg_uuid_t last_id = {0};
-	volatile bool last = false;
+	ExecutionRow *volatile rows = NULL;
 
-	look = full = false;
-	look_at = DT_NOEND;
-	nstarted = 0;
-	while (!last && !full && nstarted < MAX_STARTS)
+	PG_TRY();
 	{
-		ExecutionRow *volatile rows = NULL;
-		volatile int count = 0;
+		ApiCall call;
 
-		PG_TRY();
-		{
-			ApiCall call;
-			int found;
-			bool all;
-			ExecutionRow *read;
-
-			ledger_begin(&call);
-			if (first)
-				look_at_cancels();
-			first = false;
-			read = execution_rows_list(context, &last_time, &last_id, &found, &all);
-			ledger_commit(&call, false);
-			rows = read;
-			count = found;
-			last = all;
-		}
-		PG_CATCH();
-		{
-			ledger_abort("looking for executions");
-			look_later(RETRY_MS);
-			last = true;
-		}
-		PG_END_TRY();
-		MemoryContextSwitchTo(context);
-		for (int i = 0; i < count && nstarted < MAX_STARTS; i++)
-		{
-			Running *known = find(&rows[i].id);
-
-			CHECK_FOR_INTERRUPTS();
-			if (known == NULL)
-				take_row(slot, &rows[i]);
-			else if (rows[i].to_cancel)
-				known->to_cancel = true;
-		}
+		execution_rows_begin(&call);
+		if (first)
+			look_at_cancels();
+		rows = execution_rows_list(context, pass_time, &pass_id, count, last);
+		ledger_commit(&call, false);
 	}
-	if (nstarted == MAX_STARTS)
-		look = true;
-	publish(slot);
-	ConditionVariableBroadcast(&shared_state->leases_changed);
+	PG_CATCH();
+	{
+		rows = NULL;
+		rows_failed("looking for executions");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return rows;
+}
+
+/* A round's part of the pass. */
+static void
+pass_on(SchedulerSlot *slot)
+{
+	bool first = pass_time == DT_NOBEGIN;
+	int started = 0;
+	int tried = 0;
+	int count;
+	bool last;
+	ExecutionRow *rows = read_page(first, &count, &last);
+
+	if (rows == NULL)
+		return;
+	for (int i = 0; i < count; i++)
+	{
+		Running *known = find(&rows[i].id);
+		Taken taken = TAKEN;
+
+		CHECK_FOR_INTERRUPTS();
+		if (started == MAX_STARTS || tried == MAX_TRIES)
+			return;
+		if (known == NULL)
+		{
+			taken = take_row(slot, &rows[i]);
+			tried += taken == NOT_NOW && !full;
+		}
+		if (taken == NONE_NOW)
+		{
+			passing = false;
+			return;
+		}
+		started += taken == STARTED;
+		pass_time = rows[i].created_at;
+		pass_id = rows[i].id;
+	}
+	passing = !last && !full;
 }
 
 /* Another driver host, or none: what the old one ran is lost with it. */
@@ -849,14 +1050,14 @@ purge(void)
 		ApiCall call;
 		TimestampTz next;
 
-		ledger_begin(&call);
+		execution_rows_begin(&call);
 		next = execution_rows_purge();
 		ledger_commit(&call, false);
 		purge_at = next;
 	}
 	PG_CATCH();
 	{
-		ledger_abort("forgetting old executions");
+		rows_failed("forgetting old executions");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -866,11 +1067,15 @@ purge(void)
 static TimestampTz
 next_of(const Running *running, TimestampTz now)
 {
+	TimestampTz next = DT_NOEND;
+
 	if (running->retry_at != DT_NOBEGIN)
-		return running->retry_at;
-	if (is_in_flight(running) || driver_client_instance() == NULL)
-		return DT_NOEND;
-	return now;
+		next = running->retry_at;
+	else if (driver_client_instance() != NULL && !is_in_flight(running))
+		next = running->phase == PHASE_START ? Max(now, leases_at) : now;
+	if (running->check_lease)
+		next = Min(next, Max(now, leases_at));
+	return next;
 }
 
 TimestampTz
@@ -887,38 +1092,53 @@ running_executions_tend(SchedulerSlot *slot)
 	bool is_due;
 
 	notice_host();
+	if (rows_at > now)
+		return rows_at;
 	is_connected = driver_client_instance() != NULL;
-	is_due = is_connected && (look || look_at <= now);
+	is_due = is_connected && (look || look_at <= now || passing);
 	if (purge_retention != envrt_execution_retention)
 		purge_at = DT_NOBEGIN;
 	if (nexecutions == 0 && !is_due && purge_at > now)
 		return is_connected ? Min(look_at, purge_at) : purge_at;
 	context = AllocSetContextCreate(TopMemoryContext, "envrt executions", ALLOCSET_DEFAULT_SIZES);
 	previous = MemoryContextSwitchTo(context);
+	if (is_due && !passing)
+	{
+		look = full = false;
+		look_at = DT_NOEND;
+		passing = true;
+		pass_time = DT_NOBEGIN;
+		memset(&pass_id, 0, sizeof(pass_id));
+	}
 	if (is_due)
-		look_at_rows(slot);
+	{
+		pass_on(slot);
+		ConditionVariableBroadcast(&shared_state->leases_changed);
+	}
 	dlist_foreach_modify(iter, &executions)
 	{
 		Running *running = dlist_container(Running, node, iter.cur);
 
 		CHECK_FOR_INTERRUPTS();
+		if (rows_at > now)
+			break;
 		if (running->retry_at > now)
 			continue;
 		running->retry_at = DT_NOBEGIN;
 		advance(running);
 	}
-	if (purge_at <= now)
+	if (purge_at <= now && rows_at <= now)
 		purge();
 	if (nexecutions != before)
 		publish(slot);
-	next = purge_at;
+	next = Max(purge_at, rows_at);
 	if (is_connected)
-		next = look ? now : Min(next, look_at);
+		next = Min(next, look || passing ? now : look_at);
 	dlist_foreach_modify(iter, &executions)
 	{
 		next = Min(next, next_of(dlist_container(Running, node, iter.cur), now));
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	return next;
+	return Max(next, rows_at);
 }

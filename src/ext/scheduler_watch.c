@@ -196,6 +196,9 @@ collect_ended(TimestampTz now)
 		{
 			/* It may be that the database is gone. */
 			shared_state->rescan = true;
+			/* What ran for long is no failure to start. */
+			if (TimestampDifferenceExceeds(slot->since, now, MAX_DELAY_MS))
+				database->failures = 0;
 			database->failures++;
 			database->start_at = TimestampTzPlusMilliseconds(
 			    now, Min(500 << Min(database->failures, 16), MAX_DELAY_MS));

@@ -4,11 +4,14 @@
  *
  * The waiter looks, sleeps on leases_changed, and looks again: the scheduler
  * broadcasts after each of its commits that somebody may wait for.  It is
- * prepared before the first look, so that nothing is missed in between.
+ * prepared before the first look, so that nothing is missed in between.  A
+ * scheduler that is not there for long ends the wait: nobody else does what is
+ * waited for.
  */
 #include "postgres.h"
 
 #include "arguments.h"
+#include "ledger_request.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "shared_state.h"
@@ -27,6 +30,7 @@ prepare(Waiting *waiting, TimestampTz deadline)
 		ereport_not_preloaded();
 	forbid_in_scheduler();
 	waiting->deadline = deadline;
+	waiting->missing_since = 0;
 	ConditionVariablePrepareToSleep(&shared_state->leases_changed);
 }
 
@@ -72,6 +76,7 @@ waiting_wait(Waiting *waiting)
 
 	if (left <= 0)
 		return false;
+	require_scheduler(&waiting->missing_since);
 	(void) ConditionVariableTimedSleep(&shared_state->leases_changed, Min(left, LOOK_MS),
 	                                   PG_WAIT_EXTENSION);
 	return true;

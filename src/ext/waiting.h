@@ -13,6 +13,7 @@
 typedef struct Waiting
 {
 	TimestampTz deadline;
+	TimestampTz missing_since; /* there is no scheduler; 0: there is one */
 } Waiting;
 
 /* `argument`: the function's timeout, an interval. */

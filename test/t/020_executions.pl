@@ -21,6 +21,7 @@ my $node = new_cluster('executions', conf => join "\n",
 	'envrt.sandbox_on_data_filesystem = on',
 	"envrt.max_output = '64 kB'",
 	'restart_after_crash = on',
+	'max_prepared_transactions = 2',
 	EnvrtProvider::conf(),
 	'');
 my $company = make_company($node);
@@ -212,6 +213,9 @@ $node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.execu
 	await_state($id, 'cancelled');
 }
 
+# The plugin's leases are in the ledger, so that acquiring one takes the scheduler.
+my $keyed = make_environment($node, $company, 'sandbox', { provider => 'recorder', directory => temporary_directory() });
+
 # A table that somebody has locked delays a start, and does no more.
 {
 	my $session = EnvrtSession->new($node);
@@ -222,12 +226,92 @@ $node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.execu
 	my $second = start('ssh', 'echo after all');
 	$session->run('BEGIN; LOCK TABLE envrt.environments IN ACCESS EXCLUSIVE MODE');
 	$node->safe_psql('postgres', "SELECT envrt.disarm_fault_point('execution-before-start')");
-	wait_until_sql($node, "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND relation = 'envrt.environments'::regclass AND pid = " . scheduler(),
-		'the scheduler finds the table locked');
 	await_state($first, 'exited');
 	is(state($second), 'queued', 'an execution that can\'t start for a lock waits');
+	# Whoever has the lock can wait for the scheduler.
+	my $lease = $session->run("SET statement_timeout = '20 s'; SELECT id FROM envrt_acquire_lease('$company', '$keyed', '$run')");
+	is($lease->{state}, '00000', '... but not the scheduler, for whom who has the lock may wait') or diag $lease->{message};
 	$session->run('COMMIT');
 	is(await_execution($second)->{stdout}, "after all\n", '... and starts when it can');
+}
+
+# Tables of executions that somebody has locked are in nobody's way but theirs.
+{
+	my $session = EnvrtSession->new($node);
+	my $other_run = make_run($node, $company);
+	my @ids = map { start('ssh', 'while ! test -e go; do echo x; sleep 0.05; done') } 1 .. 5;
+
+	await_output($_, 'x') for @ids;
+	for my $table (qw(execution_output executions))
+	{
+		$session->run("BEGIN; LOCK TABLE envrt.$table IN ACCESS EXCLUSIVE MODE");
+		my $waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = " . scheduler();
+		my $started = time;
+		acquire($node, $company, $keyed, $other_run) for 1 .. 3;
+		cmp_ok(time - $started, '<', 5, "leases are acquired while $table is locked");
+		is($node->safe_psql('postgres', $waits), '0', '... and no lock is waited for');
+		$session->run('COMMIT');
+	}
+	PostgreSQL::Test::Utils::append_to_file("$workspace{ssh}/go", '');
+	like(await_execution($_)->{stdout}, qr/\A(?:x\n)+\z/, '... and output goes on') for @ids;
+	unlink "$workspace{ssh}/go";
+	release($node, $other_run);
+}
+
+# Rows that somebody has locked are in nobody's way: neither who is queued behind, nor the next scheduler.
+{
+	my $session = EnvrtSession->new($node);
+
+	$node->safe_psql('postgres', "SELECT envrt.arm_fault_point('execution-before-start')");
+	my $first = start('ssh', 'echo one; sleep 1; echo two; while ! test -e go; do sleep 0.05; done');
+	wait_until_sql($node, 'SELECT waiting = 1 FROM envrt.stat_fault_points', 'the scheduler is there');
+	my @queued = map { start('ssh', "echo $_") } 1 .. 20;
+	$session->run('BEGIN; SELECT envrt_cancel_execution(id) FROM envrt.executions WHERE state IN (\'queued\', \'running\')');
+	my $behind = start('ssh', 'echo behind');
+	$node->safe_psql('postgres', "SELECT envrt.disarm_fault_point('execution-before-start')");
+	is(await_execution($behind)->{stdout}, "behind\n", 'rows that are locked are in nobody\'s way');
+	await_output($first, 'two');
+	my $pid = scheduler();
+	$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+	wait_until('there is another scheduler', sub { my $other = scheduler(); $other && $other ne $pid });
+	is(await_execution(start('ssh', 'echo next'))->{stdout}, "next\n", '... nor the next scheduler\'s');
+	$session->run('ROLLBACK');
+	PostgreSQL::Test::Utils::append_to_file("$workspace{ssh}/go", '');
+	is(await_execution($first)->{stdout}, "one\ntwo\n", 'what was kept before its start was written down is kept once');
+	is(await_execution($queued[$_])->{stdout}, ($_ + 1) . "\n", 'what was not cancelled runs') for 0, 19;
+	unlink "$workspace{ssh}/go";
+}
+
+# Above READ COMMITTED
+{
+	my $session = EnvrtSession->new($node);
+
+	$session->run('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+	my $id = start('ssh', 'echo begun; sleep 1234.25');
+	await_output($id, 'begun');
+	is($session->run("SELECT envrt_cancel_execution('$id')")->{state}, '40001', 'a cancel that can\'t be is none');
+	$session->run('ROLLBACK');
+	is($session->run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT envrt_cancel_execution('$id')")->{out}, 't', 'one that can');
+	$session->run('COMMIT');
+	await_state($id, 'cancelled');
+	$id = start('ssh', 'seq 3');
+	await_execution($id);
+	is($node->safe_psql('postgres', "SELECT (f).output FROM (SELECT envrt_follow_execution('$id') AS f LIMIT 1) lines"), "1\n2\n3\n", 'who follows can stop');
+	is((sql_state($node, "BEGIN; SELECT envrt_start_execution('$lease{ssh}', 'touch', ARRAY['prepared']); PREPARE TRANSACTION 'started'; COMMIT PREPARED 'started'"))[0],
+		'00000', 'in a transaction that is prepared');
+	wait_until_sql($node, "SELECT count(*) = 1 FROM envrt.executions WHERE args = ARRAY['prepared'] AND state = 'exited'", 'it runs after its commit');
+}
+
+# What does not fit is refused, and is nobody else's trouble.
+{
+	is((sql_state($node, "SELECT envrt_start_execution('$lease{ssh}', 'true', ARRAY[repeat('x', 20000000)])"))[0], '54000', 'a command that does not fit');
+	is((sql_state($node, "SELECT envrt_execute('$lease{ssh}', 'true', ARRAY[repeat('x', 20000000)])"))[0], '54000', '... to wait for either');
+	my $id = $node->safe_psql('postgres', "INSERT INTO envrt.executions (id, system_identifier, database_id, timeline, instance, company_id, environment_id, lease_id, command, args, env)"
+		  . " SELECT gen_random_uuid(), system_identifier, database_id, timeline, instance, company_id, environment_id, '$lease{ssh}', 'true', ARRAY[repeat('x', 20000000)], '{}'"
+		  . " FROM envrt.executions WHERE lease_id = '$lease{ssh}' LIMIT 1 RETURNING id");
+	is(await_execution(start('ssh', 'echo others'))->{stdout}, "others\n", 'others run');
+	await_state($id, 'failed');
+	is((sql_state($node, "SELECT envrt_await_execution('$id')"))[0], '54000', '... while it fails');
 }
 
 # Limits of what is kept
@@ -246,7 +330,7 @@ $node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.execu
 			$id = start('ssh', 'head -c 1000000 /dev/zero | tr "\\0" x');
 			await_execution($id)->{metadata}{outputTruncated};
 		});
-	cmp_ok(length output($id, 'stdout'), '<', 500000, 'the table keeps no more than envrt.max_execution_output');
+	cmp_ok(length output($id, 'stdout'), '<', 200000, 'the table keeps no more than envrt.max_execution_output');
 	is(await_execution($id)->{metadata}{stdoutBytes}, 1000000, '... and counts the rest');
 	$node->append_conf('postgresql.conf', "envrt.max_execution_output = '100 MB'");
 	$node->reload;
@@ -333,6 +417,21 @@ for my $driver (sort keys %lease)
 	ok(!exists $call->[1]{executionId} && !exists $call->[1]{stream}, '... and no other way');
 	my ($state, $message) = sql_state($node, "SELECT envrt_await_execution('" . $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'die')") . "')");
 	is($state, '38000', 'a plugin that dies is an error');
+	$recorder->answer(environmentExecute => { exitCode => 0, signal => undef, timedOut => JSON::PP::false, stdout => 'y' x (16 * 1024 * 1024 - 200), stderr => '' });
+	my $id = $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'much')");
+	await_state($id, 'exited');
+	is($node->safe_psql('postgres', "SELECT sum(length(output)), max(length(output)) FROM envrt.execution_output WHERE execution_id = '$id'"), (16 * 1024 * 1024 - 200) . '|65536', 'as much as a plugin can say in one answer');
+	$recorder->answer(environmentExecute => { exitCode => 0, signal => undef, timedOut => JSON::PP::false, stdout => '', stderr => '', metadata => { much => 'y' x 2000000 } });
+	is((sql_state($node, "SELECT envrt_await_execution('" . $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'much')") . "')"))[0], '38000', '... but not about it');
+
+	# What it repeats of the secrets it was given
+	my $key = $node->safe_psql('postgres', "SELECT envrt_create_secret('$company', 'provider key', 'provider-secret-value')");
+	my $secretive = EnvrtRecorder->new($node, $company,
+		environmentExecute => { exitCode => 0, signal => undef, timedOut => JSON::PP::false, stdout => "key provider-secret-value\n", stderr => '', metadata => { echo => 'provider-secret-value' } });
+	$lease = acquire($node, $company, $secretive->sandbox(apiKey => { type => 'secret_ref', secretId => $key, version => 'latest' }), $run)->{id};
+	$id = $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'anything')");
+	unlike(to_json(await_execution($id)), qr/provider-secret-value/, 'secrets that a plugin repeats are masked');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions e, envrt.execution_output o WHERE o.execution_id = e.id AND (e::text || o::text) LIKE '%provider-secret-value%'"), '0', '... in both tables');
 }
 
 # The end of the run
@@ -429,9 +528,12 @@ for my $driver (sort keys %lease)
 {
 	my %id = map { $_ => start($_, 'echo begun; exec sleep 1235.625') } keys %lease;
 	my $session = EnvrtSession->new($node);
-	my $queued;
 
 	await_output($_, 'begun') for values %id;
+	$node->safe_psql('postgres', "SELECT envrt.arm_fault_point('execution-before-start')");
+	start('ssh', 'echo never');
+	wait_until_sql($node, 'SELECT waiting = 1 FROM envrt.stat_fault_points', 'the scheduler is there');
+	my $queued = start('ssh', 'echo after the crash');
 	kill 'KILL', $session->backend;
 	wait_until('the server is back', sub { ($node->psql('postgres', 'SELECT 1'))[0] == 0 });
 	for my $driver (sort keys %id)
@@ -440,6 +542,7 @@ for my $driver (sort keys %lease)
 		pass("$driver: a crash of the server loses it");
 	}
 	wait_until('its processes are gone', sub { !processes_with('1235.625') }, 60);
+	is(await_execution($queued)->{stdout}, "after the crash\n", 'what was queued runs then');
 	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions WHERE state IN ('queued', 'running')"), '0', 'none runs for ever');
 }
 
