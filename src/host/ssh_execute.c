@@ -41,8 +41,8 @@
 #include "timer.h"
 
 /* After the exit: such a pause in the output is its end, and this is as long as it may take. */
-#define OUTPUT_PAUSE_MS 200
-#define OUTPUT_MOST_MS 3000
+#define OUTPUT_PAUSE_MS 1000
+#define OUTPUT_MOST_MS 3500
 /* After SIGKILL the end is to be told within. */
 #define KILL_ANSWER_MS 1500
 /* Far more than a remote system takes as arguments. */
