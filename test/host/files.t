@@ -6,8 +6,8 @@ use warnings;
 
 use FindBin;
 use lib $FindBin::RealBin;
-use EnvrtFixture qw(has_sandboxes);
 use HostTest;
+use EnvrtFixture qw(has_sandboxes);
 use JSON::PP ();
 use POSIX ();
 use Test::More;
