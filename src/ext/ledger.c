@@ -88,6 +88,23 @@ commit_durably(void)
 }
 
 void
+owner_begin(ApiCall *call)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
+}
+
+bool
+error_is_passing(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+	       error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+	       error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
+}
+
+void
 ledger_commit(ApiCall *call, bool durable)
 {
 	api_leave(call);

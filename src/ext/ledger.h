@@ -16,6 +16,10 @@
 extern void ledger_begin(ApiCall *call);
 /* `durable`: flushed before anybody acts on it, whatever synchronous_commit says. */
 extern void ledger_commit(ApiCall *call, bool durable);
+/* The same on the shared tables, as their owner; ended by ledger_commit, too. */
+extern void owner_begin(ApiCall *call);
+/* Whether the same may work in a moment. */
+extern bool error_is_passing(const ErrorData *error);
 /* Ends the transaction as something that others are about to rely on. */
 extern void commit_durably(void);
 /* In PG_CATCH: say in the log what happened, and end the transaction. */

@@ -246,28 +246,6 @@ list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
 	return count;
 }
 
-/* A transaction of the scheduler's on the shared tables. */
-static void
-begin(ApiCall *call)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
-}
-
-static void
-commit(ApiCall *call, bool durable)
-{
-	api_leave(call);
-	PopActiveSnapshot();
-	if (durable)
-		commit_durably();
-	else
-		CommitTransactionCommand();
-	MemoryContextSwitchTo(TopMemoryContext);
-}
-
 /* What a request asks for; false when it is there no more. */
 static bool
 load_request(const ApiCall *call, const pg_uuid_t *lease_id, AcquireRequest *request,
@@ -413,7 +391,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 	const Driver *driver;
 	bool to_call = false;
 
-	begin(&call);
+	owner_begin(&call);
 	if (load_request(&call, &lease->lease_id, &request, &arguments))
 	{
 		MemoryContext previous;
@@ -478,7 +456,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 		}
 	}
 	FAULT_POINT("request-before-commit");
-	commit(&call, true);
+	ledger_commit(&call, true);
 	return to_call;
 }
 
@@ -498,7 +476,7 @@ complete(QueuedLease *lease)
 	AcquiredLease acquired = {.expires_at = DT_NOEND};
 	bool wanted;
 
-	begin(&call);
+	owner_begin(&call);
 	if (lease->error != NULL)
 		driver_host_raise(lease->error);
 	wanted = load_request(&call, &lease->lease_id, &request, &arguments);
@@ -532,7 +510,7 @@ complete(QueuedLease *lease)
 		delete_request(&lease->lease_id);
 	}
 	FAULT_POINT("request-before-insert-commit");
-	commit(&call, true);
+	ledger_commit(&call, true);
 	return wanted;
 }
 
@@ -598,15 +576,6 @@ take_error(MemoryContext context)
 	MemoryContextSwitchTo(context);
 	RESUME_INTERRUPTS();
 	return error;
-}
-
-/* Whether the same may work in a moment. */
-static bool
-is_passing(const ErrorData *error)
-{
-	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
-	       error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
-	       error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
 }
 
 static void
@@ -711,7 +680,7 @@ begin_request(const pg_uuid_t *lease_id)
 	}
 	dlist_delete(&lease->node);
 	nin_flight--;
-	if (error != NULL && is_passing(error))
+	if (error != NULL && error_is_passing(error))
 		look_later(LOCKED_RETRY_MS);
 	else if (error != NULL)
 		fail_request(lease, error);
@@ -750,7 +719,7 @@ go_on(QueuedLease *lease)
 		PG_END_TRY();
 		MemoryContextSwitchTo(context);
 	}
-	if (error != NULL && lease->error == NULL && is_passing(error))
+	if (error != NULL && lease->error == NULL && error_is_passing(error))
 	{
 		look_later(LOCKED_RETRY_MS);
 		return; /* it stays answered */

@@ -271,15 +271,6 @@ set_error_end(Running *running, const json_t *error)
 	end->hint = end_text(running, json_string_value(json_object_get(data, "hint")));
 }
 
-/* Whether the same may work in a moment. */
-static bool
-is_passing(const ErrorData *error)
-{
-	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
-	       error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
-	       error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
-}
-
 /* An ERROR of ours as an end, unless it is one that passes; the transaction is over afterwards. */
 static void
 set_caught_end(Running *running, MemoryContext context)
@@ -293,7 +284,7 @@ set_caught_end(Running *running, MemoryContext context)
 	AbortCurrentTransaction();
 	RESUME_INTERRUPTS();
 	MemoryContextSwitchTo(context);
-	if (!is_passing(error))
+	if (!error_is_passing(error))
 	{
 		ExecutionEnd *end = set_end(running, "failed");
 		MemoryContext of_end = running->end_context;
@@ -392,28 +383,13 @@ lock_shared_tables(void)
 
 /* A transaction on the rows and, as their owner, on the shared tables; ERROR 55P03 when locked. */
 static void
-begin_owner(ApiCall *call)
+begin_on_all(ApiCall *call)
 {
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
+	owner_begin(call);
 	execution_rows_lock();
-	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
 	if (!lock_shared_tables())
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 		                errmsg("somebody has what is needed locked")));
-}
-
-static void
-commit_owner(ApiCall *call, bool durable)
-{
-	api_leave(call);
-	PopActiveSnapshot();
-	if (durable)
-		commit_durably();
-	else
-		CommitTransactionCommand();
-	MemoryContextSwitchTo(TopMemoryContext);
 }
 
 /* The command as its row has it, with everything in the current context; false: it has none. */
@@ -469,7 +445,7 @@ prepare(Running *running, bool queued)
 
 	json_decref(running->params);
 	running->params = NULL;
-	begin_owner(&call);
+	begin_on_all(&call);
 	if (load_command(running, &command))
 	{
 		json_t *params;
@@ -483,7 +459,7 @@ prepare(Running *running, bool queued)
 		if (!queued || start_row(running))
 			running->params = json_incref(params);
 	}
-	commit_owner(&call, true);
+	ledger_commit(&call, true);
 }
 
 static void
@@ -542,12 +518,12 @@ load_values(Running *running)
 		CalledLease lease;
 		json_t *params;
 
-		begin_owner(&call);
+		begin_on_all(&call);
 		called_lease_load(&call, &running->lease_id, &lease);
 		params = called_lease_params(&call, &lease, "command execution");
 		running->values = provider_take_secrets(params);
 		running->values_unknown = false;
-		commit_owner(&call, false);
+		ledger_commit(&call, false);
 	}
 	PG_CATCH();
 	{
