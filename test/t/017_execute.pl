@@ -102,9 +102,9 @@ for my $driver (sort keys %lease)
 	my $latency = from_json($node->safe_psql('postgres',
 			"SELECT to_jsonb(l) FROM envrt.stat_latency l WHERE method = 'environmentExecute' AND driver = '" . ($driver eq 'ssh' ? 'ssh' : 'bubblewrap') . "'"));
 
-	# One was cancelled, one had no place to be, and one a name that is none.
+	# One had no place to be, one a name that is none, and one was cancelled: after it had begun, unless the machine is slow.
 	cmp_ok($latency->{calls}, '>=', 15, "$driver: calls are counted");
-	is($latency->{errors}, 3, "$driver: errors, too");
+	ok($latency->{errors} == 3 || $latency->{errors} == 2, "$driver: errors, too") or diag explain $latency;
 	my @order = @$latency{qw(p50 p95 p99 max total)};
 	is_deeply([ sort { $a <=> $b } @order ], \@order, "$driver: and timed") or diag explain $latency;
 	cmp_ok($latency->{max}, '>=', 300, "$driver: in milliseconds");
