@@ -23,10 +23,10 @@ extern void files_list(const char *path);
 extern void files_know(void);
 
 /*
- * Reads such an archive from stdin and puts what it holds at path.  From a workspace: without what
- * would make a git on this side run programs.
+ * Reads such an archive from stdin and puts what it holds at path.  source: where in a workspace it
+ * comes from, and then it is without what would have a git on this side run programs; or NULL.
  */
-extern void files_unpack(const char *path, bool from_workspace);
+extern void files_unpack(const char *path, const char *source);
 
 /* All ends: nothing temporary is to be left.  Safe in a signal handler. */
 extern void files_abandon(void);

@@ -8,8 +8,9 @@
  * equal, so what was made at the target so soon after its time of change is sent again.  Of git's
  * objects it is the name that counts.
  *
- * A record is "f SIZE MODIFIED MODE CHANGED PATH" and a NUL; a NUL alone is the end.  A list
- *without an end, or one that is too long, is no list, or as much of one: what is not known is sent.
+ * A record is "f SIZE MODIFIED MODE CHANGED PATH" and a NUL; a NUL alone is the end.  Of a list
+ * that is too long, as much counts as there is room for; one without an end, or one that goes on
+ * and on, is none: what is not known is sent.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -23,6 +24,7 @@
 #define MAX_RECORD 8192
 #define MAX_BYTES ((size_t) 96 * 1024 * 1024)
 #define MAX_FILES 500000
+#define MAX_READ ((size_t) 1024 * 1024 * 1024)
 #define SAME_TIME 2
 
 typedef struct Known
@@ -106,10 +108,17 @@ remember(const char *record)
 }
 
 void
+known_refuse(void)
+{
+	close(STDIN_FILENO);
+}
+
+void
 known_read(void)
 {
 	static char buffer[65536];
 	static char record[MAX_RECORD];
+	size_t total = 0;
 	size_t length = 0;
 	bool room = true;
 	ssize_t count;
@@ -117,13 +126,22 @@ known_read(void)
 	bucket_count = 65536;
 	buckets = calloc(bucket_count, sizeof *buckets);
 	if (buckets == NULL)
+	{
+		known_refuse();
 		return;
+	}
 	while ((count = read(STDIN_FILENO, buffer, sizeof buffer)) != 0)
 	{
 		if (count < 0 && errno == EINTR)
 			continue;
 		if (count < 0)
 			return;
+		total += (size_t) count;
+		if (total > MAX_READ)
+		{
+			known_refuse();
+			return;
+		}
 		for (ssize_t i = 0; i < count; i++)
 		{
 			if (buffer[i] != '\0')

@@ -11,6 +11,9 @@
 /* Reads the other end's list from stdin. */
 extern void known_read(void);
 
+/* Or doesn't: whoever writes it must not wait for us. */
+extern void known_refuse(void);
+
 /* Whether it has this file, as it is; path: of the entry. */
 extern bool known_is_equal(const char *path, const struct stat *info);
 

@@ -3,7 +3,7 @@
  *		envrt_files: one end of a transfer of files, a short-lived process of its own.
  *
  *		envrt_files pack|unpack|list [--below DIR] [--protect PATH]... [--name NAME] [--seal NAME]
- *		                             [--known] [--from-workspace] [--parent PID] PATH
+ *		                             [--known] [--from-workspace SOURCE] [--parent PID] PATH
  *
  * The driver host starts one on the server's own file system, and for a sandbox another one
  * inside of it; the archive goes from one's stdout to the other's stdin, or by way of the
@@ -101,11 +101,11 @@ main(int argc, char **argv)
 	static const struct option options[] = {
 	    {"below", required_argument, NULL, 'b'},  {"protect", required_argument, NULL, 'p'},
 	    {"name", required_argument, NULL, 'n'},   {"seal", required_argument, NULL, 's'},
-	    {"known", no_argument, NULL, 'k'},        {"from-workspace", no_argument, NULL, 'w'},
+	    {"known", no_argument, NULL, 'k'},        {"from-workspace", required_argument, NULL, 'w'},
 	    {"parent", required_argument, NULL, 'P'}, {NULL, 0, NULL, 0}};
 	const char *name = "file";
 	const char *seal = NULL;
-	bool from_workspace = false;
+	const char *source = NULL;
 	int option;
 
 	close_others();
@@ -132,7 +132,7 @@ main(int argc, char **argv)
 				files_know();
 				break;
 			case 'w':
-				from_workspace = true;
+				source = optarg;
 				break;
 			case 'P':
 				bind_to_parent(optarg);
@@ -146,7 +146,7 @@ main(int argc, char **argv)
 	if (strcmp(argv[1], "pack") == 0)
 		files_pack(argv[argc - 1], name, seal);
 	else if (strcmp(argv[1], "unpack") == 0)
-		files_unpack(argv[argc - 1], from_workspace);
+		files_unpack(argv[argc - 1], source);
 	else if (strcmp(argv[1], "list") == 0)
 		files_list(argv[argc - 1]);
 	else

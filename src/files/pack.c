@@ -39,6 +39,9 @@ static struct archive_entry *entry;
 /* Not every tar can unpack into a directory that may not be written: such get their mode last. */
 static bool for_any_tar;
 
+/* What comes from a workspace is writable for nobody but its owner: see unpack.c. */
+static mode_t mode_mask = 0777;
+
 /* Files are listed, not packed. */
 static bool listing;
 static bool knows;
@@ -72,7 +75,7 @@ put_header(const char *path, const struct stat *info, const char *link)
 	archive_entry_clear(entry);
 	archive_entry_copy_pathname(entry, path);
 	archive_entry_set_filetype(entry, info->st_mode & S_IFMT);
-	archive_entry_set_perm(entry, info->st_mode & 0777);
+	archive_entry_set_perm(entry, info->st_mode & mode_mask);
 	archive_entry_set_mtime(entry, info->st_mtim.tv_sec, info->st_mtim.tv_nsec);
 	archive_entry_set_size(entry, S_ISREG(info->st_mode) ? info->st_size : 0);
 	if (link != NULL)
@@ -164,6 +167,7 @@ pack_entry(int directory, const char *name, const char *path, int depth)
 	else if (S_ISREG(info.st_mode))
 	{
 		place_check(&info, path);
+		info.st_mode &= S_IFMT | mode_mask;
 		if (known_is_equal(path, &info))
 			close(fd);
 		else
@@ -241,8 +245,12 @@ files_pack(const char *path, const char *name, const char *seal)
 	bool is_directory = S_ISDIR(info.st_mode);
 
 	for_any_tar = seal != NULL;
+	if (place_is_workspace())
+		mode_mask = 0755;
 	if (knows && is_directory)
 		known_read();
+	else if (knows)
+		known_refuse();
 	archive = archive_write_new();
 	entry = archive_entry_new();
 	if (archive == NULL || entry == NULL)

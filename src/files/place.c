@@ -7,9 +7,11 @@
  * it is relative, and whoever runs commands there decides what is on the way: no link is followed
  * then, and missing directories of a target are made.
  *
- * What is protected is known by device and inode, so no name, link or bind mount of a file
- * system leads around it: from the place that was found, the way up to the root
- * is looked at; from there down, every directory and file that is entered.
+ * What is protected is known by device and inode, so no name, link or other mount of a
+ * directory that is named itself leads around it: from the place that was found, the way up to the
+ * root is looked at; from there down, every directory and file that is entered, and every name that
+ * is about to be replaced.  A bind mount of what is somewhere below one of these is a place of its
+ * own, and another name of a file below one is not recognized either.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -39,13 +41,23 @@ place_set_base(const char *path)
 	base = path;
 }
 
+bool
+place_is_workspace(void)
+{
+	return base != NULL;
+}
+
 void
 place_protect(const char *path)
 {
 	struct stat info;
 
 	if (stat(path, &info) < 0)
+	{
+		if (errno != ENOENT)
+			fail(errno, "could not look at \"%s\", which is protected: %s", path, strerror(errno));
 		return;
+	}
 	if (protected_count == MAX_PROTECTED)
 		fail_state("53400", "more than %d protected places", MAX_PROTECTED);
 	protected_files[protected_count++] = (Identity){info.st_dev, info.st_ino};
@@ -70,6 +82,18 @@ place_check(const struct stat *info, const char *path)
 {
 	if (is_protected(info))
 		fail_protected(path);
+}
+
+void
+place_check_name(int directory, const char *name, const char *path)
+{
+	struct stat info;
+
+	if (protected_count == 0 || fstatat(directory, name, &info, AT_SYMLINK_NOFOLLOW) < 0)
+		return;
+	place_check(&info, path);
+	if (S_ISLNK(info.st_mode) && fstatat(directory, name, &info, 0) == 0)
+		place_check(&info, path);
 }
 
 /* The directory and all above it. */

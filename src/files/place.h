@@ -14,12 +14,16 @@
 /* NULL: paths are absolute, and links in them are followed.  Else they are below it, without links.
  */
 extern void place_set_base(const char *path);
+extern bool place_is_workspace(void);
 
 /* A file or directory that is never read or written, with all that is below it. */
 extern void place_protect(const char *path);
 
 /* Fails when it is one of these itself; path is for the text. */
 extern void place_check(const struct stat *info, const char *path);
+
+/* So does this when what has this name is one of these, or a link to one. */
+extern void place_check_name(int directory, const char *name, const char *path);
 
 /* A directory to be read, or a regular file; fails when there is neither.  Its info. */
 extern int place_open_source(const char *path, struct stat *info);

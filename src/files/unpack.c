@@ -12,14 +12,17 @@
  *     stands where one is needed is replaced.
  *   - A regular file is written without a name and gets its name when it is complete
  *     (or, on file systems that can't do that, is renamed from a temporary one).  Who
- *     opens it sees the old or the new one; whatever ends this program leaves no part of it.
+ *     opens it sees the old or the new one.  SIGKILL at the moment of a rename, or on such a
+ *     file system, leaves the temporary name, which no transfer takes along.
  *   - A link is made as it is said, and never followed.  Another name for a file is given to one
  *     that was found in the same way.
  *   - Permissions are those of user, group and others; no set-user-ID, no owner, no device,
  *     no pipe, no socket.
+ *   - Nothing that is protected, nor a link to it, loses its name.
  *
- * What comes from a workspace has no .git/config and .git/hooks, here or in what is below: whoever
- *uses git on the result must not run what somebody in the workspace has put there.
+ * What comes from a workspace is without what would have a git run its programs (git_setting.c),
+ * by what the place is called on either side; it is writable for nobody but its owner, and
+ * directories that were there keep their mode.
  *
  * An archive whose first entry is "." is that of a directory; else it is one file, and its
  * name is the target's or, when that is a directory, that in it.
@@ -30,6 +33,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -38,6 +42,7 @@
 
 #include "files.h"
 #include "files_protocol.h"
+#include "git_setting.h"
 #include "place.h"
 #include "report.h"
 
@@ -53,6 +58,7 @@ typedef struct Level
 {
 	int fd;
 	char *name;
+	bool was_there;
 	bool has_meta; /* these are to be set when it is left */
 	mode_t mode;
 	struct timespec modified;
@@ -63,8 +69,12 @@ static Level levels[MAX_DEPTH + 1];
 static int depth; /* of the last level; 0 is the target */
 static char *names[MAX_DEPTH + 1];
 static bool something_read;
-static bool without_git_settings;
+static bool from_workspace;
 static int name_count;
+
+/* What a git makes of where it comes from and goes to. */
+static GitPlace source_place;
+static GitPlace target_place;
 
 /* A file that has a temporary name, for the case that all ends. */
 static int temporary_directory;
@@ -91,18 +101,21 @@ files_abandon(void)
 static void
 new_temporary(int directory)
 {
-	static unsigned long count;
+	uint64_t random;
 
+	/* Several transfers may go to one place, each in a PID namespace of its own. */
+	if (getrandom(&random, sizeof random, 0) != (ssize_t) sizeof random)
+		fail(errno, "could not get random bytes: %s", strerror(errno));
 	temporary_directory = directory;
-	snprintf(temporary_name, sizeof temporary_name, FILES_TEMPORARY "%ld-%lu", (long) getpid(),
-	         ++count);
-	unlinkat(directory, temporary_name, 0);
+	snprintf(temporary_name, sizeof temporary_name, FILES_TEMPORARY "%016llx",
+	         (unsigned long long) random);
 }
 
 /* What has the temporary name gets the other one.  Two names of one file are left as they are. */
 static void
 rename_temporary(const char *name, const char *path)
 {
+	place_check_name(temporary_directory, name, path);
 	if (renameat(temporary_directory, temporary_name, temporary_directory, name) < 0)
 	{
 		int problem = errno;
@@ -153,6 +166,39 @@ read_names(const char *path)
 }
 
 /*
+ * What is not taken from a workspace
+ */
+
+/* kind: of the current entry, an S_IF. */
+static bool
+is_setting(mode_t kind)
+{
+	return from_workspace && (git_is_setting(source_place, names, name_count, kind) ||
+	                          git_is_setting(target_place, names, name_count, kind));
+}
+
+/* The target by its real name: it may have been reached by a link. */
+static void
+find_git_place(int target)
+{
+	char link[64];
+	char real[4096];
+	ssize_t length;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", target);
+	length = readlink(link, real, sizeof real - 1);
+	if (length < 0)
+		fail(errno, "could not find out where the target is: %s", strerror(errno));
+	real[length] = '\0';
+	target_place = git_place_of(real);
+}
+
+static void __attribute__((noreturn)) fail_setting(const char *path)
+{
+	fail_state("42501", "\"%s\" may have git run programs and is not taken from a workspace", path);
+}
+
+/*
  * Directories
  */
 
@@ -190,6 +236,7 @@ enter_level(const char *name, const char *path)
 	level->fd = open_directory(above, name);
 	if (level->fd < 0 && (errno == ENOTDIR || errno == ELOOP))
 	{
+		place_check_name(above, name, path);
 		unlinkat(above, name, 0);
 		made = mkdirat(above, name, 0700) == 0;
 		level->fd = open_directory(above, name);
@@ -200,6 +247,7 @@ enter_level(const char *name, const char *path)
 	level->name = strdup(name);
 	if (level->name == NULL)
 		fail_state("53400", "out of memory");
+	level->was_there = !made;
 	level->has_meta = made;
 	level->mode = 0755;
 	level->modified.tv_nsec = UTIME_OMIT;
@@ -220,6 +268,12 @@ go_to(int count, const char *path)
 		enter_level(names[depth], path);
 }
 
+static mode_t
+mode_of(struct archive_entry *entry)
+{
+	return archive_entry_perm(entry) & (from_workspace ? 0755 : 0777);
+}
+
 static void
 make_directory(struct archive_entry *entry, const char *path)
 {
@@ -230,10 +284,15 @@ make_directory(struct archive_entry *entry, const char *path)
 	if (name_count == 0)
 		return;
 	level = &levels[depth];
-	if (fstat(level->fd, &info) == 0 && (info.st_mode & 0700) != 0700)
+	if (fstat(level->fd, &info) < 0)
+		fail(errno, "could not look at \"%s\": %s", path, strerror(errno));
+	if ((info.st_mode & 0700) != 0700)
 		fchmod(level->fd, (info.st_mode & 0777) | 0700);
+	if (!level->has_meta)
+		level->mode = info.st_mode & 07777;
 	level->has_meta = true;
-	level->mode = archive_entry_perm(entry) & 0777;
+	if (!from_workspace || !level->was_there)
+		level->mode = mode_of(entry);
 	level->modified.tv_sec = archive_entry_mtime(entry);
 	level->modified.tv_nsec = archive_entry_mtime_is_set(entry) ? 0 : UTIME_OMIT;
 }
@@ -370,7 +429,7 @@ make_file(struct archive_entry *entry, int directory, const char *name, const ch
 	write_content(fd, entry, path);
 	if (archive_entry_mtime_is_set(entry))
 		times[1] = (struct timespec){.tv_sec = archive_entry_mtime(entry)};
-	if (fchmod(fd, archive_entry_perm(entry) & 0777) < 0)
+	if (fchmod(fd, mode_of(entry)) < 0)
 		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
 	futimens(fd, times);
 	name_file(fd, directory, name, path);
@@ -425,6 +484,7 @@ make_name(struct archive_entry *entry, const char *path)
 {
 	const char *target = archive_entry_hardlink(entry);
 	struct stat info;
+	bool may_be_link = !is_setting(S_IFLNK);
 	char *name;
 	int found;
 
@@ -438,6 +498,8 @@ make_name(struct archive_entry *entry, const char *path)
 	    !(S_ISREG(info.st_mode) || S_ISLNK(info.st_mode)))
 		fail(0, "the archive links \"%s\", which is no file in it", target);
 	place_check(&info, target);
+	if (S_ISLNK(info.st_mode) && !may_be_link)
+		fail(0, "the archive links \"%s\", which is a link", target);
 	if (linkat(found, names[name_count - 1], temporary_directory, temporary_name, 0) < 0)
 		fail(errno, "could not make \"%s\": %s", path, strerror(errno));
 	close(found);
@@ -490,28 +552,6 @@ next_entry(void)
 	return entry;
 }
 
-/* A git's config and hooks name programs to be run. */
-static bool
-is_git_setting(void)
-{
-	for (int i = 0; i + 1 < name_count; i++)
-	{
-		bool below_modules;
-
-		if (strcmp(names[i], ".git") != 0)
-			continue;
-		below_modules = strcmp(names[i + 1], "modules") == 0;
-		for (int j = i + 1; j < (below_modules ? name_count : i + 2); j++)
-			if (strcmp(names[j], "config") == 0 || strcmp(names[j], "hooks") == 0 ||
-			    strcmp(names[j], "config.worktree") == 0)
-				return true;
-		if (strcmp(names[i + 1], "worktrees") == 0 &&
-		    strcmp(names[name_count - 1], "config.worktree") == 0)
-			return true;
-	}
-	return false;
-}
-
 static void
 unpack_entry(struct archive_entry *entry)
 {
@@ -521,7 +561,7 @@ unpack_entry(struct archive_entry *entry)
 	if (path == NULL)
 		fail_state("53400", "out of memory");
 	read_names(path);
-	if (without_git_settings && is_git_setting())
+	if (is_setting(archive_entry_hardlink(entry) != NULL ? S_IFREG : archive_entry_filetype(entry)))
 		;
 	else if (archive_entry_hardlink(entry) == NULL && archive_entry_filetype(entry) == AE_IFDIR)
 		make_directory(entry, path);
@@ -547,8 +587,11 @@ unpack_directory(struct archive_entry *entry, const char *target)
 	bool made;
 
 	levels[0].fd = place_open_target(target, &made);
+	find_git_place(levels[0].fd);
+	if (is_setting(S_IFDIR))
+		fail_setting(target);
 	levels[0].has_meta = made;
-	levels[0].mode = archive_entry_perm(entry) & 0777;
+	levels[0].mode = mode_of(entry);
 	levels[0].modified.tv_nsec = UTIME_OMIT;
 	while ((entry = next_entry()) != NULL)
 		unpack_entry(entry);
@@ -566,6 +609,9 @@ unpack_file(struct archive_entry *entry, const char *target)
 	    archive_entry_filetype(entry) != AE_IFREG)
 		fail(0, "the archive holds neither a directory nor a file");
 	directory = place_open_parent(target, names[0], &name);
+	find_git_place(directory);
+	if (from_workspace && git_is_setting(target_place, &name, 1, S_IFREG))
+		fail_setting(name);
 	make_file(entry, directory, name, name);
 	if (next_entry() != NULL)
 		fail(0, "the archive of a file holds more than that");
@@ -574,11 +620,13 @@ unpack_file(struct archive_entry *entry, const char *target)
 }
 
 void
-files_unpack(const char *target, bool from_workspace)
+files_unpack(const char *target, const char *source)
 {
 	struct archive_entry *entry;
 
-	without_git_settings = from_workspace;
+	from_workspace = source != NULL;
+	if (source != NULL)
+		source_place = git_place_of(source);
 	report_before_exit(remove_temporary);
 	archive = archive_read_new();
 	if (archive == NULL)

@@ -200,7 +200,10 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 		arguments[count++] = *path;
 	}
 	if (spec->mode == FILES_UNPACK)
+	{
 		arguments[count++] = "--from-workspace";
+		arguments[count++] = (char *) spec->remote_path;
+	}
 	if (spec->mode == FILES_PACK && spec->known_fd >= 0)
 	{
 		arguments[count++] = "--known";

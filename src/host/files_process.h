@@ -25,6 +25,7 @@ typedef struct FilesProcessSpec
 	int fd;       /* packs and lists to it, unpacks from it; the caller's */
 	int known_fd; /* where a list comes from of what need not be packed, or -1; the caller's */
 	const char *path;
+	const char *remote_path;      /* in the workspace */
 	const char *name;             /* of a file that is packed */
 	const char *seal;             /* NULL: none */
 	char *const *protected_paths; /* up to NULL */

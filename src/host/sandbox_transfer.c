@@ -300,7 +300,7 @@ make_spec(const SandboxTransfer *all, const char *mode, Bytes *bytes)
 	    "--below",
 	    SANDBOX_WORKSPACE,
 	    "--name",
-	    "file",
+	    all->transfer.request->remote_name,
 	    /* It says nothing to the others. */
 	    "--known",
 	    "--",
@@ -386,6 +386,7 @@ start(SandboxTransfer *all)
 	const TransferRequest *request = all->transfer.request;
 	FilesProcessSpec local = {.known_fd = -1,
 	                          .path = request->local_path,
+	                          .remote_path = request->remote_path,
 	                          .name = request->name,
 	                          .protected_paths = request->protected_paths,
 	                          .report = &all->transfer.local,

@@ -224,6 +224,7 @@ start_local(SshTransfer *all)
 	FilesProcessSpec spec = {.mode = request->push ? FILES_PACK : FILES_UNPACK,
 	                         .known_fd = -1,
 	                         .path = request->local_path,
+	                         .remote_path = request->remote_path,
 	                         .name = request->name,
 	                         .seal = request->push ? all->seal : NULL,
 	                         .protected_paths = request->protected_paths,

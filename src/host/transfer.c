@@ -141,6 +141,7 @@ transfer_request_free(TransferRequest *request)
 	free(request->local_path);
 	free(request->remote_path);
 	free(request->name);
+	free(request->remote_name);
 	free(request);
 }
 
@@ -173,7 +174,10 @@ transfer_request_new(const json_t *params, bool push, const char *workspace, Hos
 	}
 	free(remote);
 	if (*error == NULL)
+	{
+		request->remote_name = last_name(request->remote_path);
 		return request;
+	}
 	transfer_request_free(request);
 	return NULL;
 }

@@ -20,6 +20,7 @@ typedef struct TransferRequest
 	char *local_path;       /* absolute */
 	char *remote_path;      /* below the workspace; "": that itself */
 	char *name;             /* the local path's last name */
+	char *remote_name;      /* the remote path's */
 	char **protected_paths; /* what is never transferred; up to NULL */
 	uint64_t connect_ms;
 	uint64_t stall_ms; /* without progress */

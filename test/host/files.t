@@ -212,6 +212,99 @@ refused('attributes of megabytes', $top_entry . header('x', type => 'x', size =>
 
 		like($said, qr/^E 42501 /m, "nothing from $source");
 	}
+	# What is replaced
+	spew("$base/key", 'secret');
+	mkdir "$base/place";
+	symlink "$base/data", "$base/place/data";
+	symlink "$base/key", "$base/place/key";
+	link "$base/key", "$base/place/name";
+	push @{ $protect[1] }, '--protect', "$base/key", '--protect', "$base/missing";
+	my @links = map { readlink "$base/place/$_" } qw(data key);
+	for my $entry (map { [$_], [ $_, type => '2', link => '/' ], [ $_, type => '1', link => 'other' ], [ "$_/x", data => 'x' ], [ "$_/", type => '5' ] } qw(data key name))
+	{
+		my $result = unpack_archive($top_entry . entry('other', data => 'x') . entry(@$entry) . $end, target => "$base/place", @protect);
+
+		like($result->{said}, qr/^E 42501 .*server itself/m, "over a link to it or a name of it: @$entry");
+	}
+	is_deeply([ map { readlink "$base/place/$_" } qw(data key) ], \@links, 'the links are there');
+	is((stat "$base/place/name")[3], 2, '... and the name');
+	refused('over a file there', entry('f', data => 'x') . $end, qr/^E 42501 /m, target => "$base/key", @protect);
+	refused('into it', entry('key', data => 'x') . $end, qr/^E 42501 /m, target => "$base/place/", @protect);
+	is(slurp("$base/key"), 'secret', '... stays as it is');
+	SKIP:
+	{
+		skip 'may look at anything', 1 if $> == 0;
+		mkdir "$base/closed", 0;
+		refused('what can not be looked at', $top_entry . $end, qr/^E 42501 .*protected/m, arguments => [ '--protect', "$base/closed/x" ]);
+		chmod 0700, "$base/closed";
+	}
+}
+
+# What a git would run
+{
+	my $unpacked = sub {
+		my ($source, $target, @entries) = @_;
+
+		mkdir $target;
+		return unpack_archive(join('', $top_entry, (map { entry(@$_) } @entries), $end),
+			target => $target, arguments => [ '--from-workspace', "'$source'" ]);
+	};
+	my $left = sub { my $result = $unpacked->('', "$base/git" . ++$count, @_); return listing($result->{target}) };
+
+	is($left->([ '.git', data => 'gitdir: evil' ], ['sub/f'], ['sub/.git']), 'sub sub/f', 'a .git that is a file');
+	is($left->([ '.git', type => '2', link => 'evil' ], [ '.GIT', type => '2', link => 'evil' ]), '', '... or a link');
+	is($left->(['evil'], [ '.git', type => '1', link => 'evil' ]), 'evil', '... or another name');
+	is($left->(map { [".git/$_"] } qw(HEAD commondir config Config config.worktree hooks/x rebase-merge/git-rebase-todo refs/heads/config refs/heads/hooks/x info/config)),
+		'.git .git/HEAD .git/info .git/info/config .git/refs .git/refs/heads .git/refs/heads/config .git/refs/heads/hooks .git/refs/heads/hooks/x',
+		'settings in a .git');
+	is($left->(map { [".git/$_"] } qw(worktrees/w/HEAD worktrees/w/commondir worktrees/w/gitdir worktrees/w/config.worktree worktrees/w/logs/config)),
+		'.git .git/worktrees .git/worktrees/w .git/worktrees/w/HEAD .git/worktrees/w/logs .git/worktrees/w/logs/config',
+		'settings of worktrees');
+	is($left->(map { [".git/$_"] } qw(modules/a/b/HEAD modules/a/b/config modules/a/b/hooks/x modules/a/b/commondir modules/a/modules/c/config)),
+		'.git .git/modules .git/modules/a .git/modules/a/b .git/modules/a/b/HEAD',
+		'settings of submodules');
+	is($left->((map { [ ".git/$_", type => '2', link => '../evil' ] } qw(modules worktrees modules/a modules/a/b worktrees/w HEAD))), '.git .git/HEAD', 'links to such');
+	is($left->([ 'l', type => '2', link => 'x' ], [ '.git/modules', type => '1', link => 'l' ]), '.git l', '... by another name');
+	for my $case ([ '.git', 'plain' ], [ 'x', 'app/.git' ], [ 'x/.git/modules/m', 'module' ], [ 'x', 'link' ])
+	{
+		my ($from, $to) = @$case;
+
+		system "mkdir -p '$base/app/.git'; test -L '$base/link' || ln -s '$base/app/.git' '$base/link'";
+		$unpacked->($from, "$base/$to", ['./config'], ['hooks/x'], ['HEAD']);
+		is(listing("$base/$to/."), 'HEAD', "a git directory itself, from $from to $to");
+		unlink "$base/$to/HEAD";
+	}
+	for my $target ("$base/app/.git/hooks", "$base/app/.git/config", "$base/app/.git/")
+	{
+		my $result = unpack_archive(entry('config', data => 'x') . $end, target => $target, arguments => [ '--from-workspace', 'x' ]);
+
+		like($result->{said}, qr/^E 42501 .*git/m, "a file to $target");
+	}
+	like($unpacked->('x', "$base/app/.git/hooks", ['x'])->{said}, qr/^E 42501 .*git/m, 'a directory of hooks');
+	is(listing("$base/app"), '.git .git/hooks', 'nothing is there');
+	is(unpack_archive(entry('config', data => 'x') . $end, target => "$base/config", arguments => [ '--from-workspace', '.git/config' ])->{status}, 0, 'a setting to where it is none');
+}
+
+# Permissions are the workspace's only as far as they harm nobody.
+{
+	my $target = "$base/modes";
+	my $mode = sub { return sprintf '%o', (stat "$target/$_[0]")[2] & 07777 };
+
+	system "mkdir -p '$target/private/x' '$target/closed'; chmod 0700 '$target/private'; chmod 02550 '$target/closed'; chmod 0750 '$target'";
+	unpack_archive(entry('./', type => '5', mode => 0777)
+		  . entry('private/', type => '5', mode => 0777)
+		  . entry('closed/', type => '5', mode => 0777)
+		  . entry('closed/f', mode => 0666)
+		  . entry('new/', type => '5', mode => 0777)
+		  . entry('new/f', mode => 0777)
+		  . $end,
+		target => $target, arguments => [ '--from-workspace', 'x' ]);
+	is($mode->('.'), '750', 'the target keeps its mode');
+	is($mode->('private'), '700', '... and so does a directory that is there');
+	is($mode->('closed'), '2550', '... that may not be written');
+	is($mode->('new'), '755', 'a new directory is writable for its owner only');
+	is($mode->('new/f'), '755', '... as is a new file');
+	is($mode->('closed/f'), '644', '... of any kind');
 }
 
 # Killed half-way, by whatever signal: nothing is there but what was complete.
@@ -239,7 +332,7 @@ my $source = "$base/source";
 mkdir $source;
 mkdir "$source/empty";
 mkdir "$source/deep";
-spew("$source/deep/$_", 'x' x $_, 0400 + ($_ % 8) * 8) for 1 .. 300;
+spew("$source/deep/$_", 'x' x $_, 0400 + ($_ % 8 & 5) * 8) for 1 .. 300;
 spew("$source/script", "#!/bin/sh\n", 0755);
 symlink '/etc/passwd', "$source/link";
 symlink '../outside', "$source/out";
@@ -353,6 +446,8 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		ok(-x "$workspace/made/script", '... into one that is to be made');
 		is_deeply($pull->(localPath => "$base/single", remotePath => 'new/script')->{result}, { files => 1, bytes => 10 }, "$tar: a pull of a file");
 		is(slurp("$base/single"), "#!/bin/sh\n", '... as it is');
+		system "mkdir '$workspace/many'; cd '$workspace/many' && seq -f '%0200g' 4000 | xargs touch";
+		is_deeply($push->(localPath => "$source/script", remotePath => 'many/', limits => { stallMs => 5000 })->{result}, { files => 1, bytes => 10 }, "$tar: a push of a file to many");
 		system 'chmod', '-R', 'u+rwx', $workspace;
 		system "rm -rf '$workspace'; mkdir '$workspace'";
 	}
@@ -513,6 +608,9 @@ sub new_lease
 	ok(-f "$workspace/new/script", 'a push of a file into a directory');
 	$client->call('environmentPullFiles', transfer_params($id, localPath => "$base/single", remotePath => 'new/script'));
 	is(slurp("$base/single"), "#!/bin/sh\n", 'a pull of a file');
+	mkdir "$base/pulled_into";
+	$client->call('environmentPullFiles', transfer_params($id, localPath => "$base/pulled_into", remotePath => 'new/script'));
+	is(listing("$base/pulled_into"), 'script', '... into a directory');
 	is_deeply(execute($client, $id, [ 'sh', '-c', 'chmod -R u+w . && rm -rf /workspace/* && mkfifo pipe && touch f' ])->{exitCode}, 0, 'a workspace with a pipe');
 	$result = $client->call('environmentPullFiles', transfer_params($id, localPath => "$base/no_pipe"))->{result};
 	is(listing("$base/no_pipe"), 'f', '... which a pull leaves out');
