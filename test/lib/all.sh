@@ -93,10 +93,10 @@ fi
 
 prove=$PWD/test/lib/prove
 if wanted common; then
-	run_tap "unit tests of src/common" make -s check-common PROVE="$prove"
+	run_tap "unit tests of src/common" make -s check-common PROVE="$prove" PROVE_FLAGS=--timer
 fi
 if wanted host; then
-	run_tap "tests of the driver host" make -s check-host PROVE="$prove"
+	run_tap "tests of the driver host" make -s check-host PROVE="$prove" PROVE_FLAGS=--timer
 fi
 
 if wanted regress || wanted isolation; then
@@ -111,7 +111,7 @@ fi
 if wanted tap; then
 	unset "${!PGH@}" PGPORT PGUSER PGDATABASE
 	tap_tests=(test/t/*.pl)
-	run_tap "TAP tests" "$prove" -I test/lib "${tap_tests[@]}"
+	run_tap "TAP tests" "$prove" --timer -I test/lib "${tap_tests[@]}"
 fi
 
 echo
