@@ -8,7 +8,9 @@
  *
  * A string that is the id of a secret is a reference too, in the plugins' own
  * way: it goes to the plugin as it is, which asks the driver host for the
- * value.  So the values go with the call, beside the config.
+ * value.  So the values go with the call, beside the config.  Such a string
+ * with the id of another company's secret is an error as any such reference
+ * is: a plugin works for many companies at once, and might ask for it.
  *
  * A provider lease must be cleaned up with the secrets it was made with, also
  * when these have been rotated or deleted: so the ledger keeps their values,
@@ -44,26 +46,23 @@ is_uuid_text(const char *text)
 }
 
 bool
-config_is_secret_id(const json_t *value, const pg_uuid_t *company_id)
+config_is_secret_id(const json_t *value)
 {
 	static Statement find = {
-	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND company_id OPERATOR(pg_catalog.=) $2",
-	    2,
-	    {UUIDOID, UUIDOID},
+	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
 	};
-	Datum values[2];
+	Datum values[1];
 
 	if (!json_is_string(value) || !is_uuid_text(json_string_value(value)))
 		return false;
 	values[0] = DirectFunctionCall1(uuid_in, CStringGetDatum(json_string_value(value)));
-	values[1] = UUIDPGetDatum(company_id);
 	return statement_execute(&find, values, NULL) > 0;
 }
 
-/* The string as the other kind of reference (guarded). */
-static json_t *
-reference_of_id(const json_t *id)
+json_t *
+config_reference_of_id(const json_t *id)
 {
 	return json_guard(json_pack("{s:s, s:s, s:s}", "type", "secret_ref", "secretId",
 	                            json_string_value(id), "version", "latest"));
@@ -73,7 +72,9 @@ char *
 config_reference_name(const json_t *reference)
 {
 	const json_t *version = json_object_get(reference, "version");
-	const char *id = json_string_value(json_object_get(reference, "secretId"));
+	const char *given = json_string_value(json_object_get(reference, "secretId"));
+	/* As a worker asks for it, however it was written. */
+	char *id = uuid_text(DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(given))));
 
 	return json_is_integer(version) ? psprintf("%s:%lld", id, json_integer_value(version))
 	                                : psprintf("%s:latest", id);
@@ -125,8 +126,8 @@ replacement(json_t *member, const pg_uuid_t *company_id, json_t *values)
 {
 	if (config_is_secret_reference(member))
 		return value_of(member, company_id, values);
-	if (company_id != NULL && config_is_secret_id(member, company_id))
-		(void) value_of(reference_of_id(member), company_id, values);
+	if (company_id != NULL && config_is_secret_id(member))
+		(void) value_of(config_reference_of_id(member), company_id, values);
 	else
 		replace_in(member, company_id, values);
 	return NULL;
@@ -166,12 +167,22 @@ config_secrets_by_id(const json_t *values)
 	const char *name;
 	json_t *value;
 
-	json_object_foreach(unconstify(json_t *, values), name, value)
+	/* The newest is what a worker means by an id. */
+	for (int latest = 1; latest >= 0; latest--)
 	{
-		char id[64];
+		json_object_foreach(unconstify(json_t *, values), name, value)
+		{
+			size_t length = strcspn(name, ":");
+			char id[37];
 
-		snprintf(id, sizeof(id), "%.*s", (int) strcspn(name, ":"), name);
-		json_object_set(by_id, id, value);
+			if ((strcmp(name + length, ":latest") == 0) != latest)
+				continue;
+			strlcpy(id, name, Min(length + 1, sizeof(id)));
+			if (is_uuid_text(id) && json_object_get(by_id, id) == NULL)
+				json_object_set(by_id, id, value);
+			else
+				json_object_set(by_id, name, value);
+		}
 	}
 	return by_id;
 }
@@ -246,8 +257,8 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 		secret_check_reference(call, company_id, config);
 		return;
 	}
-	if (config_is_secret_id(config, company_id))
-		secret_check_reference(call, company_id, reference_of_id(config));
+	if (config_is_secret_id(config))
+		secret_check_reference(call, company_id, config_reference_of_id(config));
 	if (json_is_array(config))
 	{
 		json_array_foreach(config, index, member)
@@ -268,44 +279,77 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 #define MIN_MASKED 4
 #define MASK "***"
 
-/* Not an ERROR in here: called where there is no transaction. */
-static void
-mask_string(json_t *string, const char *secret)
+/*
+ * The text with the values masked, of malloc; false when none is in it.  All
+ * are looked for in the text as it came, so each costs one pass, and one that
+ * is a part of another hides nothing of it.
+ */
+static bool
+mask_text(const char *text, const json_t *values, char **masked)
 {
-	size_t length = strlen(secret);
-	const char *found;
+	size_t length = strlen(text);
+	char *hidden = NULL; /* a flag for each byte, then what is returned */
+	size_t end = 0;
+	const char *key;
+	json_t *value;
 
-	while (length >= MIN_MASKED && (found = strstr(json_string_value(string), secret)) != NULL)
+	json_object_foreach(unconstify(json_t *, values), key, value)
 	{
-		const char *text = json_string_value(string);
-		size_t before = found - text;
-		json_t *masked = json_sprintf("%.*s" MASK "%s", (int) before, text, found + length);
+		const char *secret = json_string_value(value);
+		size_t secret_length = secret != NULL ? strlen(secret) : 0;
 
-		/* Rather nothing than the secret. */
-		if (json_string_set(string, masked != NULL ? json_string_value(masked) : "") != 0)
+		if (secret_length < MIN_MASKED)
+			continue;
+		for (const char *found = text; (found = strstr(found, secret)) != NULL;
+		     found += secret_length)
 		{
-			json_decref(masked);
-			return;
+			if (hidden == NULL && (hidden = calloc(length + 1, 1)) == NULL)
+			{
+				*masked = NULL;
+				return true;
+			}
+			memset(hidden + (found - text), 1, secret_length);
 		}
-		json_decref(masked);
 	}
+	if (hidden == NULL)
+		return false;
+	/* In place: what is hidden is longer than its mask. */
+	for (size_t i = 0; i < length;)
+	{
+		if (!hidden[i])
+		{
+			hidden[end++] = text[i++];
+			continue;
+		}
+		while (hidden[i])
+			i++;
+		memcpy(hidden + end, MASK, strlen(MASK));
+		end += strlen(MASK);
+	}
+	hidden[end] = '\0';
+	*masked = hidden;
+	return true;
 }
 
+/* Not an ERROR in here: called where there is no transaction. */
 void
 config_mask_secrets(json_t *answer, const json_t *values)
 {
 	const char *key;
 	size_t index;
 	json_t *member;
+	void *next;
+	char *masked;
 
 	if (json_object_size(values) == 0)
 		return;
 	if (json_is_string(answer))
 	{
-		json_object_foreach(unconstify(json_t *, values), key, member)
-		{
-			mask_string(answer, json_string_value(member));
-		}
+		if (!mask_text(json_string_value(answer), values, &masked))
+			return;
+		/* Without memory rather nothing than the secret. */
+		json_string_set(answer, masked != NULL ? masked : "");
+		free(masked);
 	}
 	else if (json_is_array(answer))
 	{
@@ -316,9 +360,14 @@ config_mask_secrets(json_t *answer, const json_t *values)
 	}
 	else if (json_is_object(answer))
 	{
-		json_object_foreach(answer, key, member)
+		json_object_foreach_safe(answer, next, key, member)
 		{
 			config_mask_secrets(member, values);
+			if (!mask_text(key, values, &masked))
+				continue;
+			json_object_set(answer, masked != NULL ? masked : "", member);
+			json_object_del(answer, key);
+			free(masked);
 		}
 	}
 }

@@ -23,13 +23,20 @@ extern bytea *config_seal_secrets(const pg_uuid_t *key, const json_t *values);
 extern json_t *config_fill_secrets(json_t *config, const pg_uuid_t *key, bytea *sealed,
                                    json_t **values);
 
-/* The values by the ids of their secrets (a new reference, or NULL when out of memory). */
+/*
+ * The values by the ids of their secrets (a new reference, or NULL when out of
+ * memory).  What no id stands for, another version of a secret or a raw one,
+ * keeps its name: it is only for the driver host, to be masked.
+ */
 extern json_t *config_secrets_by_id(const json_t *values);
 
 extern bool config_is_secret_reference(const json_t *value);
 
-/* Whether a string is the id of a secret of the company, which is a reference in its own way. */
-extern bool config_is_secret_id(const json_t *value, const pg_uuid_t *company_id);
+/* Whether a string is the id of a secret, of whatever company: a reference in its own way. */
+extern bool config_is_secret_id(const json_t *value);
+
+/* Such a string as the other kind of reference (guarded). */
+extern json_t *config_reference_of_id(const json_t *id);
 
 /* What names a reference among the values. */
 extern char *config_reference_name(const json_t *reference);

@@ -7,15 +7,16 @@
  * better, which still has these values.  Before that is stored, each value
  * must be out of it again:
  *
- *	1.	Where the given config has a reference and the answer the value, the
- *		reference comes back.
+ *	1.	Where the given config has a reference and the answer any string, the
+ *		value or what the plugin has made of it, the reference comes back.
  *	2.	What the plugin's configSchema marks as a secret and is a raw string
  *		becomes a secret of the company, in the caller's transaction, and a
- *		reference takes its place.  (A string that is the id of a secret of
- *		the company is a reference already.)
+ *		reference takes its place.  (A string that is the id of a secret is
+ *		a reference already.)
  *	3.	A value that the plugin has copied elsewhere as it is becomes the same
  *		reference; and if it is a part of another string, the config can't be
- *		stored.
+ *		stored.  (A value that the plugin puts elsewhere in another shape, cut
+ *		or encoded say, is not recognized.)
  *
  * Provider and lease policy of a sandbox are ours to say, not the plugin's.
  */
@@ -32,8 +33,8 @@
 #include "settings.h"
 #include "shared_state.h"
 
-/* Shorter ones are found in too many places by accident. */
-#define MIN_COPIED 8
+/* Shorter ones are found within too many strings by accident. */
+#define MIN_CONTAINED 8
 
 bool
 plugin_config_concerns(const char *driver, const json_t *canonical)
@@ -63,7 +64,7 @@ hide_raw(void *data, const char *path, const json_t *string)
 {
 	PluginConfig *config = data;
 
-	if (!config_is_secret_id(string, config->company_id))
+	if (!config_is_secret_id(string))
 		json_object_set(config->hidden, psprintf("raw:%s", path), unconstify(json_t *, string));
 	return NULL;
 }
@@ -78,7 +79,7 @@ store_raw(void *data, const char *path, const json_t *string)
 	size_t i;
 	json_t *pair;
 
-	if (json_string_length(string) == 0 || config_is_secret_id(string, config->company_id))
+	if (json_string_length(string) == 0 || config_is_secret_id(string))
 		return NULL;
 	json_array_foreach(secrets->pairs, i, pair)
 	{
@@ -101,14 +102,15 @@ restore(Secrets *secrets, json_t *given, json_t *values, json_t *now)
 	json_t *other;
 	void *next;
 
-	if (config_is_secret_reference(given))
+	if (config_is_secret_reference(given) || config_is_secret_id(given))
 	{
-		json_t *value = json_object_get(values, config_reference_name(given));
+		json_t *reference = json_is_string(given) ? config_reference_of_id(given) : given;
+		json_t *value = json_object_get(values, config_reference_name(reference));
 
 		if (value == NULL)
 			return NULL;
-		add_pair(secrets, value, given);
-		return json_equal(value, now) ? given : NULL;
+		add_pair(secrets, value, reference);
+		return json_is_string(now) ? given : NULL;
 	}
 	if (json_is_object(given))
 	{
@@ -143,10 +145,15 @@ take_copy(const Secrets *secrets, const json_t *string)
 	{
 		const char *value = json_string_value(json_array_get(pair, 0));
 
-		if (value == NULL || strlen(value) < MIN_COPIED || strstr(text, value) == NULL)
-			continue;
-		if (strcmp(text, value) == 0)
+		if (value != NULL && value[0] != '\0' && strcmp(text, value) == 0)
 			return json_array_get(pair, 1);
+	}
+	json_array_foreach(secrets->pairs, i, pair)
+	{
+		const char *value = json_string_value(json_array_get(pair, 0));
+
+		if (value == NULL || strlen(value) < MIN_CONTAINED || strstr(text, value) == NULL)
+			continue;
 		ereport(ERROR,
 		        (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 		         errmsg("the plugin put a secret into another field of its normalized config"),
@@ -213,8 +220,7 @@ report_rejected(const PluginConfig *config, const char *subject, const json_t *r
 
 /* What the plugin makes of the config (guarded); NULL: it has no opinion. */
 static json_t *
-ask(const PluginConfig *config, const PluginDriver *plugin, const char *driver_key, json_t *filled,
-    const json_t *values)
+ask(const PluginConfig *config, const PluginDriver *plugin, const char *driver_key, json_t *filled)
 {
 	const char *driver_name =
 	    strcmp(config->driver, "plugin") == 0
@@ -226,8 +232,9 @@ ask(const PluginConfig *config, const PluginDriver *plugin, const char *driver_k
 	json_t *error;
 	json_t *result;
 
-	if (json_object_size(values) > 0)
-		json_object_set_new(params, "secrets", config_secrets_by_id(values));
+	/* Also what is raw: the driver host masks it in what the worker logs. */
+	if (json_object_size(config->hidden) > 0)
+		json_object_set_new(params, "secrets", config_secrets_by_id(config->hidden));
 	result = driver_host_try("environmentValidateConfig", params,
 	                         2 * (int64) envrt_provider_timeout, &error);
 	if (error != NULL)
@@ -306,7 +313,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 	config->hidden = json_guard(json_copy(values));
 	secret_fields_visit(schema, filled, hide_raw, config);
 
-	normalized = ask(config, &plugin, driver_key, filled, values);
+	normalized = ask(config, &plugin, driver_key, filled);
 	if (normalized == NULL)
 		normalized = filled;
 	normalized = json_guard(json_deep_copy(normalized));

@@ -40,10 +40,10 @@ ask(const Environment *environment, const char *driver_key, const char *plugin_k
 	json_t *metadata;
 	const char *summary;
 
+	/* With what is raw in a config that is not stored, for the driver host to mask as well. */
+	json_object_update(values, environment->unsaved_secrets);
 	json_object_set(params, PARAMS_SECRETS, values);
 	result = provider_call("environmentProbe", params, 2 * (int64) envrt_provider_timeout, &error);
-	config_mask_secrets(result, environment->unsaved_secrets);
-	config_mask_secrets(error, environment->unsaved_secrets);
 	if (error != NULL)
 	{
 		json_object_set(details, "error", json_object_get(error, "message"));

@@ -163,6 +163,21 @@ unlike($message =~ s/^.*?LINE.*//rs, qr/gone-again/, 'everywhere in it');
 $recorder->answer('environmentValidateConfig');
 is(count_secrets(), $before, 'no secret is left by what was not stored');
 
+# Masking takes no time, however often the secret is there; and keys are masked like strings.
+$recorder->answer(environmentValidateConfig => { ok => $false, errors => [ 'raw-long' x 100_000, { 'key raw-long' => 1 } ] });
+$message = refused("SET statement_timeout = '20s'; " . create_statement('plugin', $recorder->driver_config(apiKey => 'raw-long')), '22023', qr/ERROR:  22023: \*\*\*\n/, 'a secret that is there a hundred thousand times');
+like($message, qr/"key \*\*\*": 1/, 'one in a key');
+$recorder->answer('environmentValidateConfig');
+
+# The driver host knows what is raw too: what a worker wrote to stderr is shown when it ends.
+$environment = $recorder->of_driver();
+my $ending = acquire($node, $company, $environment, make_run($node, $company));
+$recorder->answer(environmentValidateConfig => { ok => $false });
+refused(create_statement('plugin', $recorder->driver_config(apiKey => 'raw-to-stderr', noisy => 'environmentValidateConfig')), '22023', qr/rejected its config/, 'a plugin that prints what it gets');
+$recorder->answer('environmentValidateConfig');
+$message = refused("SELECT envrt_execute('$ending->{id}', 'die')", '38000', qr/environmentValidateConfig was given \*\*\*/, 'what it printed is masked');
+unlike($message, qr/raw-to-stderr/, 'all of it');
+
 #######################################################################
 # References
 #######################################################################
@@ -191,6 +206,17 @@ refused(create_statement('sandbox', $recorder->sandbox_config(apiKey => $referen
 is(sql('SELECT count(*) FROM envrt.environments'), $before, 'is not stored');
 $recorder->answer('environmentValidateConfig');
 
+# Nor what it makes of one: a short one, a trimmed one, and one whose id was given.
+my ($short, $padded) = map { sql("SELECT envrt_create_secret('$company', 'secret $_', E'$_')") } 'tiny', 'padded-secret\\n';
+my ($short_reference, $padded_reference) = map { { type => 'secret_ref', secretId => $_, version => 'latest' } } $short, $padded;
+$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, apiKey => 'tiny', copy => 'tiny', free => 'padded-secret' } });
+$environment = create('sandbox', $recorder->sandbox_config(apiKey => $short_reference, free => $padded_reference));
+is_deeply([ @{ $environment->{config} }{qw(apiKey copy free)} ], [ $short_reference, $short_reference, $padded_reference ], 'a short one and a trimmed one are references again');
+$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, free => 'value-of-secret', copy => 'value-of-secret' } });
+$environment = create('sandbox', $recorder->sandbox_config(free => $secret));
+is_deeply([ @{ $environment->{config} }{qw(free copy)} ], [ $secret, $reference ], 'so is the value of an id');
+$recorder->answer('environmentValidateConfig');
+
 # The plugins' own way: the secret's id, for which the worker asks.
 $before = count_secrets();
 $environment = create('sandbox', $recorder->sandbox_config(apiKey => $secret));
@@ -207,9 +233,24 @@ is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$secr
 like(row("SELECT stderr FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$foreign'])")->{stderr}, qr/Secret not found|Invalid secret reference|not /, 'but not for others');
 release($node, $run);
 is(sql("SELECT envrt_await_cleanup('$lease->{id}')"), 'success', 'released');
-$environment = create('sandbox', $recorder->sandbox_config(apiKey => $foreign));
-is($environment->{config}{apiKey}{type}, 'secret_ref', 'an id of another company\'s secret is just a string');
-isnt($environment->{config}{apiKey}{secretId}, $foreign, 'and no reference to that secret');
+for my $field (qw(apiKey free))
+{
+	refused(create_statement('sandbox', $recorder->sandbox_config($field => $foreign)), '42501', qr/Secret must belong to same company/, "$field: the id of another company's secret");
+	my $inserted = $recorder->sandbox($field => $foreign);
+	refused("SELECT envrt_acquire_lease('$company', '$inserted', '" . make_run($node, $company) . "')", '42501', qr/Secret must belong to same company/, "$field: also when nobody has validated it");
+}
+
+# An id may be written in capitals, and beside an older version of the same secret.
+$recorder->calls;
+my $older = { type => 'secret_ref', secretId => uc $secret, version => 1 };
+for my $config ({ apiKey => uc $secret }, { apiKey => $secret, free => $older }, { apiKey => $older, free => $secret })
+{
+	$environment = $recorder->sandbox(%$config);
+	$lease = acquire($node, $company, $environment, make_run($node, $company));
+	($asked) = $recorder->calls;
+	is_deeply($asked->[1]{config}, $recorder->sandbox_config(reuseLease => $false, map { $_ => ref $config->{$_} ? 'value-of-secret' : $config->{$_} } keys %$config), 'the value where the reference is, and the id as it is');
+	is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['" . uc($secret) . "'])")->{stdout}, length 'rotated-secret', 'and the worker gets the newest for it');
+}
 
 # References to what the caller can't see.
 sql(<<"SQL");
