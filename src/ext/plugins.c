@@ -159,6 +159,14 @@ text_of(const json_t *object, const char *key)
 	return json_string_value(json_object_get(object, key));
 }
 
+static bool
+is_invalid(const json_t *plugin)
+{
+	const char *state = text_of(plugin, "state");
+
+	return state != NULL && strcmp(state, "invalid") == 0;
+}
+
 /* A driver that the plugin's manifest declares, or NULL. */
 static json_t *
 declared_driver(const json_t *plugin, const char *driver_key, bool provider_only)
@@ -193,9 +201,8 @@ plugin_driver_find(const char *plugin_key, const char *driver_key, PluginDriver 
 	json_array_foreach(plugins, i, plugin)
 	{
 		const char *key = text_of(plugin, "key");
-		const char *state = text_of(plugin, "state");
 
-		if (key == NULL || (state != NULL && strcmp(state, "invalid") == 0) ||
+		if (key == NULL || is_invalid(plugin) ||
 		    (plugin_key != NULL && strcmp(plugin_key, key) != 0))
 			continue;
 		if (has_text(unusable, key))
@@ -232,6 +239,25 @@ text_column(const char *text, const char *otherwise)
 	return CStringGetTextDatum(text != NULL ? text_from_utf8(text) : otherwise);
 }
 
+/* A folder that is left out for another has the same key: the row is the other's. */
+static bool
+is_shadowed(const json_t *plugins, const json_t *plugin)
+{
+	size_t i;
+	json_t *other;
+
+	if (!is_invalid(plugin))
+		return false;
+	json_array_foreach(unconstify(json_t *, plugins), i, other)
+	{
+		const char *key = text_of(other, "key");
+
+		if (key != NULL && !is_invalid(other) && strcmp(key, text_of(plugin, "key")) == 0)
+			return true;
+	}
+	return false;
+}
+
 static void
 write_row(const json_t *plugin, TimestampTz now)
 {
@@ -250,13 +276,12 @@ write_row(const json_t *plugin, TimestampTz now)
 	     TIMESTAMPTZOID},
 	};
 	const char *key = text_of(plugin, "key");
-	const char *state = text_of(plugin, "state");
 	const char *package = text_of(json_object_get(plugin, "manifest"), "packageName");
 	const char *error = text_of(plugin, "lastError");
 	json_t *manifest = json_object_get(plugin, "manifest");
 	json_t *api_version = json_object_get(manifest, "apiVersion");
 	json_t *categories = json_object_get(manifest, "categories");
-	bool invalid = state != NULL && strcmp(state, "invalid") == 0;
+	bool invalid = is_invalid(plugin);
 	Datum values[10];
 
 	if (!json_is_object(manifest))
@@ -277,6 +302,26 @@ write_row(const json_t *plugin, TimestampTz now)
 	statement_write(TABLE_PLUGINS, &upsert, values, invalid ? NULL : "        n ");
 }
 
+/* The ids of the rows that row-level security lets the caller see. */
+static ArrayType *
+visible_plugins(const ApiCall *call)
+{
+	static Statement all = {"SELECT id FROM @plugins@", 0, {0}};
+	int count = statement_execute(&all, NULL, NULL);
+	pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+	Datum *visible = palloc(sizeof(Datum) * Max(count, 1));
+	int nvisible = 0;
+
+	for (int row = 0; row < count; row++)
+		ids[row] = *result_uuid(row, 1);
+	for (int row = 0; row < count; row++)
+	{
+		if (caller_can_see(call, TABLE_PLUGINS, &ids[row]))
+			visible[nvisible++] = UUIDPGetDatum(&ids[row]);
+	}
+	return construct_array(visible, nvisible, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+}
+
 /*
  * envrt_reload_plugins()
  *		Has the driver host read the plugin folders again, and the rows say what it found.
@@ -287,11 +332,16 @@ envrt_reload_plugins(PG_FUNCTION_ARGS)
 	static Statement vanished = {
 	    "UPDATE @plugins@ SET status = 'uninstalled', last_error = NULL, updated_at = $2"
 	    " WHERE plugin_key OPERATOR(pg_catalog.<>) ALL ($1)"
-	    " AND status OPERATOR(pg_catalog.<>) ALL (ARRAY['disabled', 'uninstalled'])",
+	    " AND status OPERATOR(pg_catalog.<>) ALL (ARRAY['disabled', 'upgrade_pending', "
+	    "'uninstalled'])",
 	    2,
 	    {TEXTARRAYOID, TIMESTAMPTZOID},
 	};
-	static Statement all = {"SELECT * FROM @plugins@ ORDER BY plugin_key", 0, {0}};
+	static Statement seen = {
+	    "SELECT * FROM @plugins@ WHERE id OPERATOR(pg_catalog.=) ANY ($1) ORDER BY plugin_key",
+	    1,
+	    {UUIDARRAYOID},
+	};
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	TimestampTz now = GetCurrentTimestamp();
 	ApiCall call;
@@ -313,7 +363,7 @@ envrt_reload_plugins(PG_FUNCTION_ARGS)
 	json_array_foreach(plugins, i, plugin)
 	{
 		/* What has no key can't be referred to; the server log has it. */
-		if (text_of(plugin, "key") == NULL)
+		if (text_of(plugin, "key") == NULL || is_shadowed(plugins, plugin))
 			continue;
 		write_row(plugin, now);
 		keys[nkeys++] = text_column(text_of(plugin, "key"), "");
@@ -321,7 +371,8 @@ envrt_reload_plugins(PG_FUNCTION_ARGS)
 	values[0] = PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
 	values[1] = TimestampTzGetDatum(now);
 	statement_write(TABLE_PLUGINS, &vanished, values, NULL);
-	count = statement_execute(&all, NULL, NULL);
+	values[0] = PointerGetDatum(visible_plugins(&call));
+	count = statement_execute(&seen, values, NULL);
 	columns = palloc0(sizeof(Datum) * rsinfo->setDesc->natts);
 	nulls = palloc(sizeof(bool) * rsinfo->setDesc->natts);
 	for (int row = 0; row < count; row++)

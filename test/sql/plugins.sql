@@ -13,9 +13,9 @@ SELECT plugin_id, status, installed, version FROM envrt.stat_plugins WHERE plugi
 INSERT INTO envrt.plugins (plugin_key, package_name, version, manifest_json, status, last_error)
 VALUES ('envrt.journal', 'old', '0', '{}', 'disabled', NULL), ('envrt.journal-blind', 'old', '0', '{}', 'upgrade_pending', NULL),
        ('envrt.journal-keyed', 'old', '0', '{}', 'error', 'was broken'), ('gone', 'gone', '1', '{}', 'ready', NULL),
-       ('gone-disabled', 'gone', '1', '{}', 'disabled', NULL), ('../up', 'x', '1', '{"entrypoints": {"worker": "/bin/true"}}', 'ready', NULL);
+       ('gone-disabled', 'gone', '1', '{}', 'disabled', NULL), ('gone-pending', 'gone', '1', '{}', 'upgrade_pending', NULL), ('../up', 'x', '1', '{"entrypoints": {"worker": "/bin/true"}}', 'ready', NULL);
 SELECT plugin_key, package_name, version, api_version, categories, manifest_json ->> 'displayName' AS name, status, last_error
-FROM envrt_reload_plugins() WHERE plugin_key LIKE 'envrt.%' OR plugin_key IN ('gone', 'gone-disabled', '../up') ORDER BY plugin_key COLLATE "C";
+FROM envrt_reload_plugins() WHERE plugin_key LIKE 'envrt.%' OR plugin_key IN ('gone', 'gone-disabled', 'gone-pending', '../up') ORDER BY plugin_key COLLATE "C";
 SELECT id AS made FROM envrt.plugins WHERE plugin_key = 'envrt.recorder' \gset
 SELECT count(*) = count(DISTINCT id) AS distinct, bool_and(package_path IS NULL) AS no_paths FROM envrt.plugins;
 SELECT plugin_key, status, installed, state FROM envrt.stat_plugins WHERE plugin_key IN ('envrt.recorder', 'gone', '../up') ORDER BY plugin_key COLLATE "C";
@@ -66,6 +66,14 @@ SET ROLE regress_envrt_plugins;
 SELECT attempt('SELECT * FROM envrt_reload_plugins()');
 SELECT attempt('UPDATE envrt.plugins SET status = ''disabled''');
 RESET ROLE;
+-- row-level security
+ALTER TABLE envrt.plugins ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one ON envrt.plugins FOR SELECT USING (plugin_key = 'envrt.journal');
+SET ROLE regress_envrt_plugins;
+SELECT plugin_key FROM envrt_reload_plugins();
+RESET ROLE;
+DROP POLICY one ON envrt.plugins;
+ALTER TABLE envrt.plugins DISABLE ROW LEVEL SECURITY;
 DROP OWNED BY regress_envrt_plugins;
 DROP ROLE regress_envrt_plugins;
 DELETE FROM envrt.plugins;
