@@ -3,13 +3,15 @@
  *		Which strings of a config are secrets, by the plugin's JSON schema.
  *
  * A plugin's configSchema marks a field as "format": "secret-ref".  Config and
- * schema are walked together: properties, additionalProperties, items and
- * prefixItems lead down, the schemas of allOf, anyOf, oneOf, then and else,
- * and what a $ref within the document refers to, are about the same value.
- * Rather too much is a secret than too little: it is not asked which branch
- * of an anyOf applies.
+ * schema are walked together: properties, patternProperties,
+ * additionalProperties, items and prefixItems lead down, the schemas of allOf,
+ * anyOf, oneOf, then and else, and what a $ref within the document refers to,
+ * are about the same value.  Rather too much is a secret than too little: it
+ * is not asked which branch of an anyOf applies, nor which names a pattern
+ * means.
  *
- * The schema is the plugin's, so the walk is bounded.
+ * The schema is the plugin's, so the walk is bounded.  Where it would end
+ * early there may be secrets that were not seen: that is an error.
  */
 #include "postgres.h"
 
@@ -29,6 +31,22 @@ typedef struct Walk
 
 static json_t *visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth);
 
+/* Of a JSON pointer: ~1 is a slash and ~0 a tilde. */
+static void
+unescape(char *name)
+{
+	char *to = name;
+
+	for (const char *from = name; *from != '\0'; from++)
+	{
+		*to = *from;
+		if (from[0] == '~' && (from[1] == '0' || from[1] == '1'))
+			*to = *++from == '0' ? '~' : '/';
+		to++;
+	}
+	*to = '\0';
+}
+
 /* What "#/$defs/key" refers to, or NULL. */
 static json_t *
 follow(const Walk *walk, const char *reference)
@@ -41,7 +59,11 @@ follow(const Walk *walk, const char *reference)
 		return NULL;
 	copy = pstrdup(reference + 1);
 	for (char *name = strtok_r(copy, "/", &rest); name != NULL; name = strtok_r(NULL, "/", &rest))
-		schema = json_object_get(schema, name);
+	{
+		unescape(name);
+		schema = json_is_array(schema) ? json_array_get(schema, strtoul(name, NULL, 10))
+		                               : json_object_get(schema, name);
+	}
 	return schema;
 }
 
@@ -55,12 +77,15 @@ static void
 visit_members(Walk *walk, const json_t *schema, json_t *object, const char *path, int depth)
 {
 	json_t *properties = json_object_get(schema, "properties");
+	json_t *patterns = json_object_get(schema, "patternProperties");
 	json_t *others = json_object_get(schema, "additionalProperties");
+	const char *pattern;
+	json_t *of_pattern;
 	const char *key;
 	json_t *member;
 	void *next;
 
-	if (properties == NULL && others == NULL)
+	if (properties == NULL && patterns == NULL && others == NULL)
 		return;
 	json_object_foreach_safe(object, next, key, member)
 	{
@@ -68,6 +93,11 @@ visit_members(Walk *walk, const json_t *schema, json_t *object, const char *path
 		json_t *other = visit(walk, of_member != NULL ? of_member : others, member,
 		                      below(path, key), depth + 1);
 
+		json_object_foreach(patterns, pattern, of_pattern)
+		{
+			if (other == NULL)
+				other = visit(walk, of_pattern, member, below(path, key), depth + 1);
+		}
 		if (other != NULL)
 			json_object_set(object, key, other);
 	}
@@ -102,8 +132,13 @@ visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth)
 	const char *reference = json_string_value(json_object_get(schema, "$ref"));
 	json_t *other = NULL;
 
-	if (!json_is_object(schema) || depth > MAX_DEPTH || walk->steps++ > MAX_STEPS)
+	if (!json_is_object(schema))
 		return NULL;
+	if (depth > MAX_DEPTH || walk->steps++ > MAX_STEPS)
+		ereport(ERROR,
+		        (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+		         errmsg("the plugin's configSchema is too deep or too large to find secrets by"),
+		         errhint("Its author should write it without schemas that refer to themselves.")));
 	CHECK_FOR_INTERRUPTS();
 	if (format != NULL && strcmp(format, "secret-ref") == 0 && json_is_string(value))
 		return walk->visitor(walk->data, path, value);
