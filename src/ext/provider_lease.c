@@ -123,17 +123,39 @@ provider_environment_params(const Environment *environment, const char *driver_k
 	return params;
 }
 
+/*
+ * The plugin that is to make it, so that it is in the ledger before anything
+ * is made: other plugins with this provider must not be taken for it later.
+ * NULL when it is not known yet: there is none, which is the driver host's to
+ * report; or this is the scheduler, which must not wait for the driver host,
+ * and the row learns it by the answer.
+ */
+static const char *
+plugin_of_provider(const char *driver_key)
+{
+	PluginDriver plugin;
+	char *problem;
+	int sqlstate;
+
+	if (shared_state == NULL || am_scheduler || provider_is_builtin(driver_key) ||
+	    !plugin_driver_find(NULL, driver_key, &plugin, &problem, &sqlstate))
+		return NULL;
+	return plugin.plugin_key;
+}
+
 json_t *
 provider_create_row(const AcquireRequest *request, json_t **params)
 {
 	const Environment *environment = request->environment;
 	Target target;
+	const char *plugin_key;
 	bytea *secrets;
 	json_t *values;
 	json_t *filled;
 	json_t *row = json_guard(json_object_new());
 
 	read_target(environment, request->workspace_id, &target);
+	plugin_key = target.of_plugin ? target.plugin_key : plugin_of_provider(target.driver_key);
 	filled = config_resolve_secrets(target.config, environment->company_id, &values);
 	secrets = config_seal_secrets(request->key, values);
 	json_object_set_new(row, "lease_id", json_string(uuid_text(request->key)));
@@ -145,8 +167,8 @@ provider_create_row(const AcquireRequest *request, json_t **params)
 		                    json_string(uuid_text(request->workspace_id)));
 	json_object_set_new(row, "driver", json_string(environment->driver));
 	json_object_set_new(row, "driver_key", json_string(target.driver_key));
-	if (target.plugin_key != NULL)
-		json_object_set_new(row, "plugin_key", json_string(target.plugin_key));
+	if (plugin_key != NULL)
+		json_object_set_new(row, "plugin_key", json_string(plugin_key));
 	json_object_set_new(row, "lease_policy", json_string(target.policy));
 	json_object_set(row, "config", target.config);
 	if (secrets != NULL)
@@ -154,8 +176,7 @@ provider_create_row(const AcquireRequest *request, json_t **params)
 		    row, "secrets",
 		    json_string(DatumGetCString(DirectFunctionCall1(byteaout, PointerGetDatum(secrets)))));
 
-	*params =
-	    provider_environment_params(environment, target.driver_key, target.plugin_key, filled);
+	*params = provider_environment_params(environment, target.driver_key, plugin_key, filled);
 	plugins_restrict(*params);
 	json_object_set(*params, PARAMS_SECRETS, values);
 	json_object_set_new(*params, "runId", json_string(uuid_text(request->run_id)));
@@ -264,6 +285,9 @@ lease_metadata(const AcquireRequest *request, const Target *target, const json_t
 		json_object_update(metadata, of_provider);
 		json_object_set(metadata, "provider", json_object_get(target->config, "provider"));
 		json_object_set(metadata, "reuseLease", json_object_get(target->config, "reuseLease"));
+		json_object_del(metadata, "leasePolicy");
+		json_object_set(metadata, "leasePolicy", json_object_get(target->config, "leasePolicy"));
+		json_object_del(metadata, "resumedLease");
 		json_object_del(metadata, "sandboxProviderPlugin");
 		json_object_del(metadata, "pluginId");
 		json_object_del(metadata, "pluginKey");
