@@ -194,13 +194,14 @@ like($plugin_id, qr/^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 
 # What can be reused is resumed.
 {
-	new_directory();
+	new_directory(environmentAcquireLease => { providerLeaseId => 'recorder://forger', metadata => { resumedLease => $true, leasePolicy => 'forged' } });
 	my $environment = sandbox(reuseLease => $true);
 	my $run = make_run($node, $company);
 	my $first = acquire($node, $company, $environment, $run);
 
 	release($node, $run);
 	cleaned_up($first->{id}, 'sandbox, reusable');
+	is_deeply([ @{ $first->{metadata} }{qw(resumedLease leasePolicy)} ], [ undef, undef ], 'sandbox: which its plugin can\'t say of a new one, nor a lease policy');
 	$run = make_run($node, $company);
 	my $second = acquire($node, $company, $environment, $run);
 	is($second->{provider_lease_id}, $first->{provider_lease_id}, 'sandbox: the same provider lease again');
@@ -289,6 +290,28 @@ SQL
 	$node->append_conf('postgresql.conf', "envrt.provider_timeout = '60s'");
 	$node->reload;
 	is(sql("SELECT stdout FROM envrt_execute('$lease->{id}', 'true')"), "ok\n", 'a person can have it started');
+}
+
+# Another plugin with the same provider, and a copy of a plugin.
+{
+	my $more = temporary_directory() . '/a-plugins';
+
+	system('sh', '-ec', 'mkdir "$1"; cp -R "$2" "$1/other"; cp -R "$2" "$1/copy"; sed -i s/envrt.recorder/envrt.a-recorder/ "$1/other/manifest.json"', '-', $more, "$FindBin::RealBin/../plugins/recorder") == 0 or die;
+	my $two = new_cluster('two', conf => "envrt.plugin_path = '$more, $FindBin::RealBin/../plugins'\n");
+	my $company = make_company($two);
+	my $directory = EnvrtRecorder->new($two, $company)->{directory};
+
+	is($two->safe_psql('postgres', "SELECT string_agg(plugin_key || ' ' || status, ', ' ORDER BY plugin_key COLLATE \"C\") FROM envrt_reload_plugins() WHERE plugin_key LIKE '%recorder'"),
+		'envrt.a-recorder ready, envrt.recorder ready', 'a second folder with the same key does not spoil the first');
+	for my $used (qw(envrt.recorder envrt.a-recorder))
+	{
+		my $environment = make_environment($two, $company, 'sandbox', { provider => 'recorder', directory => $directory, deadly => 'environmentAcquireLease' });
+
+		$two->safe_psql('postgres', "UPDATE envrt.plugins SET status = CASE plugin_key WHEN '$used' THEN 'ready' ELSE 'disabled' END");
+		is((sql_state($two, "SELECT envrt_acquire_lease('$company', '$environment', '" . make_run($two, $company) . "')"))[0], '38000', "$used ends while it makes something");
+		is($two->safe_psql('postgres', "SELECT plugin_key FROM envrt.provider_leases WHERE environment_id = '$environment'"), $used, 'the ledger knows that it was this plugin');
+	}
+	$two->stop;
 }
 
 # Who has the table of plugins locked holds up those who want a plugin, and not the scheduler.

@@ -155,6 +155,12 @@ is($environment->{config}{driverConfig}{apiKey}{type}, 'secret_ref', 'plugin: a 
 like(secret_of($environment->{config}{driverConfig}{apiKey})->{name}, qr/^environment-plugin-other-api-key-[0-9a-f]{8}$/, 'plugin: the name of its secret');
 is_deeply(config_in_lease($environment->{id}), { directory => $directory, apiKey => 'raw-of-driver' }, 'plugin: and the plugin gets the value');
 
+$config = create('sandbox', $recorder->sandbox_config(tokens => { one => 'raw-pattern' }, nested => [ ['raw-nested'] ]))->{config};
+is_deeply([ $config->{tokens}{one}{type}, $config->{nested}[0][0]{type} ], [ 'secret_ref', 'secret_ref' ], 'sandbox: so is what a pattern names, and a field at the end of a schema that refers to itself');
+my $deep = 'raw-deep';
+$deep = [$deep] for 1 .. 40;
+refused(create_statement('sandbox', $recorder->sandbox_config(nested => $deep)), '54000', qr/configSchema is too deep or too large/, 'a secret that is too deep to be found');
+
 $before = count_secrets();
 is((sql_state($node, 'BEGIN; ' . create_statement('plugin', $recorder->driver_config(apiKey => 'gone-again')) . '; ROLLBACK;'))[0], '00000', 'made and rolled back');
 $recorder->answer(environmentValidateConfig => { ok => $false, errors => ['The key gone-again is too short'] });
@@ -164,8 +170,8 @@ $recorder->answer('environmentValidateConfig');
 is(count_secrets(), $before, 'no secret is left by what was not stored');
 
 # Masking takes no time, however often the secret is there; and keys are masked like strings.
-$recorder->answer(environmentValidateConfig => { ok => $false, errors => [ 'raw-long' x 100_000, { 'key raw-long' => 1 } ] });
-$message = refused("SET statement_timeout = '20s'; " . create_statement('plugin', $recorder->driver_config(apiKey => 'raw-long')), '22023', qr/ERROR:  22023: \*\*\*\n/, 'a secret that is there a hundred thousand times');
+$recorder->answer(environmentValidateConfig => { ok => $false, errors => [ 'raw-long' x 30_000, { 'key raw-long' => 1 } ] });
+$message = refused("SET statement_timeout = '5s'; " . create_statement('plugin', $recorder->driver_config(apiKey => 'raw-long')), '22023', qr/ERROR:  22023: \*\*\*\n/, 'a secret that is there thirty thousand times');
 like($message, qr/"key \*\*\*": 1/, 'one in a key');
 $recorder->answer('environmentValidateConfig');
 
