@@ -99,6 +99,7 @@ forget(LeaseKey *key)
 	*link = key->in_bucket;
 	key_count--;
 	json_decref(key->lease);
+	free(key->plugin_key);
 	free(key->id);
 	free(key);
 }

@@ -30,6 +30,9 @@ struct LeaseKey
 	/* HELD: the answer that made it.  UNKNOWN: a providerLeaseId to try, or NULL. */
 	json_t *lease;
 
+	/* Who was last asked to make it, or NULL. */
+	char *plugin_key;
+
 	/* ENDED: the outcome that was told, a constant. */
 	const char *outcome;
 

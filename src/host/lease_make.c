@@ -19,6 +19,8 @@
  * repeated request must not make a second thing.  One whose lease is unknown is
  * refused for the same reason.
  */
+#include <stdlib.h>
+
 #include "lease_work.h"
 #include "log.h"
 #include "memory.h"
@@ -163,7 +165,7 @@ refusal(LeaseOperation *operation)
 void
 lease_make_run(LeaseOperation *operation)
 {
-	const LeaseKey *key = operation->key;
+	LeaseKey *key = operation->key;
 	HostError *error = refusal(operation);
 
 	if (error != NULL)
@@ -172,6 +174,8 @@ lease_make_run(LeaseOperation *operation)
 		operation_answer(operation, json_incref(key->lease));
 	else
 	{
+		free(key->plugin_key);
+		key->plugin_key = xstrdup(plugin_manifest(operation->plugin)->id);
 		operation_ask(operation, operation_method(operation->kind), NULL,
 		              json_incref(operation->params), answered);
 		return;

@@ -41,6 +41,7 @@
 #include "lease_work.h"
 #include "memory.h"
 #include "plugin_call.h"
+#include "plugins.h"
 #include "protocol.h"
 
 /* Operations outlive their clients, so their number needs a limit of its own. */
@@ -158,6 +159,32 @@ dequeue(LeaseOperation *operation)
 }
 
 /*
+ * Two plugins may have one provider, and which of them comes first changes.
+ * Whoever was asked to make the lease is asked to end it, or nobody.
+ */
+static void
+use_maker(LeaseOperation *operation)
+{
+	const char *maker = operation->key->plugin_key;
+	Plugin *plugin;
+
+	if (operation->plugin_named || operation->own || maker == NULL)
+		return;
+	if (operation->plugin != NULL && strcmp(plugin_manifest(operation->plugin)->id, maker) == 0)
+		return;
+	if (operation->plugin != NULL)
+		plugin_release(operation->plugin);
+	operation->plugin = NULL;
+	error_free(operation->plugin_error);
+	operation->plugin_error = NULL;
+	plugin = plugins_find(maker, operation->driver_key, NULL, &operation->plugin_error);
+	if (plugin != NULL)
+		operation->plugin = plugin_keep(plugin);
+	if (operation->call != NULL)
+		call_set_target(operation->call, maker);
+}
+
+/*
  * Gives the key to the next ones, as long as they are done at once.  A done
  * one calls this again, from within: that changes nothing, so that a long
  * queue does not become a deep stack.
@@ -180,6 +207,7 @@ advance(LeaseKey *key)
 		else
 		{
 			timer_start(&operation->limit, operation->limit_ms, limit_expired, operation);
+			use_maker(operation);
 			lease_end_run(operation);
 		}
 	}
@@ -483,6 +511,7 @@ lease_operation_start(Call *call, const char *method, const json_t *params)
 		plugin_keep(operation->plugin);
 		call_set_target(call, plugin_manifest(operation->plugin)->id);
 	}
+	operation->plugin_named = json_is_string(json_object_get(params, "pluginKey"));
 	operation->driver_key = xstrdup(json_string_value(json_object_get(params, "driverKey")));
 	operation->params = plugin_params(params);
 	operation->secrets = plugin_secrets(params);

@@ -32,6 +32,7 @@ struct LeaseOperation
 	Call *call;              /* NULL: nobody waits for the answer (any more) */
 	Plugin *plugin;          /* NULL: there is none, and ... */
 	HostError *plugin_error; /* ... this is what to say when one is needed */
+	bool plugin_named;       /* by the client */
 	char *driver_key;
 	json_t *params;         /* as the worker gets them */
 	json_t *secrets;        /* what the worker may resolve, or NULL */

@@ -660,6 +660,40 @@ $driver = 'journal';
 	is(plugin_stats()->{activeCalls}, 0, '... and no request');
 }
 
+# Of two plugins with one provider, the one that made the lease ends it.
+{
+	my $path = temporary_directory();
+	my $manifest = JSON::PP::decode_json(slurp("$top/test/plugins/journal/manifest.json"));
+	my $calls = sub { return { map { $_->{key} => $_->{calls} } @{ $host->stats->{plugins} } } };
+
+	for my $name (qw(a b))
+	{
+		mkdir "$path/$name";
+		$manifest->{id} = "twin-$name";
+		spew("$path/$name/manifest.json", JSON::PP::encode_json($manifest));
+		spew("$path/$name/worker", slurp("$top/test/plugins/journal/worker"), 0755);
+	}
+	$host->terminate;
+	$host = start_host(plugins => [$path]);
+	$instance = $host->call('envrt/hello', {})->{result}{instance};
+	fresh_directory();
+	my $key = new_key();
+	is(lease_call('acquire', $key, pluginsOff => ['twin-a'])->{result}{pluginKey}, 'twin-b', 'the second of two makes a lease');
+	outcome_is(lease_call('destroy', $key), 'destroyed', '... which is ended');
+	is_deeply($calls->(), { 'twin-a' => 0, 'twin-b' => 2 }, '... by the same plugin');
+	# When it is gone, the other one is no substitute.
+	$key = new_key();
+	lease_call('acquire', $key, pluginsOff => ['twin-a']);
+	rename "$path/b", "$path/.b";
+	$host->call('envrt/reloadPlugins', {});
+	is_error(lease_call('destroy', $key), '42704', qr/twin-b:journal" is not ready/, 'a lease whose plugin is gone');
+	rename "$path/.b", "$path/b";
+	$host->call('envrt/reloadPlugins', {});
+	outcome_is(lease_call('destroy', $key), 'destroyed', '... is ended when it is back');
+	is($calls->()->{'twin-a'}, 0, '... by nobody else');
+	fresh_host();
+}
+
 # The host ends with all kinds of work in it.
 {
 	my @clients;
