@@ -21,21 +21,24 @@
  *
  * Requests have no time limit of their own: the asker has.  When it loses its
  * patience, it says so (plugin_request_is_late) or drops the request
- * (plugin_request_forget); the worker is not told, since its protocol has no
- * word for it, and its late answer is known for what it is.  A worker that
- * owes too many late answers is hung, and killed.
+ * (plugin_request_forget), and with it the secrets; the worker is not told, since its protocol has
+ *no word for it, and its late answer is known for what it is.  A worker that owes too many late
+ *answers is killed; so is, sooner, one that has said nothing for some time while several requests
+ *ran out of theirs: it hangs.
  *
  * What breaks the protocol kills the worker: its stream can't be trusted any
  * more.  What is no message at all does not, since libraries like to print,
- * nor do answers that nobody waits for; unless there is too much of it.  The end of a process that
- *nobody asked for is a crash, whatever its status.  After the first the worker may be started again
- *at once, then ever later, as long as it does not last.
+ * nor do answers that nobody waits for; unless there is too much of it in a
+ * short time.  The end of a process that nobody asked for is a crash, whatever
+ * its status.  After the first the worker may be started again at once, then
+ * ever later, as long as it does not last.
  *
  * Answers are delivered from the event loop only, so an asker is never called
  * back from within plugin_ask().  The memory of a plugin goes, by way of the
  * event loop too, when nobody refers to it: the registry does, and everybody
  * who waits for an answer.
  */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,9 +61,13 @@
 
 #define INITIALIZE_MS 15000
 #define MAX_LATE 1000
+#define MAX_SILENT 5
+#define SILENT_MS 10000
 #define MAX_STRAY 1000
+#define STRAY_RATE 10
 #define DRAIN_MS 10000
 #define MAX_ERROR 500
+#define MAX_ANSWERED 4000
 
 typedef enum
 {
@@ -81,7 +88,8 @@ struct PluginRequest
 	char *names; /* holds the two */
 	json_t *params;
 	json_t *secrets;
-	json_int_t id; /* once sent */
+	json_t *company; /* whose it is: a text, or NULL */
+	json_int_t id;   /* once sent */
 	bool sent;
 	bool hopeless; /* its asker won't wait for as long as the delay is */
 	bool late;
@@ -110,7 +118,10 @@ struct Plugin
 	Timer *soon;  /* work for the event loop: requests to look at, or memory to free */
 	WorkerBackoff backoff;
 	unsigned late;
-	unsigned stray; /* lines of this worker that were no messages, and answers to nothing */
+	unsigned silent; /* requests that ran out of time since the last line of the worker */
+	uint64_t silent_since;
+	double stray; /* lines of this worker that were no messages, and answers to nothing; decays */
+	uint64_t stray_at;
 	SecretMask *mask;
 	WorkerServices *services;
 	json_int_t starts;
@@ -167,6 +178,7 @@ request_free(PluginRequest *request)
 	plugin->active--;
 	json_decref(request->params);
 	json_decref(request->secrets);
+	json_decref(request->company);
 	free(request->names);
 	free(request);
 }
@@ -264,6 +276,29 @@ is_invocation(const PluginRequest *request, const char *invocation)
 	return end != invocation && *end == '\0' && id == request->id;
 }
 
+static bool
+services_company(void *owner, const char *invocation, const char **company)
+{
+	const Plugin *plugin = owner;
+	bool several = false;
+
+	*company = NULL;
+	for (const PluginRequest *request = plugin->sent.first; request != NULL;
+	     request = request->next)
+	{
+		const char *its = json_string_value(request->company);
+
+		if (invocation != NULL ? !is_invocation(request, invocation)
+		                       : json_object_size(request->secrets) == 0)
+			continue;
+		/* Who says no company is one of its own. */
+		its = its != NULL ? its : "";
+		several = several || (*company != NULL && strcmp(*company, its) != 0);
+		*company = its;
+	}
+	return !several;
+}
+
 static const json_t *
 services_secret(void *owner, const char *invocation, const char *reference)
 {
@@ -295,7 +330,15 @@ services_release(void *owner)
 static void
 stray(Plugin *plugin, const char *how)
 {
-	if (++plugin->stray > MAX_STRAY)
+	uint64_t now = now_ms();
+
+	/* A bucket, so that a worker that lives long may print now and then. */
+	plugin->stray -= (double) (now - plugin->stray_at) * STRAY_RATE / 1000;
+	plugin->stray_at = now;
+	if (plugin->stray < 0)
+		plugin->stray = 0;
+	plugin->stray += 1;
+	if (plugin->stray > MAX_STRAY)
 		broke_protocol(plugin, how);
 }
 
@@ -321,10 +364,11 @@ initialized(Plugin *plugin, const RpcMessage *message)
 	if (message->error != NULL)
 	{
 		const char *text = json_string_value(json_object_get(message->error, "message"));
-		char *words = clean_text(text, strlen(text), MAX_ERROR, false);
+		char *masked = secret_mask_excerpt(plugin->mask, text, strlen(text), MAX_ERROR);
+		char *words = clean_text(masked, strlen(masked), MAX_ERROR, false);
 		char *how;
 
-		secret_mask_apply(plugin->mask, words, strlen(words));
+		secret_free(masked);
 		how = xformat("could not be initialized: %s", words);
 		free(words);
 		broke_protocol(plugin, how);
@@ -362,10 +406,14 @@ worker_answers(Plugin *plugin, const RpcMessage *message)
 	if (message->error != NULL)
 	{
 		char *words = last_words(plugin);
-		HostError *error = plugin_error_answered(plugin_id(plugin), words, message->error);
+		const char *text = json_string_value(json_object_get(message->error, "message"));
+		/* It may hold what another call brought. */
+		char *masked = secret_mask_excerpt(plugin->mask, text, strlen(text), MAX_ANSWERED);
+		HostError *error = plugin_error_answered(
+		    plugin_id(plugin), words, json_integer_value(json_object_get(message->error, "code")),
+		    masked);
 
-		/* Its words may hold what another call brought. */
-		secret_mask_apply(plugin->mask, error->message, strlen(error->message));
+		secret_free(masked);
 		free(words);
 		request_end(request, REPLY_ERROR, NULL, error);
 	}
@@ -399,6 +447,7 @@ line_came(void *owner, const char *line, size_t length)
 	Plugin *plugin = owner;
 	RpcMessage message;
 
+	plugin->silent = 0;
 	rpc_parse(line, length, &message);
 	switch (message.kind)
 	{
@@ -528,6 +577,7 @@ start_worker(Plugin *plugin)
 	}
 	plugin->starts++;
 	plugin->stray = 0;
+	plugin->silent = 0;
 	plugin->started_at = epoch_ms();
 	worker_backoff_started(&plugin->backoff, now_ms());
 	problem = plugin_folder_check_worker(plugin->manifest);
@@ -713,9 +763,10 @@ plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answer
 	request->other = question->other ? request->names + length : NULL;
 	request->params = question->params;
 	request->secrets = question->secrets;
+	request->company = json_incref(json_object_get(question->params, "companyId"));
 	request->answered = answered;
 	request->data = data;
-	secret_mask_learn(plugin->mask, question->secrets);
+	secret_mask_learn(plugin->mask, json_string_value(request->company), request->secrets);
 	list_append(&plugin->waiting, request);
 	plugin->calls++;
 	plugin->active++;
@@ -738,8 +789,8 @@ plugin_request_is_sent(const PluginRequest *request)
 	return request->sent;
 }
 
-void
-plugin_request_is_late(PluginRequest *request)
+static void
+owes_late(PluginRequest *request)
 {
 	Plugin *plugin = request->plugin;
 
@@ -753,13 +804,32 @@ plugin_request_is_late(PluginRequest *request)
 }
 
 void
+plugin_request_is_late(PluginRequest *request)
+{
+	Plugin *plugin = request->plugin;
+
+	if (request->late)
+		return;
+	owes_late(request);
+	if (plugin->state != STATE_RUNNING || !request->sent)
+		return;
+	if (plugin->silent++ == 0)
+		plugin->silent_since = now_ms();
+	if (plugin->silent >= MAX_SILENT && now_ms() - plugin->silent_since >= SILENT_MS)
+		broke_protocol(plugin, "is silent while calls of it run out of time");
+}
+
+void
 plugin_request_forget(PluginRequest *request)
 {
 	Plugin *plugin = request->plugin;
 
 	request->answered = NULL;
+	/* Nor is there anybody any more on whose behalf the worker might resolve them. */
+	json_decref(request->secrets);
+	request->secrets = NULL;
 	if (request->sent)
-		plugin_request_is_late(request);
+		owes_late(request);
 	else
 		request_free(request);
 	plugin_release(plugin);
@@ -769,18 +839,34 @@ plugin_request_forget(PluginRequest *request)
  * The plugin itself
  */
 
+/* The mask is about to forget what is in nobody's use any more. */
+static void
+make_room_in_mask(void *owner)
+{
+	Plugin *plugin = owner;
+	const RequestList *lists[] = {&plugin->waiting, &plugin->sent};
+
+	if (plugin->process != NULL)
+		worker_process_mask_stderr(plugin->process, secret_mask_apply, plugin->mask);
+	for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++)
+		for (const PluginRequest *request = lists[i]->first; request != NULL;
+		     request = request->next)
+			secret_mask_learn(plugin->mask, json_string_value(request->company), request->secrets);
+}
+
 Plugin *
 plugin_new(PluginManifest *manifest)
 {
 	static const WorkerServicesOwner functions = {
 	    .send = services_send,
+	    .company = services_company,
 	    .secret = services_secret,
 	    .keep = services_keep,
 	    .release = services_release,
 	};
 	Plugin *plugin = xcalloc(1, sizeof *plugin);
 
-	plugin->mask = secret_mask_new();
+	plugin->mask = secret_mask_new(make_room_in_mask, plugin);
 	plugin->services = worker_services_new(manifest, plugin->mask, &functions, plugin);
 	plugin->manifest = manifest;
 	plugin->references = 1;
@@ -850,11 +936,14 @@ plugin_describe(const Plugin *plugin)
 	static const char *const states[] = {"idle", "starting", "running", "waiting", "stopping"};
 	json_t *row = json_object();
 	pid_t pid = plugin->process ? worker_process_pid(plugin->process) : 0;
+	/* Names of files can be anything. */
+	char *folder =
+	    clean_text(plugin->manifest->folder, strlen(plugin->manifest->folder), PATH_MAX, false);
 
 	json_object_set_new(row, "key", json_string(plugin_id(plugin)));
 	json_object_set_new(row, "version", json_string(plugin->manifest->version));
 	json_object_set_new(row, "displayName", json_string(plugin->manifest->display_name));
-	json_object_set_new(row, "path", json_string(plugin->manifest->folder));
+	json_object_set_new(row, "path", json_string(folder));
 	json_object_set_new(row, "state", json_string(states[plugin->state]));
 	json_object_set_new(row, "pid", pid > 0 ? json_integer(pid) : json_null());
 	json_object_set_new(row, "restarts", json_integer(plugin->starts > 0 ? plugin->starts - 1 : 0));
@@ -865,5 +954,6 @@ plugin_describe(const Plugin *plugin)
 	json_object_set_new(row, "activeCalls", json_integer(plugin->active));
 	json_object_set_new(row, "startedAt",
 	                    plugin->process ? json_integer(plugin->started_at) : json_null());
+	free(folder);
 	return row;
 }

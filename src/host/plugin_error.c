@@ -66,10 +66,9 @@ plugin_error_lost(const char *plugin, const char *last_words)
 }
 
 HostError *
-plugin_error_answered(const char *plugin, const char *last_words, const json_t *answer)
+plugin_error_answered(const char *plugin, const char *last_words, json_int_t code,
+                      const char *message)
 {
-	json_int_t code = json_integer_value(json_object_get(answer, "code"));
-	const char *message = json_string_value(json_object_get(answer, "message"));
 	HostError *error = error_new("38000", "%s", message);
 
 	if (error->message[0] == '\0')

@@ -33,8 +33,8 @@ extern HostError *plugin_error_no_worker(const char *plugin, const char *driver,
 extern HostError *plugin_error_lost(const char *plugin, const char *last_words);
 
 /* The worker answered with this error. */
-extern HostError *plugin_error_answered(const char *plugin, const char *last_words,
-                                        const json_t *answer);
+extern HostError *plugin_error_answered(const char *plugin, const char *last_words, json_int_t code,
+                                        const char *message);
 
 extern HostError *plugin_error_unsupported(const char *method);
 

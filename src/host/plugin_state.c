@@ -189,7 +189,10 @@ load(PluginState *state, const char **problem)
 	path = xformat("%s/%s.json", directory, state->plugin);
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
 	if (fd < 0 && errno == ENOENT)
+	{
 		map = json_object();
+		state->size = 0;
+	}
 	else if (fd >= 0 && fstat(fd, &about) == 0 && S_ISREG(about.st_mode) &&
 	         about.st_size <= 2 * MAX_STATE)
 	{

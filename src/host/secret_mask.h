@@ -11,13 +11,23 @@
 
 typedef struct SecretMask SecretMask;
 
-extern SecretMask *secret_mask_new(void);
+/*
+ * make_room(owner) is called before anything is forgotten: to mask what is kept
+ * unmasked, and to learn once more what must stay.
+ */
+extern SecretMask *secret_mask_new(void (*make_room)(void *owner), void *owner);
 extern void secret_mask_free(SecretMask *mask);
 
-/* The values of an object, as far as they are texts; NULL is fine. */
-extern void secret_mask_learn(SecretMask *mask, const json_t *secrets);
+/*
+ * The values of an object, as far as they are texts; NULL is fine.  company,
+ * which may be NULL: on whose account.
+ */
+extern void secret_mask_learn(SecretMask *mask, const char *company, const json_t *secrets);
 
 /* Puts asterisks in their place; mask is a SecretMask. */
 extern void secret_mask_apply(void *mask, char *text, size_t length);
+
+/* At most the first `shown` bytes of a text, masked; to be freed with secret_free(). */
+extern char *secret_mask_excerpt(SecretMask *mask, const char *text, size_t length, size_t shown);
 
 #endif

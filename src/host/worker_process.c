@@ -413,6 +413,15 @@ worker_process_stderr(const WorkerProcess *process, WorkerMask mask, void *data)
 	return result;
 }
 
+void
+worker_process_mask_stderr(WorkerProcess *process, WorkerMask mask, void *data)
+{
+	Bytes *kept = &process->stderr_bytes;
+
+	if (kept->length > 0)
+		mask(data, kept->data, kept->length);
+}
+
 /* The supervisor says who the worker is, and nothing else. */
 static void
 channel_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)

@@ -66,6 +66,9 @@ typedef void (*WorkerMask)(void *data, char *text, size_t length);
 /* The end of what it wrote to stderr, masked unless mask is NULL; to be freed. */
 extern char *worker_process_stderr(const WorkerProcess *process, WorkerMask mask, void *data);
 
+/* Masks what is kept of it. */
+extern void worker_process_mask_stderr(WorkerProcess *process, WorkerMask mask, void *data);
+
 /* Gives every one SIGTERM; kills every one; and whether there still are any. */
 extern void worker_processes_terminate(void);
 extern void worker_processes_kill(void);

@@ -10,8 +10,11 @@
  *
  * secrets.resolve gives away only what a call that this plugin is working on
  * has brought, which is what its own config refers to; the values are the
- * request's (plugin.c) and go with it.  The rate is limited, so that
- * references can't be guessed.
+ * request's (plugin.c) and go with it.  Newer SDKs say which call theirs is
+ * about.  When that is missing, nobody can tell on whose behalf a worker asks:
+ * nothing is given away then while calls of several companies are in flight
+ * that have secrets.  The rate of each company is limited, so that references
+ * can't be guessed.
  *
  * Log lines are masked, and limited: who has more to say than a person could
  * read is cut short, and how much is missing is said.
@@ -34,9 +37,19 @@
 #define MAX_LOG 4000
 #define MAX_META 500
 
-/* Secrets: so many in so long. */
+/* Secrets: so many in so long, for each of the companies that asked last. */
 #define SECRETS_MAX 30
 #define SECRETS_MS 60000
+#define SECRETS_COMPANIES 64
+#define MAX_COMPANY 64
+
+typedef struct SecretsRate
+{
+	char company[MAX_COMPANY];
+	uint64_t resolved_at[SECRETS_MAX];
+	size_t resolved_next;
+	uint64_t used; /* when, among others of the plugin; 0: free */
+} SecretsRate;
 
 struct WorkerServices
 {
@@ -45,8 +58,8 @@ struct WorkerServices
 	const WorkerServicesOwner *functions;
 	void *owner;
 	PluginState *state; /* NULL before it is needed */
-	uint64_t resolved_at[SECRETS_MAX];
-	size_t resolved_next;
+	SecretsRate rates[SECRETS_COMPANIES];
+	uint64_t rates_used;
 	double log_tokens;
 	uint64_t log_at;
 	unsigned long log_dropped;
@@ -114,23 +127,17 @@ static void
 log_masked(WorkerServices *services, LogLevel level, const char *what, const char *text,
            size_t length)
 {
-	/* A secret that goes on where it is cut off must not be cut off before it is known. */
-	char *copy = xstrndup(text, length);
+	char *shown = secret_mask_excerpt(services->mask, text, length, MAX_LOG);
 
-	secret_mask_apply(services->mask, copy, length);
-	if (length > MAX_LOG)
-		copy[MAX_LOG] = '\0';
-	log_message(level, "plugin \"%s\": %s%s", services->manifest->id, what, copy);
-	explicit_bzero(copy, length);
-	free(copy);
+	log_message(level, "plugin \"%s\": %s%s", services->manifest->id, what, shown);
+	secret_free(shown);
 }
 
 void
 worker_services_log_noise(WorkerServices *services, const char *text, size_t length)
 {
 	if (may_log(services))
-		log_masked(services, LOG_LOG, "on its output: ", text,
-		           length < ENVRT_MAX_LINE ? length : ENVRT_MAX_LINE);
+		log_masked(services, LOG_LOG, "on its output: ", text, length);
 }
 
 static void
@@ -141,7 +148,8 @@ serve_log(WorkerServices *services, const json_t *params)
 	const json_t *meta = json_object_get(params, "meta");
 	LogLevel known = LOG_LOG;
 	char *dumped = NULL;
-	char *text;
+	char *shown_meta = NULL;
+	char *shown;
 
 	if (message == NULL || !may_log(services))
 		return;
@@ -152,15 +160,12 @@ serve_log(WorkerServices *services, const json_t *params)
 	if (json_object_size(meta) > 0)
 		dumped = json_dumps(meta, JSON_COMPACT);
 	if (dumped != NULL)
-	{
-		/* The same as above. */
-		secret_mask_apply(services->mask, dumped, strlen(dumped));
-		if (strlen(dumped) > MAX_META)
-			dumped[MAX_META] = '\0';
-	}
-	text = xformat("%s%s%s", message, dumped ? " " : "", dumped ? dumped : "");
-	log_masked(services, known, "", text, strlen(text));
-	secret_free(text);
+		shown_meta = secret_mask_excerpt(services->mask, dumped, strlen(dumped), MAX_META);
+	shown = secret_mask_excerpt(services->mask, message, strlen(message), MAX_LOG);
+	log_message(known, "plugin \"%s\": %s%s%s", services->manifest->id, shown,
+	            shown_meta ? " " : "", shown_meta ? shown_meta : "");
+	secret_free(shown);
+	secret_free(shown_meta);
 	secret_free(dumped);
 }
 
@@ -195,16 +200,40 @@ is_uuid(const char *text)
 	return text[36] == '\0';
 }
 
-static bool
-may_resolve(WorkerServices *services)
+static SecretsRate *
+rate_of(WorkerServices *services, const char *company)
 {
+	SecretsRate *rate = services->rates;
+
+	for (size_t i = 0; i < SECRETS_COMPANIES; i++)
+	{
+		SecretsRate *one = &services->rates[i];
+
+		if (one->used != 0 && strncmp(one->company, company, MAX_COMPANY - 1) == 0)
+		{
+			one->used = ++services->rates_used;
+			return one;
+		}
+		if (one->used < rate->used)
+			rate = one;
+	}
+	memset(rate, 0, sizeof *rate);
+	strncpy(rate->company, company, MAX_COMPANY - 1);
+	rate->used = ++services->rates_used;
+	return rate;
+}
+
+static bool
+may_resolve(WorkerServices *services, const char *company)
+{
+	SecretsRate *rate = rate_of(services, company != NULL ? company : "");
 	uint64_t now = now_ms();
-	uint64_t *oldest = &services->resolved_at[services->resolved_next];
+	uint64_t *oldest = &rate->resolved_at[rate->resolved_next];
 
 	if (*oldest != 0 && now - *oldest < SECRETS_MS)
 		return false;
 	*oldest = now > 0 ? now : 1;
-	services->resolved_next = (services->resolved_next + 1) % SECRETS_MAX;
+	rate->resolved_next = (rate->resolved_next + 1) % SECRETS_MAX;
 	return true;
 }
 
@@ -214,6 +243,8 @@ resolve_secret(Service *service)
 	WorkerServices *services = service->services;
 	const json_t *given = json_object_get(service->params, "secretRef");
 	const json_t *value;
+	const char *company;
+	bool one = services->functions->company(services->owner, service->invocation, &company);
 	char *reference;
 
 	/* Newer SDKs also take the object that is in the config. */
@@ -221,11 +252,15 @@ resolve_secret(Service *service)
 		given = json_object_get(given, "secretId");
 	reference = clean_text(json_is_string(given) ? json_string_value(given) : "",
 	                       json_string_length(given), 100, false);
-	if (!may_resolve(services))
+	if (!may_resolve(services, one ? company : NULL))
 		refuse(service, RPC_INTERNAL_ERROR, "Rate limit exceeded for secret resolution");
 	else if (!is_uuid(reference))
 		refuse_with(service, RPC_INTERNAL_ERROR,
 		            xformat("Invalid secret reference: %s", reference));
+	else if (!one)
+		refuse(service, RPC_INTERNAL_ERROR,
+		       "Secret refused: calls of several companies are under way, and the request does "
+		       "not say with paperclipInvocationId which of them it is about");
 	else
 	{
 		for (char *c = reference; *c != '\0'; c++)

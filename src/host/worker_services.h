@@ -5,6 +5,8 @@
 #ifndef ENVRT_HOST_WORKER_SERVICES_H
 #define ENVRT_HOST_WORKER_SERVICES_H
 
+#include <stdbool.h>
+
 #include <jansson.h>
 
 #include "jsonrpc.h"
@@ -20,8 +22,16 @@ typedef struct WorkerServicesOwner
 	void (*send)(void *owner, json_int_t worker, json_t *message);
 
 	/*
+	 * The company of the call in flight with this invocation.  When that is NULL,
+	 * of all calls in flight that brought secrets; false when there are several.
+	 * *company may be NULL.
+	 */
+	bool (*company)(void *owner, const char *invocation, const char **company);
+
+	/*
 	 * The value of a secret that a call in flight brought: of the call with this
-	 * invocation, or of any when it is NULL.  NULL when there is none.
+	 * invocation, or of any when it is NULL, which is the asker's only when all of
+	 * them are of one company.  NULL when there is none.
 	 */
 	const json_t *(*secret)(void *owner, const char *invocation, const char *reference);
 

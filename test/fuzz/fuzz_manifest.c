@@ -68,9 +68,9 @@ check_mask(const char *data, size_t length)
 	/* No text. */
 	if (secrets == NULL)
 		return;
-	mask = secret_mask_new();
-	secret_mask_learn(mask, secrets);
-	secret_mask_learn(mask, secrets);
+	mask = secret_mask_new(NULL, NULL);
+	secret_mask_learn(mask, "company", secrets);
+	secret_mask_learn(mask, "company", secrets);
 	/* The secret twice, and what the fuzzer thinks of between them. */
 	text = malloc(text_length + 2 * secret_length + 1);
 	if (text == NULL)

@@ -191,6 +191,35 @@ for my $act ('hundred megabytes', 'hundred megabytes in a message')
 	cmp_ok(elapsed(sub { probe('rude', 'pid') }), '<', 8, '... until it is restarted');
 }
 
+# A worker that hangs while its calls run out of time is ended, one that prints now and then is not.
+{
+	my $pid = probe('rude', 'pid')->{result};
+
+	is_error(probe('rude', 'never', limits => { callMs => 100 }), '38000', qr/did not answer/, 'a call that is not answered') for 1 .. 8;
+	is(probe('rude', 'pid')->{result}, $pid, 'a few such calls in a short time don\'t end the worker');
+	kill 'STOP', $pid;
+	my $took = elapsed(sub {
+		wait_until('a worker that hangs is ended', sub {
+				my $answer = probe('rude', 'pid', limits => { callMs => 500 });
+				return $answer->{result} && $answer->{result} ne $pid;
+			});
+	});
+	cmp_ok($took, '>=', 9, '... not at once');
+	like(slurp($host->{stderr}), qr/plugin "rude": its worker is silent while calls of it run out of time/, '... and it is said why');
+	$pid = probe('rude', 'pid')->{result};
+	# 1050 lines in all, 950 of them at once.
+	probe('rude', 'lines 950');
+	my $lines = 0;
+	while ($lines < 100)
+	{
+		select undef, undef, undef, 0.5;
+		probe('rude', 'lines 5');
+		$lines += 5;
+	}
+	is(probe('rude', 'pid')->{result}, $pid, 'a worker that prints a line now and then lives on');
+	good_is_good('a worker that hangs');
+}
+
 # One that is stopped, and one whose parent is.
 {
 	my $pid = plugin('rude')->{pid};

@@ -15,6 +15,7 @@ my $path = temporary_directory();
 my $data = temporary_directory();
 my @all = qw(environment.drivers.register secrets.read-ref plugin.state.read plugin.state.write metrics.write);
 my $id = 'abcdefab-0123-4567-89ab-0123456789ab';
+my $rival_id = 'abcdefab-0123-4567-89ab-0123456789ad';
 my $other_id = 'abcdefab-0123-4567-89ab-0123456789ac';
 
 # A plugin that does what the call's config says; asks are {method, params}.
@@ -130,6 +131,21 @@ start();
 	my $answer = $host->call('environmentProbe',
 		params('all', { tell => 1, ask => [ { method => 'secrets.resolve', params => { secretRef => $other_id } } ] }))->{result}[0];
 	refused_with($answer, -32603, "Secret not found: $other_id", '... but not when the worker says which call it is about');
+	# Not those of another company, nor while nobody can tell whose the request is.
+	my $theirs = $host->connect;
+	my $rival = $theirs->send_call('environmentProbe', params('all', { keep => 1 }, companyId => 'company-2', secrets => { $rival_id => 'rival-secret' }));
+	wait_until('it is sent', sub { (grep { $_->{key} eq 'all' } @{ $host->stats->{plugins} })[0]{activeCalls} == 2 });
+	my $several = 'Secret refused: calls of several companies are under way, and the request does not say with paperclipInvocationId which of them it is about';
+	refused_with(ask('all', 'secrets.resolve', { secretRef => $rival_id }, secrets => { $id => $secret }),
+		-32603, $several, 'a secret of another company\'s call');
+	refused_with(ask('all', 'secrets.resolve', { secretRef => $id }, secrets => { $id => $secret }), -32603, $several, '... and one of its own');
+	$answer = $host->call('environmentProbe',
+		params('all', { tell => 1, ask => [ { method => 'secrets.resolve', params => { secretRef => $id } } ] }, secrets => { $id => $secret }))->{result}[0];
+	is($answer->{result}, $secret, '... unless the worker says which call it is about');
+	close $theirs->{socket};
+	wait_until('its client is gone', sub { 1 == grep { $_->{method} eq 'environmentProbe' } @{ $host->stats->{calls} } });
+	is(ask('all', 'secrets.resolve', { secretRef => $other_id })->{result}, 'other-secret', '... or the other call is dropped');
+	refused_with(ask('all', 'secrets.resolve', { secretRef => $rival_id }), -32603, "Secret not found: $rival_id", '... with its secrets');
 	$host->call('environmentProbe', params('all', { drop => 1 }));
 	is($client->answer($holding)->{result}, 'held', 'the other call ends');
 	refused_with(ask('all', 'secrets.resolve', { secretRef => $other_id }), -32603, "Secret not found: $other_id", '... and its secret with it');
@@ -139,6 +155,8 @@ start();
 		params('rate', { ask => [ map { { method => 'secrets.resolve', params => { secretRef => $id } } } 1 .. 35 ] }, secrets => { $id => 'rate-secret' }))->{result};
 	is(scalar(grep { ($_->{result} // '') eq 'rate-secret' } @$answers), 30, 'thirty secrets a minute');
 	refused_with($answers->[34], -32603, 'Rate limit exceeded for secret resolution', '... and no more');
+	is(ask('rate', 'secrets.resolve', { secretRef => $id }, companyId => 'company-2', secrets => { $id => 'rate-secret' })->{result},
+		'rate-secret', '... of one company: the next has its own thirty');
 }
 
 # What is masked.
@@ -155,7 +173,9 @@ start();
 	unlike($log, qr/tell-nobody|second-line/, '... and nothing shows');
 	like($answer->{error}{data}{detail}, qr/got \*+/, 'the end of stderr is masked, after the call that brought the secret');
 	unlike($json->encode($answer), qr/tell-nobody|second-line/, '... and nothing shows');
-	like($answer->{error}{message}, qr{^I was told [* ]+x$}, 'so is the error\'s text');
+	like($answer->{error}{message}, qr{^I was told \*+$}, 'so is the error\'s text');
+	$answer = $host->call('environmentProbe', params('all', { error => ('.' x 990) . 'BEGIN-second-line' }));
+	like($answer->{error}{message}, qr/^\.{990}\*+$/, '... where it is cut off, too');
 	# Cut off where the excerpt begins.
 	$answer = $host->call('environmentProbe', params('all', { stderr => "tell-nobody-\"this\"\nBEGIN-second-line\nx" . ('.' x 7990), error => 'failed' }));
 	unlike($answer->{error}{data}{detail}, qr/second-line|line\nx/, 'a secret that is cut off is masked as well');
@@ -164,6 +184,38 @@ start();
 	my $text = 'a tiny secret';
 	$answer = $host->call('environmentProbe', params('all', { stderr => $text, error => 'failed' }));
 	like($answer->{error}{data}{detail}, qr/a \*\*\*\* secret$/, 'short ones, too');
+}
+
+# Others' secrets don't push a secret out, and many and long ones don't hold up the host.
+{
+	my $mine = 'my-company-has-this-secret';
+	my @theirs = map { "their-secret-of-many-$_" } 1 .. 2000;
+	my $begin = "a" x 8;
+	my $lines = join "\n", map { $begin . ('b' x $_) } 1 .. 256;
+
+	ask('all', 'config.get', {}, secrets => { $id => $mine });
+	ask('all', 'config.get', {}, companyId => 'company-3', secrets => { "raw:$_" => $theirs[$_] }) for 0 .. $#theirs;
+	my $answer = $host->call('environmentProbe',
+		params('all', { stderr => "$mine $theirs[-1]", error => 'failed' }, companyId => 'company-3'));
+	like($answer->{error}{data}{detail}, qr/\*{26} \*{25}$/, 'a secret is masked after two thousand of another company');
+	# What a call in flight brought stays, also when its company brings more than there is room for.
+	my $client = $host->connect;
+	my $holding = $client->send_call('environmentProbe', params('all', { hold => 1 }, companyId => 'company-3', secrets => { $id => 'held-by-a-call' }));
+	wait_until('it is sent', sub { 1 == grep { $_->{method} eq 'environmentProbe' } @{ $host->stats->{calls} } });
+	ask('all', 'config.get', {}, companyId => 'company-3', secrets => { "raw:$_" => "new-$theirs[$_]" }) for 0 .. $#theirs;
+	$answer = $host->call('environmentProbe', params('all', { stderr => 'held-by-a-call', error => 'failed' }));
+	like($answer->{error}{data}{detail}, qr/\*{14}$/, 'a secret of a call in flight stays masked');
+	$host->call('environmentProbe', params('all', { drop => 1 }));
+	$client->answer($holding);
+
+	ask('all', 'config.get', {}, secrets => { $id => $lines });
+	my $took = elapsed(sub {
+			my $log = { level => 'info', message => 'a' x 300_000, meta => { value => 'a' x 300_000 } };
+			my $sent = $client->send_call('environmentProbe', params('all', { log => $log }));
+			$host->call('environmentProbe', params('none', { params => 1 }));
+			$client->answer($sent);
+		});
+	cmp_ok($took, '<', 10, 'long log lines don\'t hold up calls of other plugins');
 }
 
 # The log is limited.
