@@ -41,6 +41,7 @@ struct ManifestProgram
 	size_t length;
 	size_t printed;
 	char *problem;
+	char *words; /* the end of its stderr */
 };
 
 static void
@@ -50,6 +51,7 @@ program_free(ManifestProgram *program)
 	timer_stop(&program->soon);
 	free(program->text);
 	free(program->problem);
+	free(program->words);
 	free(program);
 }
 
@@ -59,7 +61,7 @@ tell(void *data)
 	ManifestProgram *program = data;
 
 	program->ended(program->data, program->problem ? NULL : program->text, program->length,
-	               program->problem);
+	               program->problem, program->words ? program->words : "");
 	program_free(program);
 }
 
@@ -89,15 +91,13 @@ static void
 process_ended(void *owner, const char *how)
 {
 	ManifestProgram *program = owner;
-	char *words = worker_process_stderr(program->process, NULL, NULL);
 
+	program->words = worker_process_stderr(program->process, NULL, NULL);
 	program->process = NULL;
 	if (strcmp(how, "exited with status 0") != 0)
-		program->problem = xformat("node, which was to run its manifest, %s%s%s", how,
-		                           words[0] != '\0' ? ": " : "", words);
+		program->problem = xformat("node, which was to run its manifest, %s", how);
 	else if (program->text == NULL)
 		program->problem = xformat("its manifest says nothing");
-	free(words);
 	tell(program);
 }
 

@@ -9,8 +9,12 @@
  *
  * Whatever is named there is run, so it must be what the administrator put
  * below the directory of the plugin path: the names must not lead out of the
- * folder, and where symbolic links lead is looked at as well.  What everybody
- * can write is refused.
+ * folder, and where symbolic links lead is looked at as well.  Refused is what
+ * everybody can write, or what belongs to somebody other than root and the
+ * user that we run as: of the files, and of the directories from that of the
+ * plugin path down to them.  Of the worker that is looked at again at each
+ * start.  Who may write by way of a group, or of a directory above, is the
+ * administrator's affair.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -47,6 +51,39 @@ add_stamp(char **stamps, const struct stat *about)
 
 /* All below return what is wrong, to be freed, or NULL. */
 
+/* Only root and we may change what is run. */
+static char *
+check_owner(const char *path, const struct stat *about)
+{
+	if (about->st_mode & S_IWOTH)
+		return xformat("%s can be written by everybody", path);
+	if (about->st_uid != 0 && about->st_uid != geteuid())
+		return xformat("%s belongs to user %lu, who is neither root nor the server's", path,
+		               (unsigned long) about->st_uid);
+	return NULL;
+}
+
+/* The directories of a path without symbolic links, from the one that is `length` long. */
+static char *
+check_directories(const char *path, size_t length)
+{
+	char *copy = xstrdup(path);
+	char *problem = NULL;
+	struct stat about;
+
+	for (size_t i = length; copy[i] != '\0' && problem == NULL; i++)
+	{
+		if (copy[i] != '/' || i == 0)
+			continue;
+		copy[i] = '\0';
+		problem = stat(copy, &about) < 0 ? xformat("%s: %s", copy, strerror(errno))
+		                                 : check_owner(copy, &about);
+		copy[i] = '/';
+	}
+	free(copy);
+	return problem;
+}
+
 /*
  * Where a path leads, which must be a file below root (itself without symbolic
  * links).  What is in it is judged by stat.
@@ -65,8 +102,10 @@ resolve(const char *root, const char *path, char **resolved, struct stat *about)
 		problem = xformat("%s leads to %s, out of %s", path, real, real_root);
 	else if (!S_ISREG(about->st_mode))
 		problem = xformat("%s is no file", path);
-	else if (about->st_mode & S_IWOTH)
-		problem = xformat("%s can be written by everybody", path);
+	else
+		problem = check_owner(path, about);
+	if (problem == NULL)
+		problem = check_directories(real, length);
 	free(real_root);
 	if (problem == NULL)
 		*resolved = real;
@@ -194,9 +233,7 @@ check_folder(const PluginFolder *folder)
 
 	if (stat(folder->path, &about) < 0)
 		return xformat("%s", strerror(errno));
-	if (about.st_mode & S_IWOTH)
-		return xformat("it can be written by everybody");
-	return NULL;
+	return check_owner("it", &about);
 }
 
 PluginFolder *
@@ -289,10 +326,22 @@ plugin_folder_manifest(const PluginFolder *folder, const char *text, size_t leng
 char *
 plugin_folder_check_worker(const PluginManifest *manifest)
 {
+	const char *name = strrchr(manifest->folder, '/');
+	char *root = xstrndup(manifest->folder,
+	                      name > manifest->folder ? (size_t) (name - manifest->folder) : 1);
 	char *real = realpath(manifest->worker, NULL);
-	bool same = real != NULL && strcmp(real, manifest->worker) == 0;
+	char *resolved = NULL;
+	char *problem = NULL;
+	char *text = NULL;
+	struct stat about;
 
+	if (real == NULL || strcmp(real, manifest->worker) != 0)
+		text = xformat("could not be started: %s is not there any more", manifest->worker);
+	else if ((problem = resolve(root, manifest->worker, &resolved, &about)) != NULL)
+		text = xformat("could not be started: %s", problem);
+	free(root);
 	free(real);
-	return same ? NULL
-	            : xformat("could not be started: %s is not there any more", manifest->worker);
+	free(resolved);
+	free(problem);
+	return text;
 }

@@ -9,9 +9,10 @@
  *
  * A reading makes a new list, folder by folder in the order of their paths.
  * It takes no time, unless a manifest is a program that has to be run: then it
- * goes on when that has ended, and who needs a plugin waits.  What the program
- * said is kept with the folder, so that it is run again only when one of the
- * files has changed, or everything is to be read anew.
+ * goes on when that has ended, and who needs a plugin that is not installed
+ * waits; as does everybody when the path has changed.  What the program
+ * said, or that it failed, is kept with the folder, so that it is run again only
+ * when one of the files has changed, or everything is to be read anew.
  *
  * When the list is complete it takes the old one's place.  A plugin whose
  * folder, manifest and worker are as they were is taken over with its process;
@@ -33,6 +34,10 @@
 #include "timer.h"
 
 #define RESCAN_MS 1000
+#define MAX_SHOWN 9000
+
+/* All manifests of a list, which is one line, of limited size, with room for the rest. */
+#define MAX_MANIFESTS (ENVRT_MAX_LINE / 2)
 
 /* A folder with a plugin, good or bad. */
 typedef struct PluginEntry
@@ -41,8 +46,10 @@ typedef struct PluginEntry
 	Plugin *plugin; /* NULL: invalid */
 	char *key;      /* of an invalid one, if it could be read */
 	char *problem;
-	char *stamp; /* what the program's text was made of */
-	char *text;  /* what the program said, or NULL */
+	size_t distinct; /* so many bytes of the problem are the same each time */
+	char *stamp;     /* what the program's text was made of */
+	char *text;      /* what the program said, or NULL */
+	bool failed;     /* the program said nothing of use */
 } PluginEntry;
 
 typedef struct PluginList
@@ -64,12 +71,14 @@ struct PluginsWaiter
 	PluginsWaiter *previous;
 	void (*ready)(void *data);
 	void *data;
+	uint64_t reading; /* whose end it waits for */
 };
 
 static char **directories;
 static size_t directory_count;
 static PluginList installed;
 static bool stale = true;
+static bool path_changed; /* what is installed may not be meant any more */
 static uint64_t read_at;
 
 /* The reading under way. */
@@ -85,6 +94,8 @@ static struct
 	ManifestProgram *program;
 } reading;
 static bool read_again; /* when it is done */
+static uint64_t readings_begun;
+static uint64_t readings_done;
 static Timer *tell_timer;
 static PluginsWaiter *first_waiter;
 
@@ -209,17 +220,24 @@ add_entry(const PluginFolder *folder)
 	return entry;
 }
 
-/* Takes the problem and the key. */
+/* Takes the problem and the key; words, which differ from time to time, go with the problem. */
 static void
-add_invalid(const PluginFolder *folder, char *problem, char *key)
+add_invalid(const PluginFolder *folder, char *problem, const char *words, char *key)
 {
 	const PluginEntry *before = find_by_folder(&installed, folder->path);
 	PluginEntry *entry = add_entry(folder);
 
+	entry->distinct = strlen(problem);
 	entry->problem = problem;
+	if (words[0] != '\0')
+	{
+		entry->problem = xformat("%s: %s", problem, words);
+		free(problem);
+	}
 	entry->key = key;
-	if (before == NULL || before->problem == NULL || strcmp(before->problem, problem) != 0)
-		log_message(LOG_WARNING, "the plugin in %s is left out: %s", folder->path, problem);
+	if (before == NULL || before->problem == NULL || before->distinct != entry->distinct ||
+	    strncmp(before->problem, entry->problem, entry->distinct) != 0)
+		log_message(LOG_WARNING, "the plugin in %s is left out: %s", folder->path, entry->problem);
 }
 
 /* A manifest as text, of a file or of a program. */
@@ -233,7 +251,7 @@ take_text(const PluginFolder *folder, const char *text, size_t length)
 
 	if (manifest == NULL)
 	{
-		add_invalid(folder, problem, id);
+		add_invalid(folder, problem, "", id);
 		return;
 	}
 	rival = find_by_id(&reading.list, manifest->id);
@@ -241,7 +259,7 @@ take_text(const PluginFolder *folder, const char *text, size_t length)
 	{
 		add_invalid(
 		    folder,
-		    xformat("%s has the same id \"%s\"", plugin_manifest(rival)->folder, manifest->id),
+		    xformat("%s has the same id \"%s\"", plugin_manifest(rival)->folder, manifest->id), "",
 		    xstrdup(manifest->id));
 		plugin_manifest_free(manifest);
 		return;
@@ -250,7 +268,7 @@ take_text(const PluginFolder *folder, const char *text, size_t length)
 }
 
 static void
-program_ended(void *data, const char *text, size_t length, const char *problem)
+program_ended(void *data, const char *text, size_t length, const char *problem, const char *words)
 {
 	PluginFolder *folder = reading.folder;
 	PluginEntry *entry;
@@ -259,7 +277,10 @@ program_ended(void *data, const char *text, size_t length, const char *problem)
 	reading.program = NULL;
 	reading.folder = NULL;
 	if (text == NULL)
-		add_invalid(folder, xstrdup(problem), NULL);
+	{
+		add_invalid(folder, xstrdup(problem), words, NULL);
+		reading.list.entries[reading.list.count - 1].failed = true;
+	}
 	else
 	{
 		take_text(folder, text, length);
@@ -275,9 +296,19 @@ static bool
 run_program(PluginFolder *folder)
 {
 	const PluginEntry *before = find_by_folder(&installed, folder->path);
+	bool same = !reading.anew && before != NULL && before->stamp != NULL &&
+	            strcmp(before->stamp, folder->stamp) == 0;
 
-	if (!reading.anew && before != NULL && before->text != NULL &&
-	    strcmp(before->stamp, folder->stamp) == 0)
+	if (same && before->failed)
+	{
+		PluginEntry *entry = add_entry(folder);
+
+		entry->problem = xstrdup(before->problem);
+		entry->distinct = before->distinct;
+		entry->failed = true;
+		return false;
+	}
+	if (same && before->text != NULL)
 	{
 		take_text(folder, before->text, strlen(before->text));
 		reading.list.entries[reading.list.count - 1].text = xstrdup(before->text);
@@ -305,7 +336,7 @@ static void
 tell_waiters(void *data)
 {
 	(void) data;
-	while (first_waiter != NULL && !reading.active)
+	while (first_waiter != NULL && first_waiter->reading <= readings_done)
 	{
 		PluginsWaiter *waiter = first_waiter;
 		void (*ready)(void *) = waiter->ready;
@@ -327,6 +358,7 @@ read_start(bool anew)
 	}
 	reading.active = true;
 	reading.anew = anew;
+	readings_begun++;
 	stale = false;
 	list_places();
 	read_on();
@@ -343,14 +375,17 @@ read_done(void)
 	memset(&reading.list, 0, sizeof reading.list);
 	list_clear(&old);
 	reading.active = false;
+	readings_done = readings_begun;
 	read_at = now_ms();
+	if (!read_again)
+		path_changed = false;
+	/* Also when the next reading begins: they don't wait for that one. */
+	timer_start(&tell_timer, 0, tell_waiters, NULL);
 	if (read_again)
 	{
 		read_again = false;
 		read_start(anew);
 	}
-	else
-		timer_start(&tell_timer, 0, tell_waiters, NULL);
 }
 
 static void
@@ -366,7 +401,7 @@ read_on(void)
 			case FOLDER_EMPTY:
 				break;
 			case FOLDER_BAD:
-				add_invalid(folder, xstrdup(folder->problem), NULL);
+				add_invalid(folder, xstrdup(folder->problem), "", NULL);
 				break;
 			case FOLDER_TEXT:
 				take_text(folder, folder->text.data ? folder->text.data : "", folder->text.length);
@@ -406,7 +441,7 @@ plugins_add_directory(const char *directory)
 	}
 	directories = xrealloc(directories, (directory_count + 1) * sizeof *directories);
 	directories[directory_count++] = xstrdup(directory);
-	stale = true;
+	stale = path_changed = true;
 }
 
 void
@@ -423,7 +458,7 @@ plugins_set_path(const json_t *list)
 		else
 			log_message(LOG_WARNING, "an element of the plugin path is no text: left out");
 	}
-	stale = true;
+	stale = path_changed = true;
 	/* Nobody may come to need one, so those that are gone must be let go here. */
 	if (installed.count > 0 || reading.active)
 		read_start(false);
@@ -467,10 +502,13 @@ find(const char *plugin_key, const char *driver_key, const json_t *off)
 bool
 plugins_must_wait_for(const char *plugin_key, const char *driver_key)
 {
-	if (!reading.active && (stale || (directory_count > 0 && now_ms() >= read_at + RESCAN_MS &&
-	                                  find(plugin_key, driver_key, NULL) == NULL)))
+	bool found = find(plugin_key, driver_key, NULL) != NULL;
+
+	if (!reading.active &&
+	    (stale || (directory_count > 0 && now_ms() >= read_at + RESCAN_MS && !found)))
 		read_start(false);
-	return reading.active;
+	/* A slow manifest of one plugin must not hold up the others. */
+	return reading.active && (!found || path_changed);
 }
 
 bool
@@ -489,6 +527,7 @@ plugins_wait(void (*ready)(void *data), void *data)
 
 	waiter->ready = ready;
 	waiter->data = data;
+	waiter->reading = readings_begun + (read_again ? 1 : 0);
 	/* Who came first is told first. */
 	while (last != NULL && last->next != NULL)
 		last = last->next;
@@ -567,16 +606,24 @@ plugins_describe(void)
 static json_t *
 describe_invalid(const PluginEntry *entry)
 {
-	return json_pack("{s:s?, s:n, s:n, s:s, s:s, s:n, s:i, s:s, s:i, s:i, s:i, s:n, s:n}", "key",
-	                 entry->key, "version", "displayName", "path", entry->folder, "state",
-	                 "invalid", "pid", "restarts", 0, "lastError", entry->problem, "calls", 0,
-	                 "failedCalls", 0, "activeCalls", 0, "startedAt", "manifest");
+	/* Names of files can be anything. */
+	char *folder = clean_text(entry->folder, strlen(entry->folder), MAX_SHOWN, false);
+	char *problem = clean_text(entry->problem, strlen(entry->problem), MAX_SHOWN, true);
+	json_t *row = json_pack("{s:s?, s:n, s:n, s:s, s:s, s:n, s:i, s:s, s:i, s:i, s:i, s:n, s:n}",
+	                        "key", entry->key, "version", "displayName", "path", folder, "state",
+	                        "invalid", "pid", "restarts", 0, "lastError", problem, "calls", 0,
+	                        "failedCalls", 0, "activeCalls", 0, "startedAt", "manifest");
+
+	free(folder);
+	free(problem);
+	return row;
 }
 
 json_t *
 plugins_list(void)
 {
 	json_t *rows = json_array();
+	size_t size = 0;
 
 	for (size_t i = 0; i < installed.count; i++)
 	{
@@ -587,8 +634,14 @@ plugins_list(void)
 			row = describe_invalid(entry);
 		else
 		{
+			json_t *manifest = plugin_manifest(entry->plugin)->json;
+
 			row = plugin_describe(entry->plugin);
-			json_object_set(row, "manifest", plugin_manifest(entry->plugin)->json);
+			size += json_dumpb(manifest, NULL, 0, JSON_COMPACT);
+			if (size <= MAX_MANIFESTS)
+				json_object_set(row, "manifest", manifest);
+			else
+				json_object_set_new(row, "manifest", json_null());
 		}
 		json_array_append_new(rows, row);
 	}

@@ -221,6 +221,59 @@ SKIP:
 	is($host->terminate, 0, 'the host ends in order while it reads');
 }
 
+# A module that takes long, and one that fails, are nobody else's trouble.
+SKIP:
+{
+	skip 'there is no node', 1 if !$has_node;
+	my $modules = temporary_directory();
+	my $runs = "$modules/.runs";
+
+	folder("$modules/good", manifest('good'));
+	module_folder("$modules/fails", undef, "import fs from 'node:fs'; fs.appendFileSync('$runs', 'x'); throw new Error('no luck ' + process.pid);");
+	$host = start_host(plugins => [$modules]);
+	ok(probe($host, 'good')->{result}, 'a plugin beside one that fails');
+	# Another reading, more than a second after the first.
+	wait_until('a plugin that was installed meanwhile is found', sub {
+			folder("$modules/new", manifest('new')) if !-e "$modules/new";
+			return probe($host, 'new')->{result};
+		});
+	is(-s $runs, 1, '... and what failed is not run again for it');
+	entries($host, 'envrt/reloadPlugins');
+	is(-s $runs, 2, '... but for a reload');
+	my $said = () = slurp($host->{stderr}) =~ /the plugin in \S+fails is left out/g;
+	is($said, 1, '... and the log hears of it once');
+	module_folder("$modules/slow", undef, 'await new Promise((r) => setTimeout(r, 60000));');
+	my $client = $host->connect;
+	my $reload = $client->send_call('envrt/reloadPlugins', {});
+	wait_until('it is being read', sub { 1 == grep { $_->{method} eq 'envrt/reloadPlugins' } @{ $host->stats->{calls} } });
+	cmp_ok(elapsed(sub { ok(probe($host, 'good')->{result}, 'a plugin while another one is read') }), '<', 5, '... does not wait');
+	# Who waits is not put off by the next reload.
+	my $late = $host->connect;
+	my $next = $late->send_call('envrt/reloadPlugins', {});
+	my $first;
+	my $took = elapsed(sub { $first = $client->answer($reload) });
+	cmp_ok($took, '<', 25, 'a reload is answered though another one has begun');
+	ok(!exists $late->{answers}{$next} && 1 == grep({ $_->{method} eq 'envrt/reloadPlugins' } @{ $host->stats->{calls} }), '... which is not');
+	$_->close for $client, $late;
+	is($host->terminate, 0, 'the host ends in order');
+}
+
+# Odd names, and more than one line can hold.
+{
+	my $many = temporary_directory();
+
+	folder("$many/bad-\xff", manifest('two', capabilities => []));
+	folder("$many/good-\xff", manifest('good'));
+	folder("$many/p$_", manifest("p$_", description => 'x' x 900_000)) for 10 .. 29;
+	$host = start_host(plugins => [$many]);
+	my @list = @{ $host->call('envrt/plugins', {})->{result}{plugins} };
+	is(scalar @list, 22, 'a list of plugins whose manifests are too much for one line');
+	is(scalar(grep { $_->{manifest} } @list), 10, '... has the first ones');
+	is($list[0]{path}, "$many/bad-\x{fffd}", 'a folder whose name is no UTF-8 is listed');
+	is($list[1]{path}, "$many/good-\x{fffd}", '... also when it is good');
+	is($host->terminate, 0, 'the host ends in order');
+}
+
 # Nothing is run that is not below the plugin path.
 {
 	my $outside = temporary_directory();
@@ -261,6 +314,13 @@ SKIP:
 	symlink "$outside/plugin/manifest.json", "$inside/linked-manifest/manifest.json";
 	folder("$inside/writable", manifest('writable'));
 	chmod 0777, "$inside/writable";
+	for my $name (qw(writable-within loosened))
+	{
+		folder("$inside/$name", manifest($name, entrypoints => { worker => 'dist/worker' }));
+		mkdir "$inside/$name/dist";
+		spew("$inside/$name/dist/worker", slurp($rude), 0755);
+	}
+	chmod 0777, "$inside/writable-within/dist";
 	folder("$inside/moved", manifest('moved'));
 	symlink 'moved', "$inside/neighbour";
 	$host = start_host(plugins => [$inside]);
@@ -272,7 +332,17 @@ SKIP:
 	}
 	like($list->{'whole-folder'}{lastError}, qr/leads to .*, out of/, 'a folder that is elsewhere');
 	like($list->{'linked-manifest'}{lastError}, qr/leads to .*, out of/, 'a manifest that is elsewhere');
-	is($list->{writable}{lastError}, 'it can be written by everybody', 'a folder that everybody can write');
+	like($list->{writable}{lastError}, qr/can be written by everybody/, 'a folder that everybody can write');
+	like($list->{'writable-within'}{lastError}, qr{writable-within/dist can be written by everybody}, '... or a directory below it');
+	chmod 0777, "$inside/loosened/dist";
+	my $loose = $host->call('environmentProbe', { driverKey => 'loosened', config => { act => 'pid' }, limits => { callMs => 300 } });
+	like($loose->{error}{data}{detail}, qr{could not be started: .*loosened/dist can be written by everybody}, '... also when it came to be so later');
+	chmod 0755, "$inside/loosened/dist";
+	chmod 0777, $inside;
+	$list = entries($host, 'envrt/reloadPlugins');
+	like($list->{moved}{lastError}, qr/can be written by everybody/, '... or the directory of the plugin path');
+	chmod 0755, $inside;
+	$list = entries($host, 'envrt/reloadPlugins');
 	is($list->{neighbour}{lastError}, "$inside/moved has the same id \"moved\"", 'a link within the directory is no trouble');
 	# What is exchanged after it was looked at.
 	rename "$inside/moved/worker", "$inside/moved/worker.old";
