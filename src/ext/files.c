@@ -7,7 +7,8 @@
  * ends with the statement, and has no time limit but that something has to move.  On the
  * server's side everything happens as the server's user, so it takes the rights that the server's
  * own functions for files take.  What the server itself consists of is named here, and left alone
- * there: an accident with a path must not read or overwrite the database.
+ * there: an accident with a path must not read or overwrite the database.  It is no wall against
+ * who has these rights: they have the server's own functions, too.
  */
 #include "postgres.h"
 
@@ -27,6 +28,8 @@
 #include "storage/fd.h"
 #include "tables.h"
 #include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/varlena.h"
 
 PG_FUNCTION_INFO_V1(envrt_push_files);
 PG_FUNCTION_INFO_V1(envrt_pull_files);
@@ -58,6 +61,19 @@ protect(json_t *list, const char *path)
 		json_array_append_new(list, json_string(text_to_utf8(path)));
 }
 
+/* The directories of a setting that is a list of them. */
+static void
+protect_list(json_t *list, const char *setting)
+{
+	char *copy = pstrdup(setting != NULL ? setting : "");
+	List *paths = NIL;
+	ListCell *cell;
+
+	if (SplitDirectoriesString(copy, ',', &paths))
+		foreach (cell, paths)
+			protect(list, lfirst(cell));
+}
+
 /* The data directory, what it links to, and what the settings name (a new reference). */
 static json_t *
 protected_paths(void)
@@ -76,6 +92,10 @@ protected_paths(void)
 		FreeDir(directory);
 	protect(list, envrt_sandbox_directory);
 	protect(list, envrt_master_key_file);
+	protect(list, ConfigFileName);
+	protect(list, HbaFileName);
+	protect(list, IdentFileName);
+	protect_list(list, envrt_plugin_path);
 	return list;
 }
 
@@ -119,8 +139,9 @@ transfer_params(const ApiCall *call, const CalledLease *lease, const char *local
 		json_object_set_new(params, "remotePath", json_string(text_to_utf8(remote_path)));
 	json_object_set_new(params, "protectedPaths", protected_paths());
 	json_object_set_new(params, "limits",
-	                    json_pack("{s:i, s:i}", "connectMs", envrt_ssh_connect_timeout, "stallMs",
-	                              envrt_provider_timeout));
+	                    json_pack("{s:i, s:i, s:I}", "connectMs", envrt_ssh_connect_timeout,
+	                              "stallMs", envrt_provider_timeout, "maxBytes",
+	                              (json_int_t) envrt_max_pull * 1024 * 1024));
 	return params;
 }
 

@@ -29,6 +29,7 @@ int envrt_ssh_sessions_per_host = 4;
 int envrt_max_calls = 1000;
 int envrt_lease_default_ttl = 0;
 int envrt_provider_timeout = 60000;
+int envrt_max_pull = 10240;
 int envrt_execute_timeout = 300000;
 int envrt_max_output = 1024;
 int envrt_max_execution_output = 102400;
@@ -218,6 +219,10 @@ settings_define(void)
 	    "Time limit for a provider to make, resume, release or destroy a provider lease.", NULL,
 	    &envrt_provider_timeout, 60000, 10, 60 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL,
 	    NULL);
+	DefineCustomIntVariable(
+	    "envrt.max_pull", "How much a transfer from a workspace may bring to the server.",
+	    "It counts what comes, and a block of 4 kB for each file. 0: no limit.", &envrt_max_pull,
+	    10240, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 	DefineCustomIntVariable(
 	    "envrt.execute_timeout",
 	    "Time limit for a command that is given none by its caller or its environment.", NULL,

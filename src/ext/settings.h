@@ -18,6 +18,7 @@ extern int envrt_ssh_sessions_per_host;
 extern int envrt_max_calls;
 extern int envrt_lease_default_ttl;
 extern int envrt_provider_timeout;
+extern int envrt_max_pull;
 extern int envrt_execute_timeout;
 extern int envrt_max_output;
 extern int envrt_max_execution_output;

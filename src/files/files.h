@@ -6,6 +6,7 @@
 #define ENVRT_FILES_FILES_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /*
  * Writes what is at path to stdout, as an archive.  A directory is the entry "."
@@ -27,6 +28,11 @@ extern void files_know(void);
  * comes from, and then it is without what would have a git on this side run programs; or NULL.
  */
 extern void files_unpack(const char *path, const char *source);
+
+/* The archive may have so many bytes, in which each entry counts for a block of the file system
+ * more.
+ */
+extern void files_limit(uint64_t max_bytes);
 
 /* All ends: nothing temporary is to be left.  Safe in a signal handler. */
 extern void files_abandon(void);

@@ -24,7 +24,7 @@
 #define MAX_RECORD 8192
 #define MAX_BYTES ((size_t) 96 * 1024 * 1024)
 #define MAX_FILES 500000
-#define MAX_READ ((size_t) 1024 * 1024 * 1024)
+#define MAX_READ ((size_t) 256 * 1024 * 1024)
 #define SAME_TIME 2
 
 typedef struct Known

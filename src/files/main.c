@@ -3,7 +3,8 @@
  *		envrt_files: one end of a transfer of files, a short-lived process of its own.
  *
  *		envrt_files pack|unpack|list [--below DIR] [--protect PATH]... [--name NAME] [--seal NAME]
- *		                             [--known] [--from-workspace SOURCE] [--parent PID] PATH
+ *		                             [--known] [--from-workspace SOURCE] [--max-bytes N] [--parent
+ *PID] PATH
  *
  * The driver host starts one on the server's own file system, and for a sandbox another one
  * inside of it; the archive goes from one's stdout to the other's stdin, or by way of the
@@ -98,11 +99,15 @@ static void __attribute__((noreturn)) usage(void)
 int
 main(int argc, char **argv)
 {
-	static const struct option options[] = {
-	    {"below", required_argument, NULL, 'b'},  {"protect", required_argument, NULL, 'p'},
-	    {"name", required_argument, NULL, 'n'},   {"seal", required_argument, NULL, 's'},
-	    {"known", no_argument, NULL, 'k'},        {"from-workspace", required_argument, NULL, 'w'},
-	    {"parent", required_argument, NULL, 'P'}, {NULL, 0, NULL, 0}};
+	static const struct option options[] = {{"below", required_argument, NULL, 'b'},
+	                                        {"protect", required_argument, NULL, 'p'},
+	                                        {"name", required_argument, NULL, 'n'},
+	                                        {"seal", required_argument, NULL, 's'},
+	                                        {"known", no_argument, NULL, 'k'},
+	                                        {"from-workspace", required_argument, NULL, 'w'},
+	                                        {"parent", required_argument, NULL, 'P'},
+	                                        {"max-bytes", required_argument, NULL, 'm'},
+	                                        {NULL, 0, NULL, 0}};
 	const char *name = "file";
 	const char *seal = NULL;
 	const char *source = NULL;
@@ -133,6 +138,9 @@ main(int argc, char **argv)
 				break;
 			case 'w':
 				source = optarg;
+				break;
+			case 'm':
+				files_limit(strtoull(optarg, NULL, 10));
 				break;
 			case 'P':
 				bind_to_parent(optarg);

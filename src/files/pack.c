@@ -138,9 +138,12 @@ pack_entry(int directory, const char *name, const char *path, int depth)
 		pack_link(directory, name, path, &info);
 	if (!S_ISDIR(info.st_mode) && !S_ISREG(info.st_mode))
 		return;
+	if (listing && place_is_protected(&info))
+		return;
 	if (listing && S_ISREG(info.st_mode))
 	{
 		known_write(path, &info);
+		report_file();
 		return;
 	}
 	fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);

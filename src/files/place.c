@@ -63,8 +63,8 @@ place_protect(const char *path)
 	protected_files[protected_count++] = (Identity){info.st_dev, info.st_ino};
 }
 
-static bool
-is_protected(const struct stat *info)
+bool
+place_is_protected(const struct stat *info)
 {
 	for (size_t i = 0; i < protected_count; i++)
 		if (protected_files[i].device == info->st_dev && protected_files[i].inode == info->st_ino)
@@ -80,7 +80,7 @@ static void __attribute__((noreturn)) fail_protected(const char *path)
 void
 place_check(const struct stat *info, const char *path)
 {
-	if (is_protected(info))
+	if (place_is_protected(info))
 		fail_protected(path);
 }
 

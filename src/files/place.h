@@ -19,6 +19,8 @@ extern bool place_is_workspace(void);
 /* A file or directory that is never read or written, with all that is below it. */
 extern void place_protect(const char *path);
 
+extern bool place_is_protected(const struct stat *info);
+
 /* Fails when it is one of these itself; path is for the text. */
 extern void place_check(const struct stat *info, const char *path);
 

@@ -49,6 +49,7 @@
 #define BLOCK 65536
 #define MAX_NAME 255
 #define HOLE 4096
+#define BLOCK_OF_DISK 4096
 
 /* What may follow the end of an archive: it is read, so that who writes it is not interrupted. */
 #define MAX_PADDING (1024 * 1024)
@@ -69,6 +70,8 @@ static Level levels[MAX_DEPTH + 1];
 static int depth; /* of the last level; 0 is the target */
 static char *names[MAX_DEPTH + 1];
 static bool something_read;
+static uint64_t max_bytes; /* 0: any number */
+static uint64_t bytes_taken;
 static bool from_workspace;
 static int name_count;
 
@@ -512,6 +515,21 @@ make_name(struct archive_entry *entry, const char *path)
  * The archive
  */
 
+void
+files_limit(uint64_t limit)
+{
+	max_bytes = limit;
+}
+
+static void
+count_bytes(uint64_t count)
+{
+	bytes_taken += count;
+	if (max_bytes > 0 && bytes_taken > max_bytes)
+		fail_state("53400", "the workspace holds more than the %llu MB that envrt.max_pull allows",
+		           (unsigned long long) (max_bytes / 1024 / 1024));
+}
+
 static la_ssize_t
 read_in(struct archive *reader, void *data, const void **buffer)
 {
@@ -524,6 +542,7 @@ read_in(struct archive *reader, void *data, const void **buffer)
 	if (count < 0)
 		archive_set_error(reader, errno, "%s", strerror(errno));
 	something_read = something_read || count > 0;
+	count_bytes(count > 0 ? (uint64_t) count : 0);
 	*buffer = block;
 	return count;
 }
@@ -549,6 +568,7 @@ next_entry(void)
 		return NULL;
 	if (status < ARCHIVE_WARN)
 		fail_reading();
+	count_bytes(BLOCK_OF_DISK);
 	return entry;
 }
 

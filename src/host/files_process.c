@@ -166,6 +166,7 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	char *environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C", NULL};
 	char *program = files_program();
 	char parent[24];
+	char max_bytes[24];
 	char *arguments[MAX_ARGUMENTS];
 	size_t count = 0;
 	uv_stdio_container_t stdio[3] = {
@@ -193,7 +194,7 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	arguments[count++] = (char *) modes[spec->mode];
 	arguments[count++] = "--parent";
 	arguments[count++] = parent;
-	for (char *const *path = spec->protected_paths; *path != NULL && count < MAX_ARGUMENTS - 12;
+	for (char *const *path = spec->protected_paths; *path != NULL && count < MAX_ARGUMENTS - 16;
 	     path++)
 	{
 		arguments[count++] = "--protect";
@@ -203,6 +204,12 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	{
 		arguments[count++] = "--from-workspace";
 		arguments[count++] = (char *) spec->remote_path;
+	}
+	if (spec->mode == FILES_UNPACK && spec->max_bytes > 0)
+	{
+		snprintf(max_bytes, sizeof max_bytes, "%llu", (unsigned long long) spec->max_bytes);
+		arguments[count++] = "--max-bytes";
+		arguments[count++] = max_bytes;
 	}
 	if (spec->mode == FILES_PACK && spec->known_fd >= 0)
 	{

@@ -26,6 +26,7 @@ typedef struct FilesProcessSpec
 	int known_fd; /* where a list comes from of what need not be packed, or -1; the caller's */
 	const char *path;
 	const char *remote_path;      /* in the workspace */
+	uint64_t max_bytes;           /* that are unpacked; 0: any number */
 	const char *name;             /* of a file that is packed */
 	const char *seal;             /* NULL: none */
 	char *const *protected_paths; /* up to NULL */

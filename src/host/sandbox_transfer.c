@@ -93,7 +93,7 @@ finish(SandboxTransfer *all)
 		error_free(error);
 		error = error_new("55000", "the lease was ended meanwhile");
 	}
-	else if (error == NULL && all->limit != 0)
+	else if (error == NULL && all->limit != 0 && all->transfer.local.end != FILES_ERROR)
 		error = limit_error(all);
 	else if (error == NULL)
 		error = transfer_error(&all->transfer, true);
@@ -241,7 +241,9 @@ remote_ended(void *data, const SandboxReport *report, HostError *error)
 static void
 list_progress(void *data)
 {
-	(void) data;
+	SandboxTransfer *all = data;
+
+	transfer_moved(&all->transfer);
 }
 
 static void
@@ -258,8 +260,8 @@ list_output(void *data, bool is_stderr, const char *bytes, size_t length)
 {
 	SandboxTransfer *all = data;
 
-	if (is_stderr)
-		files_report_take(&all->list_report, bytes, length);
+	if (is_stderr && files_report_take(&all->list_report, bytes, length))
+		transfer_moved(&all->transfer);
 	return true;
 }
 
@@ -387,6 +389,7 @@ start(SandboxTransfer *all)
 	FilesProcessSpec local = {.known_fd = -1,
 	                          .path = request->local_path,
 	                          .remote_path = request->remote_path,
+	                          .max_bytes = request->max_bytes,
 	                          .name = request->name,
 	                          .protected_paths = request->protected_paths,
 	                          .report = &all->transfer.local,

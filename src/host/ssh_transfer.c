@@ -44,6 +44,9 @@
 #define PENDING_MAX ((size_t) 512 * 1024)
 #define ERRORS_MAX 16384
 
+/* What a push's script writes while it moves all into place counts as progress, up to here. */
+#define SIGNS_MAX ((size_t) 1024 * 1024)
+
 typedef struct SshTransfer
 {
 	Transfer transfer;
@@ -59,6 +62,7 @@ typedef struct SshTransfer
 	bool to_open;
 	bool list_over; /* push: its empty record has come */
 	bool list_nul;  /* the last byte was a NUL */
+	size_t signs;   /* push: bytes after the list */
 	bool may_leave; /* the command can be left, not only cancelled */
 	bool stopping;
 	char *seal;
@@ -225,6 +229,7 @@ start_local(SshTransfer *all)
 	                         .known_fd = -1,
 	                         .path = request->local_path,
 	                         .remote_path = request->remote_path,
+	                         .max_bytes = request->max_bytes,
 	                         .name = request->name,
 	                         .seal = request->push ? all->seal : NULL,
 	                         .protected_paths = request->protected_paths,
@@ -374,12 +379,19 @@ output(void *data, bool is_stderr, const char *bytes, size_t length)
 		bytes_append(&all->errors, bytes, length);
 		return true;
 	}
-	if (length > 0)
-		transfer_moved(&all->transfer);
+	if (all->transfer.request->push && !all->from_open && length > 0)
+	{
+		all->signs += length < SIGNS_MAX ? length : SIGNS_MAX;
+		if (all->signs <= SIGNS_MAX)
+			transfer_moved(&all->transfer);
+	}
+	/* What nobody takes is no progress: a host that writes on and on does not hold us up. */
 	if (all->stopping || !all->to_open || uv_is_closing((uv_handle_t *) &all->to_local))
 		return true;
 	if (all->transfer.request->push)
 		length = length_of_list(all, bytes, length);
+	if (length > 0)
+		transfer_moved(&all->transfer);
 	bytes_append(&all->pending, bytes, length);
 	return all->pending.length < PENDING_MAX;
 }

@@ -6,7 +6,8 @@
  * one of the BSDs'.  It starts in the workspace and goes down to the path's last directory step by
  * step, through no link; from there on names are relative.
  *
- * A pull is `tar -c` of what is there.
+ * A pull is `tar -c` of what is there; where the tar can, each name of a file is a file of its own,
+ *so that none is lacking when another one is not taken.
  *
  * A push first lists what the target has (known.c in src/files), where there is a find that can; an
  * empty record is the end of that.  Then it has tar make everything below a directory of its own
@@ -51,6 +52,8 @@ static const char pull_text[] =
     "fi; "
     "if [ \"$l\" ]; then exec tar -cf - \"./$l\"; fi; "
     "if tar -cf /dev/null --exclude=x /dev/null 2>/dev/null; then "
+    "if tar -cf /dev/null --hard-dereference /dev/null 2>/dev/null; then "
+    "exec tar -cf - --hard-dereference --exclude=\"$4*\" .; fi; "
     "exec tar -cf - --exclude=\"$4*\" .; fi; "
     "exec tar -cf - .";
 
@@ -206,7 +209,9 @@ own_words(const char *text)
 static bool
 is_harmless(const TransferRequest *request, int status, const char *text)
 {
-	return !request->push && status == 1 && strstr(text, "changed as we read it") != NULL &&
+	return !request->push && status == 1 &&
+	       (strstr(text, "changed as we read it") != NULL ||
+	        strstr(text, "removed before we read it") != NULL) &&
 	       strstr(text, "shrank") == NULL && strstr(text, "annot") == NULL;
 }
 

@@ -149,11 +149,15 @@ TransferRequest *
 transfer_request_new(const json_t *params, bool push, const char *workspace, HostError **error)
 {
 	TransferRequest *request = xcalloc(1, sizeof *request);
+	const json_t *max_bytes;
 	char *remote;
 
 	request->push = push;
 	request->connect_ms = take_limit(params, "connectMs", DEFAULT_CONNECT_MS);
 	request->stall_ms = take_limit(params, "stallMs", DEFAULT_STALL_MS);
+	max_bytes = json_object_get(json_object_get(params, "limits"), "maxBytes");
+	if (json_integer_value(max_bytes) > 0)
+		request->max_bytes = (uint64_t) json_integer_value(max_bytes);
 	take_protected(request, json_object_get(params, "protectedPaths"), error);
 	if (*error == NULL)
 		request->local_path = take_path(params, "localPath", error);
@@ -266,6 +270,9 @@ transfer_error(const Transfer *transfer, bool has_remote)
 		return local_error(transfer);
 	if (has_remote && transfer->remote.end == FILES_ERROR)
 		return remote_error(transfer);
+	/* What lasts after that is of no interest. */
+	if (transfer->local.end == FILES_DONE && (!has_remote || transfer->remote.end == FILES_DONE))
+		return NULL;
 	if (transfer->stalled)
 	{
 		error = error_new("08006", "the transfer made no progress for %llu ms",
@@ -273,8 +280,6 @@ transfer_error(const Transfer *transfer, bool has_remote)
 		error->code = RPC_TIMEOUT;
 		return error;
 	}
-	if (transfer->local.end == FILES_DONE && (!has_remote || transfer->remote.end == FILES_DONE))
-		return NULL;
 	if (transfer->local.end == FILES_SECOND)
 		return local_error(transfer);
 	if (has_remote && transfer->remote.end == FILES_SECOND)

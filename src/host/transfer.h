@@ -23,7 +23,8 @@ typedef struct TransferRequest
 	char *remote_name;      /* the remote path's */
 	char **protected_paths; /* what is never transferred; up to NULL */
 	uint64_t connect_ms;
-	uint64_t stall_ms; /* without progress */
+	uint64_t stall_ms;  /* without progress */
+	uint64_t max_bytes; /* that a pull may bring; 0: any number */
 } TransferRequest;
 
 /* From a call's params; NULL with *error set.  workspace: an absolute path. */

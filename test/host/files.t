@@ -212,6 +212,9 @@ refused('attributes of megabytes', $top_entry . header('x', type => 'x', size =>
 
 		like($said, qr/^E 42501 /m, "nothing from $source");
 	}
+	my $listed = `'$program' list --protect '$base/data' -- '$base' 2>/dev/null`;
+	like($listed, qr{ \./outside/secret\0}, 'a list');
+	unlike($listed, qr{ \./data/}, '... is without what is there');
 	# What is replaced
 	spew("$base/key", 'secret');
 	mkdir "$base/place";
@@ -305,6 +308,22 @@ refused('attributes of megabytes', $top_entry . header('x', type => 'x', size =>
 	is($mode->('new'), '755', 'a new directory is writable for its owner only');
 	is($mode->('new/f'), '755', '... as is a new file');
 	is($mode->('closed/f'), '644', '... of any kind');
+}
+
+# A list that goes on and on
+like(`yes | '$program' pack --known -- '$outside' 2>&1 >/dev/null`, qr/^D 1 9$/m, 'a list without an end is none');
+
+# No more than is allowed
+{
+	my @limit = (arguments => [ '--max-bytes', 1024**2 ]);
+
+	refused('a file that is too large', $top_entry . entry('small', data => 'x') . entry('large', data => 'x' x 1024**2) . $end,
+		qr/^E 53400 .*max_pull/m, left => 'small', @limit);
+	refused('an endless file', $top_entry . header('large', size => 8 * 1024**3 - 1) . "\0" x 1500000, qr/^E 53400 .*max_pull/m, @limit);
+	my $result = unpack_archive(join('', $top_entry, map({ entry("f$_") } 1 .. 300), $end), @limit);
+	like($result->{said}, qr/^E 53400 .*max_pull/m, 'too many files');
+	$result = unpack_archive(join('', $top_entry, map({ entry("f$_") } 1 .. 200), $end), @limit);
+	like($result->{said}, qr/^D 200 0/m, '... and not too many');
 }
 
 # Killed half-way, by whatever signal: nothing is there but what was complete.
@@ -446,7 +465,7 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		ok(-x "$workspace/made/script", '... into one that is to be made');
 		is_deeply($pull->(localPath => "$base/single", remotePath => 'new/script')->{result}, { files => 1, bytes => 10 }, "$tar: a pull of a file");
 		is(slurp("$base/single"), "#!/bin/sh\n", '... as it is');
-		system "mkdir '$workspace/many'; cd '$workspace/many' && seq -f '%0200g' 4000 | xargs touch";
+		system "mkdir '$workspace/many'; cd '$workspace/many' && seq -f '%0250g' 15000 | xargs touch";
 		is_deeply($push->(localPath => "$source/script", remotePath => 'many/', limits => { stallMs => 5000 })->{result}, { files => 1, bytes => 10 }, "$tar: a push of a file to many");
 		system 'chmod', '-R', 'u+rwx', $workspace;
 		system "rm -rf '$workspace'; mkdir '$workspace'";
@@ -532,6 +551,13 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		is(listing($outside), 'secret', '... nothing comes out');
 		system 'rm', '-rf', "$base/hostile";
 	}
+	spew("$base/archive", $top_entry . entry('./f', data => 'x') . $end);
+	spew("$bin/tar", "#!/bin/sh\ncat '$base/archive'; echo 'tar: ./g: File removed before we read it' >&2; exit 1\n", 0755);
+	is_deeply($pull->(localPath => "$base/removed")->{result}, { files => 1, bytes => 1 }, 'what vanishes meanwhile is left out');
+	spew("$bin/tar", "#!/bin/sh\ncat '$base/archive'; exec cat /dev/zero\n", 0755);
+	is_deeply($pull->(localPath => "$base/junk", limits => { stallMs => 1000 })->{result}, { files => 1, bytes => 1 }, 'a tar that goes on after the archive');
+	spew("$bin/tar", "#!/bin/sh\nwhile echo x; do sleep 0.1; done\n", 0755);
+	is_error($push->(localPath => $big, limits => { stallMs => 1000 }), '08006', qr/no progress/, 'a tar that only says that it lives');
 	spew("$bin/tar", "#!/bin/sh\nexec cat >/dev/null\n", 0755);
 	is_error($push->(localPath => $source), '08006', qr/not complete/, 'a tar that unpacks nothing');
 	spew("$bin/tar", "#!/bin/sh\necho oops >&2; exit 7\n", 0755);
@@ -654,11 +680,12 @@ SKIP:
 	cmp_ok($push->()->{bytes}, '>', 6_000_000, 'a git working tree');
 	is($in_sandbox->('status', '--porcelain'), " M tracked\n?? untracked\n", '... has its state in the sandbox');
 	is($in_sandbox->('log', '--format=%s'), "one\n", '... and its history');
-	is($in_sandbox->('fsck', '--strict') // '', '', '... complete');
+	is(execute($client, $id, [ 'git', 'fsck', '--strict' ])->{exitCode}, 0, '... complete');
 	system "$git commit -qam two";
 	cmp_ok($push->()->{bytes}, '<', 100_000, 'a commit later only what is new is sent');
 	is($in_sandbox->('status', '--porcelain'), "?? untracked\n", '... with its state');
 	is($in_sandbox->('log', '--format=%s'), "two\none\n", '... and history');
+	is(execute($client, $id, [ 'git', 'fsck', '--strict' ])->{exitCode}, 0, '... complete');
 	execute($client, $id, [ 'sh', '-c', 'git config core.fsmonitor false; git config user.name a; git config user.email a@b; echo x >>tracked; git commit -qam three; echo dirty >>tracked; echo "#!/bin/sh" >.git/hooks/pre-commit; mkdir -p .git/modules/m sub/.git/hooks; touch .git/modules/m/config sub/.git/config sub/.git/hooks/x sub/.git/HEAD' ]);
 	my $pulled = $client->call('environmentPullFiles', transfer_params($id, localPath => $tree))->{result};
 	cmp_ok($pulled->{bytes}, '<', 100_000, 'a pull brings only what is new');
