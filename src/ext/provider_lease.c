@@ -15,6 +15,8 @@
  * Whatever is done to the provider lease later is done by the ledger's row: by
  * the plugin and with the config that made it, and with the metadata that its
  * lease was given, whatever has become of the environment or the lease since.
+ * (A sandbox's row that the scheduler makes has no plugin until the answer;
+ * see plugin_of_provider.)
  */
 #include "postgres.h"
 
