@@ -271,6 +271,15 @@ start();
 	rename "$data/pg_envrt/away", "$data/pg_envrt/plugin_state";
 	is(ask('all', 'state.get', {%key})->{result}, undef, '... is not remembered');
 	is(ask('all', 'state.get', { %key, stateKey => 'n200' })->{result}, 200, '... and the rest is there');
+	# What is gone from the disk takes no room.
+	my $file = "$data/pg_envrt/plugin_state/all.json";
+	ok(exists ask('all', 'state.set', { %key, stateKey => 'large', value => 'x' x 600_000 })->{result}, 'a large value');
+	rename $file, "$file.away";
+	mkdir $file;
+	refused_with(ask('all', 'state.set', { %key, value => 1 }), -32603, 'State could not be stored', '... and a change that can not be stored');
+	rmdir $file;
+	ok(exists ask('all', 'state.set', { %key, value => 'x' x 600_000 })->{result}, '... after which, without the file, there is room again');
+	rename "$file.away", $file;
 	spew("$data/pg_envrt/plugin_state/reader.json", 'junk');
 	refused_with(ask('reader', 'state.get', {%key}), -32603, 'State could not be read', 'a broken file');
 	is($host->terminate, 0, 'the host ends in order');
