@@ -732,7 +732,7 @@ COMMENT ON FUNCTION envrt_push_files(uuid, text, text) IS
 CREATE FUNCTION envrt_pull_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_pull_files(uuid, text, text) IS
-'The other way round: from the workspace to the server, whose files become those of the server''s user. local_path is made when it is missing, not what it is in. Needs pg_write_server_files. Errors: as envrt_push_files';
+'The other way round: from the workspace to the server, whose files become those of the server''s user. local_path is made when it is missing, not what it is in. What is made is writable for nobody but that user, and what would have a git run programs of the workspace is left out. Needs pg_write_server_files. Errors: as envrt_push_files, and 53400 more than envrt.max_pull, 42501 a file that is such a setting of a git';
 
 CREATE FUNCTION envrt.use_secrets_in_env()
 RETURNS void
