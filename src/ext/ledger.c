@@ -138,7 +138,9 @@ ledger_own_arguments(Datum *values)
 	static Instance instance; /* the uuid has to stay where it is */
 
 	if (!instance_get(&instance))
-		elog(ERROR, "the launcher has not established which server this is");
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("the envrt launcher has not said yet which server this is"),
+		                errhint("The server has just started: try again.")));
 	values[0] = Int64GetDatum((int64) instance.system_identifier);
 	values[1] = ObjectIdGetDatum(instance.database);
 	values[2] = Int64GetDatum(instance.timeline);
