@@ -466,7 +466,8 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		is_deeply($pull->(localPath => "$base/single", remotePath => 'new/script')->{result}, { files => 1, bytes => 10 }, "$tar: a pull of a file");
 		is(slurp("$base/single"), "#!/bin/sh\n", '... as it is');
 		system "mkdir '$workspace/many'; cd '$workspace/many' && seq -f '%0250g' 15000 | xargs touch";
-		is_deeply($push->(localPath => "$source/script", remotePath => 'many/', limits => { stallMs => 5000 })->{result}, { files => 1, bytes => 10 }, "$tar: a push of a file to many");
+		spew("$base/ten", 'x' x 10_000_000);
+		is_deeply($push->(localPath => "$base/ten", remotePath => 'many/', limits => { stallMs => 5000 })->{result}, { files => 1, bytes => 10_000_000 }, "$tar: a push of a file to many");
 		system 'chmod', '-R', 'u+rwx', $workspace;
 		system "rm -rf '$workspace'; mkdir '$workspace'";
 	}
