@@ -706,7 +706,9 @@ SKIP:
 		'53400', qr/File too large/, 'a file that is larger than maxFileMb');
 	is(listing("$directory/leases/$id/workspace"), '', '... leaves nothing');
 	mkdir "$base/many";
-	system "head -c 2000000 /dev/urandom > '$base/many/$_'" for 1 .. 40;
+	# (So much that it is seen on the way; of zeros nothing is on the disk.)
+	system "head -c 10000000 /dev/urandom > '$base/many/1'";
+	system "cp '$base/many/1' '$base/many/$_'" for 2 .. 50;
 	is_error($client->call('environmentPushFiles', transfer_params($id, localPath => "$base/many", config => { workspaceMb => 16 })),
 		'53400', qr/workspaceMb|File too large/, 'more than workspaceMb');
 	no_process_left($host, 'no process is left');
