@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -59,6 +60,7 @@
 #define THREADS "128"
 
 #define LOCK_WAIT_MS 2000
+#define LARGE_BYTES (256 * 1024)
 #define SHUTDOWN_MS 1000
 
 #if defined(__has_feature)
@@ -324,6 +326,9 @@ main(int argc, char **argv)
 
 	if (argc > 1 && strcmp(argv[1], WORKER_SUPERVISOR_OPTION) == 0)
 		worker_supervisor(argc, argv);
+	/* What is large goes back to the system when it is freed, also when it has been large before.
+	 */
+	mallopt(M_MMAP_THRESHOLD, LARGE_BYTES);
 	arguments = parse_arguments(argc, argv);
 	harden(arguments.control_fd >= 0);
 	setenv("UV_THREADPOOL_SIZE", THREADS, 1);
