@@ -62,7 +62,6 @@ check_mask(const char *data, size_t length)
 	size_t secret_length = strnlen(data, length);
 	json_t *secrets = json_pack("{s:s%}", "id", data, secret_length);
 	SecretMask *mask;
-	size_t asterisks = 0;
 	char *text;
 	size_t text_length = secret_length < length ? length - secret_length - 1 : 0;
 
@@ -80,10 +79,8 @@ check_mask(const char *data, size_t length)
 	memcpy(text + secret_length, data + length - text_length, text_length);
 	memcpy(text + secret_length + text_length, data, secret_length);
 	secret_mask_apply(mask, text, text_length + 2 * secret_length);
-	/* Asterisks can't be told from asterisks. */
-	while (asterisks < secret_length && data[asterisks] == '*')
-		asterisks++;
-	if (secret_length >= 4 && asterisks < secret_length &&
+	/* Asterisks of a secret can't be told from those that hide one. */
+	if (secret_length >= 4 && memchr(data, '*', secret_length) == NULL &&
 	    memmem(text, text_length + 2 * secret_length, data, secret_length) != NULL)
 		abort();
 	free(text);
