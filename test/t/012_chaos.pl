@@ -1,7 +1,7 @@
 # Clients that do anything that can be done with leases, while processes and the server are killed.
 # Afterwards nothing is leaked, lost, held twice or ended twice with an effect.
 #
-# ENVRT_CHAOS_SECONDS (300) is how long, ENVRT_CHAOS_PAUSE (2) the seconds between two kills,
+# ENVRT_CHAOS_SECONDS (120) is how long, ENVRT_CHAOS_PAUSE (2) the seconds between two kills,
 # ENVRT_CHAOS_SEED what the random numbers are made from; the seed is printed.  It says what each client
 # does to whatever it finds, and what is killed, not how these fall together.
 use strict;
@@ -16,7 +16,7 @@ use EnvrtFixture qw(spew slurp);
 use EnvrtProvider;
 use EnvrtSession;
 
-my $seconds = $ENV{ENVRT_CHAOS_SECONDS} // 300;
+my $seconds = $ENV{ENVRT_CHAOS_SECONDS} // 120;
 my $seed = $ENV{ENVRT_CHAOS_SEED} // int rand 1e9;
 my $clients = 8;
 my $pause = $ENV{ENVRT_CHAOS_PAUSE} // 2;    # between two kills
