@@ -354,7 +354,9 @@ $original->backup('base');
 	$session->run('SELECT 1');
 	is($standby->safe_psql('postgres', "SELECT envrt_claim_instance('take_over')"), $rows + 1, 'a promoted standby takes over every row');
 	$provider->clear_knobs;
-	$standby->safe_psql('postgres', "SELECT envrt_retry_cleanup('$lease{failing}{id}')");
+	# Unless its next attempt, which succeeds, was due by then.
+	my ($retried) = sql_state($standby, "SELECT envrt_retry_cleanup('$lease{failing}{id}')");
+	ok($retried eq '00000' || $retried eq '42704', 'what failed on the original can be tried again') or diag $retried;
 	release($standby, $run{held});
 	is($standby->safe_psql('postgres', "SELECT status FROM envrt_await_lease('$request')"), 'active', 'what was requested of the original is acquired by its successor');
 	is_deeply([ $provider->settled($standby, cleaned => 1) ], [], 'all that it took over is settled');
