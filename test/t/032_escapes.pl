@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use Cwd ();
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
 use Socket;
@@ -88,7 +89,8 @@ my $table = "$data/" . $node->safe_psql('postgres', "SELECT pg_relation_filepath
 my $company = make_company($node);
 $node->safe_psql('postgres', "SELECT envrt_create_secret('$company', 'token', 'top-secret-value')");
 my $key = "$data/pg_envrt/master.key";
-my $driver_socket = "$data/pg_stat_tmp/envrt_host.sock";
+# (Its address has no room for the way around that the directory is named by.)
+my $driver_socket = Cwd::abs_path($data) . "/pg_stat_tmp/envrt_host.sock";
 my $server_socket = $node->host . "/.s.PGSQL." . $node->port;
 my $other = "$sandboxes/leases/$neighbour/workspace";
 EnvrtFixture::spew("$other/secret", 'of the neighbour');
