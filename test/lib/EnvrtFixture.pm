@@ -59,6 +59,8 @@ sub spew
 {
 	my ($path, $text, $mode) = @_;
 
+	# (A program that is being started can't be written.)
+	unlink $path if defined $mode;
 	open my $file, '>:raw', $path or croak "can't write $path: $!";
 	chmod $mode, $path if defined $mode;
 	print $file $text;

@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use Cwd ();
+use Fcntl qw(F_SETFD);
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
 use Socket;
@@ -73,6 +74,9 @@ sub attempt_that_works_outside
 	my ($name, $program, @arguments) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	# (With what it could inherit.)
+	open my $inherited, '<', '/proc/self/status' or die;
+	fcntl $inherited, F_SETFD, 0;
 	open my $outside, '-|', $^X, '-e', "close STDERR; $prelude$program; print 'refused'", '--', @arguments or die;
 	isnt(join('', <$outside>), 'refused', "$name is possible outside");
 	attempt($name, $program, @arguments);
