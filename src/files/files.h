@@ -8,6 +8,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Of the permissions of what comes from a workspace: it is writable for nobody but its owner. */
+#define WORKSPACE_MODE 0755
+
 /*
  * Writes what is at path to stdout, as an archive.  A directory is the entry "."
  * and what is in it; a file is an entry called `name`.  seal: NULL, or the start of the

@@ -2,9 +2,8 @@
  * main.c
  *		envrt_files: one end of a transfer of files, a short-lived process of its own.
  *
- *		envrt_files pack|unpack|list [--below DIR] [--protect PATH]... [--name NAME] [--seal NAME]
- *		                             [--known] [--from-workspace SOURCE] [--max-bytes N] [--parent
- *PID] PATH
+ *		envrt_files pack|unpack|list|choose [--below DIR] [--protect PATH]... [--name NAME]
+ *			[--seal NAME] [--known] [--from-workspace SOURCE] [--max-bytes N] [--parent PID] PATH
  *
  * The driver host starts one on the server's own file system, and for a sandbox another one
  * inside of it; the archive goes from one's stdout to the other's stdin, or by way of the
@@ -27,6 +26,7 @@
 #include <unistd.h>
 
 #include "files.h"
+#include "known.h"
 #include "place.h"
 #include "report.h"
 
@@ -93,7 +93,7 @@ set_limits(void)
 
 static void __attribute__((noreturn)) usage(void)
 {
-	fail_state("22023", "usage: envrt_files pack|unpack|list [options] PATH");
+	fail_state("22023", "usage: envrt_files pack|unpack|list|choose [options] PATH");
 }
 
 int
@@ -157,6 +157,8 @@ main(int argc, char **argv)
 		files_unpack(argv[argc - 1], source);
 	else if (strcmp(argv[1], "list") == 0)
 		files_list(argv[argc - 1]);
+	else if (strcmp(argv[1], "choose") == 0)
+		known_choose(argv[argc - 1]);
 	else
 		usage();
 	return 0;

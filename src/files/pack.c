@@ -249,7 +249,7 @@ files_pack(const char *path, const char *name, const char *seal)
 
 	for_any_tar = seal != NULL;
 	if (place_is_workspace())
-		mode_mask = 0755;
+		mode_mask = WORKSPACE_MODE;
 	if (knows && is_directory)
 		known_read();
 	else if (knows)

@@ -303,6 +303,16 @@ open_above(const char *path, char **last)
 }
 
 int
+place_open_existing(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd >= 0)
+		check_upwards(fd, path);
+	return fd;
+}
+
+int
 place_open_target(const char *path, bool *made)
 {
 	char *name;

@@ -30,6 +30,9 @@ extern void place_check_name(int directory, const char *name, const char *path);
 /* A directory to be read, or a regular file; fails when there is neither.  Its info. */
 extern int place_open_source(const char *path, struct stat *info);
 
+/* A directory that may be written into later on; -1: there is none. */
+extern int place_open_existing(const char *path);
+
 /* A directory to write into, made when missing; *made: it was. */
 extern int place_open_target(const char *path, bool *made);
 

@@ -274,7 +274,7 @@ go_to(int count, const char *path)
 static mode_t
 mode_of(struct archive_entry *entry)
 {
-	return archive_entry_perm(entry) & (from_workspace ? 0755 : 0777);
+	return archive_entry_perm(entry) & (from_workspace ? WORKSPACE_MODE : 0777);
 }
 
 static void

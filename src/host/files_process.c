@@ -162,7 +162,7 @@ files_program(void)
 static int
 spawn(FilesProcess *process, const FilesProcessSpec *spec)
 {
-	static const char *const modes[] = {"pack", "unpack", "list"};
+	static const char *const modes[] = {"pack", "unpack", "list", "choose"};
 	char *environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C", NULL};
 	char *program = files_program();
 	char parent[24];
@@ -212,10 +212,9 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 		arguments[count++] = max_bytes;
 	}
 	if (spec->mode == FILES_PACK && spec->known_fd >= 0)
-	{
 		arguments[count++] = "--known";
+	if (spec->known_fd >= 0)
 		stdio[0] = (uv_stdio_container_t){.flags = UV_INHERIT_FD, .data.fd = spec->known_fd};
-	}
 	if (spec->name != NULL)
 	{
 		arguments[count++] = "--name";

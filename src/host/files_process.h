@@ -16,14 +16,15 @@ typedef enum
 {
 	FILES_PACK,
 	FILES_UNPACK, /* from a workspace */
-	FILES_LIST
+	FILES_LIST,
+	FILES_CHOOSE /* what a workspace's end is to send */
 } FilesMode;
 
 typedef struct FilesProcessSpec
 {
 	FilesMode mode;
-	int fd;       /* packs and lists to it, unpacks from it; the caller's */
-	int known_fd; /* where a list comes from of what need not be packed, or -1; the caller's */
+	int fd;       /* packs, lists and answers to it, unpacks from it; the caller's */
+	int known_fd; /* where a list comes from, or -1: packs all; the caller's */
 	const char *path;
 	const char *remote_path;      /* in the workspace */
 	uint64_t max_bytes;           /* that are unpacked; 0: any number */

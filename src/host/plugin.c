@@ -19,12 +19,11 @@
  * one request at a time is handed to the process, the next when all bytes of
  * that one have left us.
  *
- * Requests have no time limit of their own: the asker has.  When it loses its
- * patience, it says so (plugin_request_is_late) or drops the request
- * (plugin_request_forget), and with it the secrets; the worker is not told, since its protocol has
- *no word for it, and its late answer is known for what it is.  A worker that owes too many late
- *answers is killed; so is, sooner, one that has said nothing for some time while several requests
- *ran out of theirs: it hangs.
+ * Requests have no time limit of their own: the asker has.  When it loses its patience, it says
+ * so (plugin_request_is_late) or drops the request (plugin_request_forget), and with it the
+ * secrets; the worker is not told, since its protocol has no word for it, and its late answer is
+ * known for what it is.  A worker that owes too many late answers is killed; so is, sooner, one
+ * that has said nothing for some time while several requests ran out of theirs: it hangs.
  *
  * What breaks the protocol kills the worker: its stream can't be trusted any
  * more.  What is no message at all does not, since libraries like to print,

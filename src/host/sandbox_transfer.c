@@ -5,8 +5,8 @@
  * The workspace's end runs in a sandbox of the lease like any command, with the same limits, so
  * whatever other commands of the lease do to the workspace meanwhile, it can reach no
  * file but those of the workspace, and of the machine's /usr.  The server's end does
- * not know the workspace, only what comes through the pipe between the two.  A third process, on
- *the target's side, first lists what is there, for the source's end, which sends what is not.
+ * not know the workspace, only what comes through the pipe between the two.  A third process,
+ * on the target's side, first lists what is there, for the source's end, which sends what is not.
  *
  *   preparing   in another thread: is there the lease's folder, what does the sandbox see
  *   running     both ends; the host sees nothing of what they move

@@ -4,23 +4,26 @@
  *
  * The workspace's end is a script with a tar (ssh_transfer_script.c), started like any
  * command of the lease (ssh_execute_script.c); the archive goes through the channel's input or
- * output.  The server's end is a process of ours, and pipes to it are in the loop:
+ * output.  Before that comes, in the output, a list of what is in the workspace, up to an empty
+ * record.  The server's end is a process of ours, for a pull two, and pipes to them are in the
+ * loop:
  *
- *		push   pipe -> block -> channel    a block is read when the last one was sent
- *		pull   channel -> pending -> pipe  the channel is read while little is pending
+ *		push   output -> list    -> the packer
+ *		       input  <- archive <- the packer
+ *		pull   output -> list    -> the chooser
+ *		       input  <- choice  <- the chooser
+ *		       output -> archive -> the unpacker
  *
- * The latter is also the way of the list of what is in the target already, which the script
- * writes before it reads the archive of a push, up to a record that is empty.
- *
- * so no more than that is in memory, and each side is as fast as the other.
+ * A block of input is read when the last one was sent, and the channel's output while little of it
+ * is pending, so no more than that is in memory, and each side is as fast as the other.
  *
  *   starting   waiting for a session, a channel, and the server's consent
  *   running    both ends
- *   ending     the client is gone, nothing moves, or one end has failed: the local process is
+ *   ending     the client is gone, nothing moves, or one end has failed: the local processes are
  *              ended, and the channel closed.  The script sees the end of its input without the
  *              archive's seal (or can't write any more) and leaves nothing
  *
- * It is over when the command and the process are, and the pipe is closed.
+ * It is over when the command and the processes are, and the pipes are closed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -47,7 +50,22 @@
 /* What a push's script writes while it moves all into place counts as progress, up to here. */
 #define SIGNS_MAX ((size_t) 1024 * 1024)
 
-typedef struct SshTransfer
+typedef struct SshTransfer SshTransfer;
+
+/* What of the channel's output a process of ours reads. */
+typedef struct Feed
+{
+	SshTransfer *all;
+	uv_pipe_t pipe;
+	bool open;
+	bool over;     /* no more will come */
+	Bytes pending; /* what has come */
+	Bytes writing; /* and is on its way into the pipe */
+	uv_write_t write;
+	bool write_running;
+} Feed;
+
+struct SshTransfer
 {
 	Transfer transfer;
 	SshDestination *destination;
@@ -56,24 +74,21 @@ typedef struct SshTransfer
 	Bytes input; /* the script's start */
 	SshCommand *command;
 	FilesProcess *local;
-	uv_pipe_t from_local; /* push: the archive */
-	uv_pipe_t to_local;   /* pull: the archive; push: the list */
+	FilesProcess *chooser; /* pull */
+	FilesReport chooser_report;
+	uv_pipe_t from_local; /* what is the channel's input */
 	bool from_open;
-	bool to_open;
-	bool list_over; /* push: its empty record has come */
-	bool list_nul;  /* the last byte was a NUL */
+	Feed list;
+	Feed archive;   /* pull */
+	bool list_nul;  /* the list's last byte was a NUL */
 	size_t signs;   /* push: bytes after the list */
 	bool may_leave; /* the command can be left, not only cancelled */
 	bool stopping;
 	char *seal;
-	char block[BLOCK]; /* push */
-	Bytes pending;     /* pull: what has come */
-	Bytes writing;     /* and is on its way into the pipe */
-	uv_write_t write;
-	bool write_running;
-	Bytes errors; /* what the remote end wrote to stderr */
+	char block[BLOCK]; /* of the channel's input */
+	Bytes errors;      /* what the remote end wrote to stderr */
 	HostError *error;
-} SshTransfer;
+};
 
 #define of_transfer(pointer) ((SshTransfer *) ((char *) (pointer) -offsetof(SshTransfer, transfer)))
 
@@ -87,7 +102,8 @@ finish_if_over(SshTransfer *all)
 	HostError *error = all->error;
 	HostError *local;
 
-	if (all->command != NULL || all->local != NULL || all->from_open || all->to_open)
+	if (all->command != NULL || all->local != NULL || all->chooser != NULL || all->from_open ||
+	    all->list.open || all->archive.open)
 		return;
 	/* The server's end knows best, unless it only suffers from the other's. */
 	local = transfer_error(&all->transfer, false);
@@ -103,13 +119,16 @@ finish_if_over(SshTransfer *all)
 		local = NULL;
 	}
 	error_free(local);
+	files_report_clear(&all->chooser_report);
 	transfer_end(&all->transfer, error);
 	ssh_execute_start_clear(&all->start);
 	execute_request_free(all->command_request);
 	ssh_destination_release(all->destination);
 	bytes_free(&all->input);
-	bytes_free(&all->pending);
-	bytes_free(&all->writing);
+	bytes_free(&all->list.pending);
+	bytes_free(&all->list.writing);
+	bytes_free(&all->archive.pending);
+	bytes_free(&all->archive.writing);
 	bytes_free(&all->errors);
 	free(all->seal);
 	free(all);
@@ -132,19 +151,28 @@ close_from(SshTransfer *all)
 }
 
 static void
-to_closed(uv_handle_t *handle)
+feed_closed(uv_handle_t *handle)
 {
-	SshTransfer *all = handle->data;
+	Feed *feed = handle->data;
 
-	all->to_open = false;
-	finish_if_over(all);
+	feed->open = false;
+	finish_if_over(feed->all);
 }
 
 static void
-close_to(SshTransfer *all)
+feed_close(Feed *feed)
 {
-	if (all->to_open && !uv_is_closing((uv_handle_t *) &all->to_local))
-		uv_close((uv_handle_t *) &all->to_local, to_closed);
+	if (feed->open && !uv_is_closing((uv_handle_t *) &feed->pipe))
+		uv_close((uv_handle_t *) &feed->pipe, feed_closed);
+}
+
+static void
+stop_processes(SshTransfer *all)
+{
+	if (all->local != NULL)
+		files_process_stop(all->local);
+	if (all->chooser != NULL)
+		files_process_stop(all->chooser);
 }
 
 /* Ends both ends; the last thing that a function does. */
@@ -155,10 +183,10 @@ stop(Transfer *transfer)
 	SshCommand *command = all->command;
 
 	all->stopping = true;
-	if (all->local != NULL)
-		files_process_stop(all->local);
+	stop_processes(all);
 	close_from(all);
-	close_to(all);
+	feed_close(&all->list);
+	feed_close(&all->archive);
 	if (command != NULL && all->may_leave)
 		ssh_command_leave(command);
 	else if (command != NULL)
@@ -212,55 +240,106 @@ local_ended(void *data)
 		finish_if_over(all);
 }
 
+/*
+ * Without its choice it can't be known that all has come.  One that nobody wants any more is a
+ * different matter: the other end had all the say.
+ */
 static void
-open_pipe(SshTransfer *all, uv_pipe_t *pipe, bool *open, int fd)
+chooser_ended(void *data)
 {
+	SshTransfer *all = data;
+
+	all->chooser = NULL;
+	if (all->chooser_report.end == FILES_DONE || all->chooser_report.end == FILES_SECOND ||
+	    all->stopping)
+	{
+		finish_if_over(all);
+		return;
+	}
+	if (all->error == NULL)
+		all->error = files_report_error(&all->chooser_report);
+	if (all->error == NULL)
+		all->error = error_new("38000", "the transfer ended early");
+	stop(&all->transfer);
+}
+
+/* A pipe in the loop, of which the process has the other end; *fd: that.  False: there is none. */
+static bool
+make_pipe(SshTransfer *all, uv_pipe_t *pipe, void *data, bool *open, bool from_process, int *fd)
+{
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC) < 0)
+	{
+		if (all->error == NULL)
+			all->error = error_new("53400", "could not make a pipe: %s", strerror(errno));
+		return false;
+	}
+	*fd = ends[from_process ? 1 : 0];
 	uv_pipe_init(uv_default_loop(), pipe, 0);
-	pipe->data = all;
+	pipe->data = data;
 	*open = true;
-	uv_pipe_open(pipe, fd);
+	uv_pipe_open(pipe, ends[from_process ? 0 : 1]);
+	return true;
 }
 
 static bool
-start_local(SshTransfer *all)
+make_feed(SshTransfer *all, Feed *feed, int *fd)
+{
+	feed->all = all;
+	return make_pipe(all, &feed->pipe, feed, &feed->open, false, fd);
+}
+
+static bool
+start_processes(SshTransfer *all)
 {
 	const TransferRequest *request = all->transfer.request;
-	FilesProcessSpec spec = {.mode = request->push ? FILES_PACK : FILES_UNPACK,
-	                         .known_fd = -1,
+	FilesProcessSpec spec = {.known_fd = -1,
 	                         .path = request->local_path,
 	                         .remote_path = request->remote_path,
 	                         .max_bytes = request->max_bytes,
 	                         .name = request->name,
 	                         .seal = request->push ? all->seal : NULL,
 	                         .protected_paths = request->protected_paths,
-	                         .report = &all->transfer.local,
 	                         .progress = local_progress,
-	                         .ended = local_ended,
 	                         .data = all};
-	int to[2] = {-1, -1};
-	int from[2] = {-1, -1};
+	int list = -1;
+	int input = -1;
+	int archive = -1;
+	bool made = make_feed(all, &all->list, &list) &&
+	            make_pipe(all, &all->from_local, all, &all->from_open, true, &input) &&
+	            (request->push || make_feed(all, &all->archive, &archive));
 
-	if (pipe2(to, O_CLOEXEC) < 0 || (request->push && pipe2(from, O_CLOEXEC) < 0))
-		all->error = error_new("53400", "could not make a pipe: %s", strerror(errno));
-	else
+	if (made && !request->push)
 	{
-		spec.fd = request->push ? from[1] : to[0];
-		spec.known_fd = request->push ? to[0] : -1;
+		spec.mode = FILES_CHOOSE;
+		spec.known_fd = list;
+		spec.fd = input;
+		spec.report = &all->chooser_report;
+		spec.ended = chooser_ended;
+		all->chooser = files_process_start(&spec, &all->error);
+		made = all->chooser != NULL;
+	}
+	if (made)
+	{
+		spec.mode = request->push ? FILES_PACK : FILES_UNPACK;
+		spec.known_fd = request->push ? list : -1;
+		spec.fd = request->push ? input : archive;
+		spec.report = &all->transfer.local;
+		spec.ended = local_ended;
 		all->local = files_process_start(&spec, &all->error);
 	}
-	if (to[0] >= 0)
-		close(to[0]);
-	if (from[1] >= 0)
-		close(from[1]);
-	if (to[1] >= 0)
-		open_pipe(all, &all->to_local, &all->to_open, to[1]);
-	if (from[0] >= 0)
-		open_pipe(all, &all->from_local, &all->from_open, from[0]);
+	if (list >= 0)
+		close(list);
+	if (input >= 0)
+		close(input);
+	if (archive >= 0)
+		close(archive);
 	return all->local != NULL;
 }
 
 /*
- * Push
+ * The channel's input
  */
 
 static void
@@ -288,7 +367,10 @@ block_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 			ssh_command_end_input(all->command);
 	}
 	else if (all->command != NULL)
+	{
+		transfer_moved(&all->transfer);
 		ssh_command_give(all->command, all->block, (size_t) count);
+	}
 }
 
 /* What was given has been sent. */
@@ -302,53 +384,63 @@ drained(void *data)
 }
 
 /*
- * Pull, and the list of a push
+ * The channel's output
  */
 
-static void write_pending(SshTransfer *all);
+static void feed_write(Feed *feed);
 
 static void
 written(uv_write_t *request, int status)
 {
-	SshTransfer *all = request->data;
+	Feed *feed = request->data;
 
-	all->write_running = false;
-	all->writing.length = 0;
+	feed->write_running = false;
+	feed->writing.length = 0;
 	/* A process that takes no more says why, if that is of interest. */
 	if (status < 0)
-		close_to(all);
-	if (all->command != NULL)
-		ssh_command_resume(all->command);
-	write_pending(all);
+		feed_close(feed);
+	if (feed->all->command != NULL)
+		ssh_command_resume(feed->all->command);
+	feed_write(feed);
 }
 
 static void
-write_pending(SshTransfer *all)
+feed_write(Feed *feed)
 {
-	Bytes taken = all->pending;
+	Bytes taken = feed->pending;
 	uv_buf_t buffer;
 
-	if (all->write_running || !all->to_open || uv_is_closing((uv_handle_t *) &all->to_local))
+	if (feed->write_running || !feed->open || uv_is_closing((uv_handle_t *) &feed->pipe))
 		return;
 	if (taken.length == 0)
 	{
-		if (all->command == NULL || all->list_over)
-			close_to(all);
+		if (feed->over)
+			feed_close(feed);
 		return;
 	}
-	all->pending = all->writing;
-	all->writing = taken;
-	all->write.data = all;
+	feed->pending = feed->writing;
+	feed->writing = taken;
+	feed->write.data = feed;
 	buffer = uv_buf_init(taken.data, (unsigned) taken.length);
-	all->write_running =
-	    uv_write(&all->write, (uv_stream_t *) &all->to_local, &buffer, 1, written) == 0;
-	if (!all->write_running)
-		close_to(all);
+	feed->write_running =
+	    uv_write(&feed->write, (uv_stream_t *) &feed->pipe, &buffer, 1, written) == 0;
+	if (!feed->write_running)
+		feed_close(feed);
 }
 
 /*
- * The workspace's end
+ * What nobody takes is no progress: a host that writes on and on does not hold us up.  False when
+ * enough is pending.
  */
+static bool
+feed_take(Feed *feed, const char *bytes, size_t length)
+{
+	if (length == 0 || !feed->open || uv_is_closing((uv_handle_t *) &feed->pipe))
+		return true;
+	transfer_moved(&feed->all->transfer);
+	bytes_append(&feed->pending, bytes, length);
+	return feed->pending.length < PENDING_MAX;
+}
 
 /* How much of it still belongs to the list: up to its empty record. */
 static size_t
@@ -356,11 +448,11 @@ length_of_list(SshTransfer *all, const char *bytes, size_t length)
 {
 	size_t count = 0;
 
-	while (count < length && !all->list_over)
+	while (count < length && !all->list.over)
 	{
 		bool nul = bytes[count++] == '\0';
 
-		all->list_over = nul && all->list_nul;
+		all->list.over = nul && all->list_nul;
 		all->list_nul = nul;
 	}
 	return count;
@@ -370,6 +462,8 @@ static bool
 output(void *data, bool is_stderr, const char *bytes, size_t length)
 {
 	SshTransfer *all = data;
+	size_t list_length;
+	bool more;
 
 	bytes = ssh_execute_start_take(&all->start, is_stderr, bytes, &length);
 	if (is_stderr)
@@ -385,15 +479,11 @@ output(void *data, bool is_stderr, const char *bytes, size_t length)
 		if (all->signs <= SIGNS_MAX)
 			transfer_moved(&all->transfer);
 	}
-	/* What nobody takes is no progress: a host that writes on and on does not hold us up. */
-	if (all->stopping || !all->to_open || uv_is_closing((uv_handle_t *) &all->to_local))
+	if (all->stopping)
 		return true;
-	if (all->transfer.request->push)
-		length = length_of_list(all, bytes, length);
-	if (length > 0)
-		transfer_moved(&all->transfer);
-	bytes_append(&all->pending, bytes, length);
-	return all->pending.length < PENDING_MAX;
+	list_length = length_of_list(all, bytes, length);
+	more = feed_take(&all->list, bytes, list_length);
+	return feed_take(&all->archive, bytes + list_length, length - list_length) && more;
 }
 
 static void
@@ -401,7 +491,8 @@ progress(void *data)
 {
 	SshTransfer *all = data;
 
-	write_pending(all);
+	feed_write(&all->list);
+	feed_write(&all->archive);
 }
 
 static HostError *
@@ -439,19 +530,19 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 		all->error = error;
 	else
 		error_free(error);
+	/* What is not sent yet is not wanted. */
+	close_from(all);
 	if (all->error != NULL || all->transfer.request->push)
 	{
-		/* What is not sent yet is not wanted. */
-		close_from(all);
-		close_to(all);
-		if (all->error != NULL && all->local != NULL && !all->transfer.request->push)
-			files_process_stop(all->local);
-		finish_if_over(all);
+		if (!all->transfer.request->push)
+			stop_processes(all);
+		feed_close(&all->list);
+		feed_close(&all->archive);
 	}
-	else if (!all->to_open)
-		finish_if_over(all);
-	else
-		write_pending(all);
+	all->list.over = all->archive.over = true;
+	feed_write(&all->list);
+	feed_write(&all->archive);
+	finish_if_over(all);
 }
 
 static void
@@ -468,7 +559,7 @@ accepted(void *data)
 	all->may_leave = true;
 	/* An empty list is its empty record alone. */
 	all->list_nul = true;
-	if (!start_local(all))
+	if (!start_processes(all))
 	{
 		stop(&all->transfer);
 		return;
@@ -518,7 +609,7 @@ begin(SshTransfer *all, Call *call, const char *workspace)
 	spec.command_ms = request->connect_ms;
 	spec.input.data = all->input.data;
 	spec.input.length = all->input.length;
-	spec.input.keep = request->push;
+	spec.input.keep = true;
 	spec.accepted = accepted;
 	spec.output = output;
 	spec.progress = progress;

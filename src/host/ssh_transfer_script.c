@@ -6,17 +6,19 @@
  * one of the BSDs'.  It starts in the workspace and goes down to the path's last directory step by
  * step, through no link; from there on names are relative.
  *
- * A pull is `tar -c` of what is there; where the tar can, each name of a file is a file of its own,
- *so that none is lacking when another one is not taken.
+ * A pull of a directory first lists what is there, where there is a find that can, and reads what
+ * the server wants of it (known.c in src/files).  Else, and of a file, the list is its end alone, a
+ * record that is empty.  Then comes the output of `tar -c`; where the tar can, each name of a file
+ * is a file of its own, so that none is lacking when another one is not taken.  A find that
+ * fails may not have seen all, so its list counts for nothing, and tar says what is wrong.
  *
- * A push first lists what the target has (known.c in src/files), where there is a find that can; an
- * empty record is the end of that.  Then it has tar make everything below a directory of its own
- *beside the target, and moves it from there when all has come: the archive's last entry, the seal,
- *says so.  mv replaces file by file, so each is the old or the new one; what the target has no
- *directory for is moved as a whole.  Without the seal, whatever the reason (an error, a signal, a
- *connection that ends), the directory goes and the target is as it was.  Permissions are the
- *archive's, but that busybox leaves directories writable for their owner.  Links in the target are
- *replaced, not followed.
+ * A push first lists what the target has, for the server's end.  Then it has tar make everything
+ * below a directory of its own beside the target, and moves it from there when all has come: the
+ * archive's last entry, the seal, says so.  mv replaces file by file, so each is the old or the
+ * new one; what the target has no directory for is moved as a whole.  Without the seal,
+ * whatever the reason (an error, a signal, a connection that ends), the directory goes and the
+ * target is as it was.  Permissions are the archive's, but that busybox leaves directories
+ * writable for their owner.  Links in the target are replaced, not followed.
  *
  * It says what is wrong on stderr as "envrt: <sqlstate> <text>", and a dot on stdout now and then
  * while it moves, so that it is known to be alive.
@@ -50,11 +52,18 @@ static const char pull_text[] =
     "elif [ ! -e \"./$l\" ]; then die 58P01 \"\\\"$l\\\" is not there\"; "
     "elif [ ! -f \"./$l\" ]; then die 22023 \"\\\"$l\\\" is neither a file nor a directory\"; fi; "
     "fi; "
-    "if [ \"$l\" ]; then exec tar -cf - \"./$l\"; fi; "
-    "if tar -cf /dev/null --exclude=x /dev/null 2>/dev/null; then "
-    "if tar -cf /dev/null --hard-dereference /dev/null 2>/dev/null; then "
-    "exec tar -cf - --hard-dereference --exclude=\"$4*\" .; fi; "
-    "exec tar -cf - --exclude=\"$4*\" .; fi; "
+    "if [ \"$l\" ]; then printf \"\\0\"; exec tar -cf - \"./$l\"; fi; "
+    "h=; if tar -cf /dev/null --hard-dereference /dev/null >/dev/null 2>&1; then "
+    "h=--hard-dereference; fi; "
+    "if find . -prune -printf x >/dev/null 2>&1 && "
+    "printf \".\\0\" | tar -cf /dev/null --null --no-recursion -T - >/dev/null 2>&1; then "
+    "f=y; find . -name \"$4*\" -prune -o \\( -type f -o -type d -o -type l \\) "
+    "-printf \"%y %s %T@ %m %C@ %p\\0\" 2>/dev/null || f=; "
+    "printf \"\\0\"; k=; read -r k; "
+    "if [ \"$f$k\" = ysome ]; then exec tar -cf - $h --null --no-recursion -T -; fi; "
+    "else printf \"\\0\"; fi; "
+    "if tar -cf /dev/null --exclude=x /dev/null >/dev/null 2>&1; then "
+    "exec tar -cf - $h --exclude=\"$4*\" .; fi; "
     "exec tar -cf - .";
 
 /* $4 the temporary directory, $5 a file's name, $6 "directory" when it is to go into one, $7 the
@@ -205,14 +214,45 @@ own_words(const char *text)
 	return NULL;
 }
 
-/* tar says so when it packs what changes: what it has packed is what there was. */
+static bool
+ends_with(const char *line, size_t length, const char *end)
+{
+	size_t end_length = strlen(end);
+
+	return length >= end_length && memcmp(line + length - end_length, end, end_length) == 0;
+}
+
+/*
+ * tar says so when it packs what changes: what it has packed is what there was.  With status 2 it
+ * says nothing else: of the names that it was given some are gone.
+ */
 static bool
 is_harmless(const TransferRequest *request, int status, const char *text)
 {
-	return !request->push && status == 1 &&
-	       (strstr(text, "changed as we read it") != NULL ||
-	        strstr(text, "removed before we read it") != NULL) &&
-	       strstr(text, "shrank") == NULL && strstr(text, "annot") == NULL;
+	static const char gone[] = ": Cannot stat: No such file or directory";
+	static const char last[] = ": Exiting with failure status due to previous errors";
+	bool some_gone = false;
+
+	if (request->push)
+		return false;
+	if (status == 1)
+		return (strstr(text, "changed as we read it") != NULL ||
+		        strstr(text, "removed before we read it") != NULL) &&
+		       strstr(text, "shrank") == NULL && strstr(text, "annot") == NULL;
+	if (status != 2)
+		return false;
+	for (const char *line = text; *line != '\0'; line += strspn(line, "\n"))
+	{
+		size_t length = strcspn(line, "\n");
+		bool is_gone = ends_with(line, length, gone);
+
+		if (!is_gone && !ends_with(line, length, last) &&
+		    !ends_with(line, length, "changed as we read it"))
+			return false;
+		some_gone = some_gone || is_gone;
+		line += length;
+	}
+	return some_gone;
 }
 
 HostError *

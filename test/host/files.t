@@ -457,6 +457,34 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		chmod((stat "$source/deep")[2] & 07777, "$workspace/deep");
 		is_deeply($pull->(localPath => "$base/pulled_$tar")->{result}, { files => 304, bytes => 45165 }, "$tar: a pull");
 		is(digest("$base/pulled_$tar"), digest($source), '... brings it back');
+		{
+			# By the second time only what differs comes, and what is not said to be equal.
+			my $pulled = "$base/pulled_$tar";
+			my $all = { files => 304, bytes => 45165 };
+			my @again = (localPath => $pulled);
+
+			is_deeply($pull->(@again)->{result}, $tar eq 'gnu' ? { files => 2, bytes => 0 } : $all, "$tar: the same again");
+			spew("$pulled/script", 'changed here');
+			chmod 0700, "$pulled/deep";
+			unlink "$pulled/deep/1";
+			spew("$pulled/deep/1", 'longer', (stat "$source/deep/1")[2] & 07777);
+			utime 1_600_000_000, 1_600_000_000, "$pulled/deep/1";
+			chmod 0640, "$pulled/deep/2";
+			unlink "$pulled/deep/3";
+			symlink "$outside/secret", "$pulled/deep/3";
+			is_deeply($pull->(@again)->{result}, $tar eq 'gnu' ? { files => 6, bytes => 16 } : $all, '... or what was changed here');
+			chmod((stat "$source/deep")[2] & 07777, "$pulled/deep");
+			is(digest($pulled), digest($source), '... which is undone');
+			my $odd = "$workspace/-odd\n'\"\\ \xff*";
+			mkdir $odd;
+			spew("$odd/$_", $_) for '--help', "-C\n.", '*', "\xfe";
+			spew("$workspace/script", "#!/bin/ls\n", 0755);
+			is_deeply($pull->(@again)->{result}, $tar eq 'gnu' ? { files => 7, bytes => 22 } : { files => 308, bytes => 45177 }, '... or there');
+			is(digest($pulled), digest($workspace), '... whatever its name');
+			# Made just after it was changed: it may have changed in the same second again.
+			is_deeply($pull->(@again)->{result}, $tar eq 'gnu' ? { files => 7, bytes => 22 } : { files => 308, bytes => 45177 }, '... and what is too young');
+			system 'rm', '-rf', $odd;
+		}
 		is_deeply($push->(localPath => "$source/script", remotePath => 'new/place/s')->{result}, { files => 1, bytes => 10 }, "$tar: a push of a file");
 		is(slurp("$workspace/new/place/s"), "#!/bin/sh\n", '... to a place that was not there');
 		$push->(localPath => "$source/script", remotePath => "$workspace/new");
@@ -488,6 +516,26 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 	is_error($push->(localPath => $source, remotePath => $_), '22023', qr/leads out/, "the remote path \"$_\"") for '..', '/etc', "$workspace/../x", "${workspace}2";
 	system 'chmod', '-R', 'u+rwx', $workspace;
 	system "rm -rf '$workspace'; mkdir '$workspace'";
+
+	# With GNU's programs again: a git working tree, whose state travels with its files, and of its objects those that are new.
+	unlink glob "$bin/*";
+	SKIP:
+	{
+		skip 'there is no git here', 1 if system('git --version >/dev/null 2>&1') != 0;
+		my $tree = "$base/tree_for_ssh";
+		my $git = 'git -c user.name=a -c user.email=a@example.com';
+		my $brings = sub { return $_[0]->(localPath => $tree)->{result}{bytes} };
+
+		system "git init -q '$tree' && cd '$tree' && head -c 3000000 /dev/urandom >large && $git add . && $git commit -qm one && $git gc -q";
+		utime 1_600_000_000, 1_600_000_000, split /\0/, `find '$tree' -type f -print0`;
+		cmp_ok($brings->($push), '>', 6_000_000, 'ssh: a git working tree');
+		system "cd '$tree' && echo two >two && $git add two && $git commit -qm two";
+		cmp_ok($brings->($push), '<', 100_000, '... a commit later only what is new is sent');
+		system "cd '$workspace' && echo three >three && $git add three && $git commit -qm three && echo four >four";
+		cmp_ok($brings->($pull), '<', 100_000, '... and back');
+		is(`cd '$tree' && git log --format=%s && git status --porcelain && git fsck --strict 2>&1`, "three\ntwo\none\n?? four\n", '... which is complete');
+		system "rm -rf '$workspace'; mkdir '$workspace'";
+	}
 
 	# Half-way
 	for my $how (qw(cancelled left))
@@ -531,10 +579,39 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		gone_or($workspace, '', 'the host is killed: nothing is left there');
 	}
 
-	# Whoever answers in place of tar
-	unlink glob "$bin/*";
 	$host = start_host(control => {});
 	$client = $host->connect;
+
+	# What is in the way of a pull of what differs
+	unlink glob "$bin/*";
+	spew("$workspace/$_", $_) for qw(here gone);
+	mkdir "$workspace/closed", 0;
+	is_error($pull->(localPath => "$base/differing"), '38000', qr/Permission denied/, 'what find can not read is not left out');
+	rmdir "$workspace/closed";
+	spew("$bin/tar", "#!/bin/sh\ncase \"\$2 \$*\" in '- '*'-T -') rm gone;; esac; exec /bin/tar \"\$@\"\n", 0755);
+	# (Of what isn't there, all is wanted.)
+	system "rm -rf '$base/differing'; mkdir '$base/differing'";
+	is_deeply($pull->(localPath => "$base/differing")->{result}, { files => 1, bytes => 4 }, 'what is gone when it is wanted is');
+	is(listing("$base/differing"), 'here', '... and no more');
+	unlink "$bin/tar";
+	spew("$bin/find", "#!/bin/sh\n[ \$2 = -prune ] && exit; printf 'f 1 1 644 1 ./%.9000d\\0' 1\n", 0755);
+	is_deeply($pull->(localPath => "$base/differing")->{result}, { files => 1, bytes => 4 }, 'after a list that can not be read all is sent');
+	spew("$bin/find", "#!/bin/sh\n[ \$2 = -prune ] && exit; exec yes \"\$(printf 'f 1 1 644 1 ./%.1000d' 1)\" | tr '\\n' '\\0'\n", 0755);
+	is_error($pull->(localPath => "$base/differing", limits => { stallMs => 2000 }), '08006', qr/no progress/, 'a list without an end');
+	no_process_left($host, '... leaves no process');
+	spew("$bin/find", "#!/bin/sh\n[ \$2 = -prune ] && exit; printf 'f 1 1 644 1 ./here\\0'; exec sleep 60\n", 0755);
+	{
+		my $call = $client->send_call('environmentPullFiles', $remote->('', localPath => "$base/differing"));
+		my $chooser = wait_until('it chooses', sub { (grep { slurp("/proc/$_/cmdline") =~ /^envrt_files\0choose\0/ } movers($host))[0] });
+
+		kill 'KILL', $chooser;
+		is_error($client->answer($call), '38000', qr/signal 9/, 'who chooses is killed');
+		no_process_left($host, '... which leaves no process');
+	}
+	unlink glob "$workspace/*";
+
+	# Whoever answers in place of tar
+	unlink glob "$bin/*";
 	my %archive = (
 		'..' => $top_entry . entry('../out', data => 'x') . $end,
 		'an absolute name' => $top_entry . entry("$outside/out", data => 'x') . $end,
@@ -555,7 +632,7 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 	spew("$base/archive", $top_entry . entry('./f', data => 'x') . $end);
 	spew("$bin/tar", "#!/bin/sh\ncat '$base/archive'; echo 'tar: ./g: File removed before we read it' >&2; exit 1\n", 0755);
 	is_deeply($pull->(localPath => "$base/removed")->{result}, { files => 1, bytes => 1 }, 'what vanishes meanwhile is left out');
-	spew("$bin/tar", "#!/bin/sh\ncat '$base/archive'; exec cat /dev/zero\n", 0755);
+	spew("$bin/tar", "#!/bin/sh\n[ \"\$2\" = - ] || exit 1; cat '$base/archive'; exec cat /dev/zero\n", 0755);
 	is_deeply($pull->(localPath => "$base/junk", limits => { stallMs => 1000 })->{result}, { files => 1, bytes => 1 }, 'a tar that goes on after the archive');
 	spew("$bin/tar", "#!/bin/sh\nwhile echo x; do sleep 0.1; done\n", 0755);
 	is_error($push->(localPath => $big, limits => { stallMs => 1000 }), '08006', qr/no progress/, 'a tar that only says that it lives');
