@@ -13,7 +13,7 @@
  *             since the last answers may still be in them, but only for a
  *             moment, should anybody hold them open after all
  *   ended     the owner has been told, and the memory goes when libuv has let
- *             go of the five handles
+ *             go of the handles
  *
  * To kill it is to close the supervisor's channel, which then kills all there
  * is.  If that takes too long, the supervisor is killed, and the kernel kills
@@ -23,6 +23,7 @@
  * The process handle must stay open until the exit, or nobody would reap.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,6 +74,7 @@ struct WorkerProcess
 	WorkerProcessEvents events;
 	void *owner; /* NULL: dismissed */
 	uv_process_t process;
+	bool has_process; /* or there were no pipes for it */
 	uv_pipe_t input;
 	uv_pipe_t output;
 	uv_pipe_t errors;
@@ -152,7 +154,8 @@ close_all(WorkerProcess *process)
 	process->ending = true;
 	timer_stop(&process->timer);
 	timer_stop(&process->kill_timer);
-	close_handle((uv_handle_t *) &process->process);
+	if (process->has_process)
+		close_handle((uv_handle_t *) &process->process);
 	close_handle((uv_handle_t *) &process->channel);
 	close_handle((uv_handle_t *) &process->input);
 	close_handle((uv_handle_t *) &process->output);
@@ -515,20 +518,37 @@ make_environment(const WorkerProgram *program, char **environment)
 	environment[5] = NULL;
 }
 
+/*
+ * One that the worker reads (or writes); *theirs: its end.  Not libuv's own kind, which is a pair
+ * of sockets: a pipe costs less.
+ */
+static int
+make_pipe(uv_pipe_t *ours, bool worker_reads, int *theirs)
+{
+	int ends[2];
+	int result;
+
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return -errno;
+	result = uv_pipe_open(ours, ends[worker_reads ? 1 : 0]);
+	if (result < 0)
+		close(ends[worker_reads ? 1 : 0]);
+	*theirs = ends[worker_reads ? 0 : 1];
+	return result;
+}
+
 static int
 spawn(WorkerProcess *process, const WorkerProgram *program)
 {
 	char files[24];
+	int pipes[3] = {-1, -1, -1};
 	char *arguments[OWN_ARGUMENTS + sizeof program->arguments / sizeof program->arguments[0]] = {
 	    ENVRT_HOST_PROGRAM, WORKER_SUPERVISOR_OPTION, files};
 	char *environment[ENVIRONMENT_SIZE];
 	uv_stdio_container_t stdio[4] = {
-	    {.flags = UV_CREATE_PIPE | UV_READABLE_PIPE,
-	     .data.stream = (uv_stream_t *) &process->input},
-	    {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
-	     .data.stream = (uv_stream_t *) &process->output},
-	    {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
-	     .data.stream = (uv_stream_t *) &process->errors},
+	    {.flags = UV_INHERIT_FD},
+	    {.flags = UV_INHERIT_FD},
+	    {.flags = UV_INHERIT_FD},
 	    {.flags = UV_CREATE_PIPE | UV_READABLE_PIPE | UV_WRITABLE_PIPE,
 	     .data.stream = (uv_stream_t *) &process->channel},
 	};
@@ -547,10 +567,25 @@ spawn(WorkerProcess *process, const WorkerProgram *program)
 	snprintf(files, sizeof files, "%llu", (unsigned long long) file_limit);
 	for (int i = 0; program->arguments[i] != NULL; i++)
 		arguments[OWN_ARGUMENTS + i] = (char *) program->arguments[i];
-	make_environment(program, environment);
-	result = uv_spawn(uv_default_loop(), &process->process, &options);
-	for (int i = 0; environment[i] != NULL; i++)
-		free(environment[i]);
+	result = make_pipe(&process->input, true, &pipes[0]);
+	if (result == 0)
+		result = make_pipe(&process->output, false, &pipes[1]);
+	if (result == 0)
+		result = make_pipe(&process->errors, false, &pipes[2]);
+	if (result == 0)
+	{
+		for (int i = 0; i < 3; i++)
+			stdio[i].data.fd = pipes[i];
+		make_environment(program, environment);
+		process->has_process = true;
+		process->open_handles++;
+		result = uv_spawn(uv_default_loop(), &process->process, &options);
+		for (int i = 0; environment[i] != NULL; i++)
+			free(environment[i]);
+	}
+	for (int i = 0; i < 3; i++)
+		if (pipes[i] >= 0)
+			close(pipes[i]);
 	return result;
 }
 
@@ -576,7 +611,7 @@ worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *ev
 	uv_pipe_init(uv_default_loop(), &process->channel, 0);
 	process->process.data = process->input.data = process->output.data = process->errors.data =
 	    process->channel.data = process;
-	process->open_handles = 5;
+	process->open_handles = 4;
 	process->next = first_process;
 	if (first_process != NULL)
 		first_process->previous = process;

@@ -310,6 +310,30 @@ $host = start_host(plugins => [ $journals, $rude ]);
 	cmp_ok($took, '<', 4, '... but no longer');
 }
 
+# A host that runs out of descriptors at each point of a start.
+{
+	my $scarce = start_host(plugins => [ $journals, $rude ]);
+	my $client = $scarce->connect;
+	my $limit = 3;
+	my %said;
+	my $limited = sub { system('prlimit', '--pid', $scarce->{pid}, "--nofile=$_[0]:") == 0 or die };
+
+	ok($client->call('environmentProbe', params())->{result}, 'a host whose plugins are known');
+	while ($limit < 100)
+	{
+		$limited->($limit++);
+		my $answer = $client->call('environmentProbe', act('echo', limits => { callMs => 1000 }));
+		last if $answer->{result};
+		$limited->(100);
+		$said{ $answer->{error}{message} }++;
+		$client->call('envrt/restartPlugin', { key => 'envrt.rude' });
+	}
+	is_deeply([ keys %said ], ['Plugin "envrt.rude" has no running worker'], 'one that has no descriptors left for another worker');
+	cmp_ok($limit, '>', 9, '... at each point of a start');
+	cmp_ok($limit, '<', 100, '... goes on when it has them');
+	$scarce->terminate;
+}
+
 # Time limits.
 {
 	my $client = $host->connect;
