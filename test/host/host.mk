@@ -1,7 +1,8 @@
 # The driver host's own tests; included by the Makefile.
 #
 #   check-host   unit tests, and the host against real and misbehaving servers; all of it twice,
-#                the second time with a host under the sanitizers
+#                the second time with a host under the sanitizers.  With -j2 both run at once: they
+#                mostly wait
 
 HOST_SANITIZED = build/host-address-undefined/$(HOST)
 
@@ -13,10 +14,15 @@ build/bad_sshd: test/host/bad_sshd.c
 	@mkdir -p build
 	$(CC) -std=gnu11 -g -O1 -D_GNU_SOURCE $(TEST_WARNINGS) -o $@ $< -lssh
 
-.PHONY: check-host sanitized-host
+.PHONY: check-host check-host-plain check-host-sanitized sanitized-host
 sanitized-host:
 	$(MAKE) SANITIZE=address,undefined $(HOST_SANITIZED)
 
-check-host: $(HOST) sanitized-host build/test_host_units build/bad_sshd
+check-host: check-host-plain check-host-sanitized
+
+check-host-plain: $(HOST) build/test_host_units build/bad_sshd
 	$(PROVE) --exec '' $(PROVE_FLAGS) build/test_host_units test/host/*.t
-	ENVRT_DRIVER_HOST='$(CURDIR)/$(HOST_SANITIZED)' $(PROVE) --exec '' $(PROVE_FLAGS) test/host/*.t
+
+# From the end, so that no test meets itself.
+check-host-sanitized: sanitized-host build/bad_sshd
+	ENVRT_DRIVER_HOST='$(CURDIR)/$(HOST_SANITIZED)' $(PROVE) --exec '' --reverse $(PROVE_FLAGS) test/host/*.t
