@@ -39,6 +39,7 @@ int envrt_reuse_wait_timeout = 0;
 int envrt_reuse_idle_timeout = 86400;
 bool envrt_act_after_promotion = false;
 char *envrt_plugin_path = NULL;
+int envrt_plugin_memory = 2048;
 char *envrt_sandbox_directory = NULL;
 bool envrt_sandbox_on_data_filesystem = false;
 int envrt_sandbox_memory = 1024;
@@ -267,6 +268,10 @@ settings_define(void)
 	    "plugins.",
 	    &envrt_plugin_path, "", PGC_SIGHUP, GUC_LIST_INPUT | GUC_SUPERUSER_ONLY, check_plugin_path,
 	    NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.plugin_memory", "Memory of a plugin's worker, and of each process that it starts.",
+	    "Zero means no limit. Workers that run keep the limit that they were started with.",
+	    &envrt_plugin_memory, 2048, 0, 1048576, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 	DefineCustomStringVariable(
 	    "envrt.sandbox_directory", "Where bubblewrap sandboxes have their images and workspaces.",
 	    "An absolute path on another file system than the data directory's. Empty: no sandboxes.",

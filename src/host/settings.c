@@ -15,6 +15,9 @@
 #include "sandbox_place.h"
 #include "settings.h"
 #include "ssh_pool.h"
+#include "worker_process.h"
+
+#define MAX_MEMORY_MB 1048576
 
 Settings settings = {.ssh_idle_timeout_ms = 60000, .ssh_sessions_per_host = 4};
 
@@ -27,6 +30,7 @@ settings_configure(const json_t *params)
 	const json_t *hosts = json_object_get(params, "allowedHosts");
 	const json_t *data_directory = json_object_get(params, "dataDirectory");
 	const json_t *plugin_path = json_object_get(params, "pluginPath");
+	const json_t *plugin_memory = json_object_get(params, "pluginMemoryMb");
 
 	if (json_is_integer(idle) && json_integer_value(idle) >= 0)
 		settings.ssh_idle_timeout_ms = (uint64_t) json_integer_value(idle);
@@ -44,6 +48,10 @@ settings_configure(const json_t *params)
 		log_message(LOG_WARNING, "configure: allowedHosts is no list, left as it was");
 	if (json_is_array(plugin_path))
 		plugins_set_path(plugin_path);
+	if (json_is_integer(plugin_memory) && json_integer_value(plugin_memory) >= 0 &&
+	    json_integer_value(plugin_memory) <= MAX_MEMORY_MB)
+		worker_process_limit_memory((unsigned long long) json_integer_value(plugin_memory) * 1024 *
+		                            1024);
 	if (json_is_string(data_directory))
 		plugin_state_set_directory(json_string_value(data_directory));
 	sandbox_place_configure(params);

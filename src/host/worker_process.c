@@ -65,7 +65,7 @@
 #define ENVIRONMENT_SIZE 6
 
 /* Arguments that are for us, before the program's. */
-#define OWN_ARGUMENTS 3
+#define OWN_ARGUMENTS 4
 
 struct WorkerProcess
 {
@@ -107,6 +107,7 @@ typedef struct Write
 
 static WorkerProcess *first_process;
 static rlim_t file_limit;
+static unsigned long long memory_limit; /* bytes; 0: none */
 static char receive_buffer[65536];
 
 void
@@ -116,6 +117,12 @@ worker_process_note_file_limit(void)
 
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
 		file_limit = files.rlim_cur;
+}
+
+void
+worker_process_limit_memory(unsigned long long bytes)
+{
+	memory_limit = bytes;
 }
 
 /*
@@ -541,9 +548,10 @@ static int
 spawn(WorkerProcess *process, const WorkerProgram *program)
 {
 	char files[24];
+	char memory[24];
 	int pipes[3] = {-1, -1, -1};
 	char *arguments[OWN_ARGUMENTS + sizeof program->arguments / sizeof program->arguments[0]] = {
-	    ENVRT_HOST_PROGRAM, WORKER_SUPERVISOR_OPTION, files};
+	    ENVRT_HOST_PROGRAM, WORKER_SUPERVISOR_OPTION, files, memory};
 	char *environment[ENVIRONMENT_SIZE];
 	uv_stdio_container_t stdio[4] = {
 	    {.flags = UV_INHERIT_FD},
@@ -565,6 +573,7 @@ spawn(WorkerProcess *process, const WorkerProgram *program)
 	int result;
 
 	snprintf(files, sizeof files, "%llu", (unsigned long long) file_limit);
+	snprintf(memory, sizeof memory, "%llu", memory_limit);
 	for (int i = 0; program->arguments[i] != NULL; i++)
 		arguments[OWN_ARGUMENTS + i] = (char *) program->arguments[i];
 	result = make_pipe(&process->input, true, &pipes[0]);

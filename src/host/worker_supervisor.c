@@ -12,8 +12,8 @@
  *      theirs (PR_SET_CHILD_SUBREAPER);
  *   2. starts the worker, in a session of its own, with default signals, none
  *      blocked, no descriptor but 0, 1 and 2, the number of open files that
- *      the host itself was started with (core dumps stay off), and SIGKILL at
- *      the death of its parent;
+ *      the host itself was started with (core dumps stay off), a limit of
+ *      memory, and SIGKILL at the death of its parent;
  *   3. waits for the worker's end, or that of the channel at descriptor 3,
  *      which is the host's end or its wish, and then kills its children until
  *      none is left: whose parent is dead becomes a child;
@@ -91,6 +91,17 @@ limit_files(const char *text)
 	setrlimit(RLIMIT_NOFILE, &files);
 }
 
+/* Of what it has for itself: address space that a runtime only reserves does not count. */
+static void
+limit_memory(const char *text)
+{
+	rlim_t bytes = (rlim_t) strtoull(text, NULL, 10);
+	struct rlimit memory = {bytes, bytes};
+
+	if (bytes > 0)
+		setrlimit(RLIMIT_DATA, &memory);
+}
+
 static void __attribute__((noreturn)) become_worker(pid_t supervisor, char **argv)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -100,9 +111,10 @@ static void __attribute__((noreturn)) become_worker(pid_t supervisor, char **arg
 	close_from(CHANNEL);
 	reset_signals();
 	limit_files(argv[2]);
-	execvp(argv[3], argv + 3);
+	limit_memory(argv[3]);
+	execvp(argv[4], argv + 4);
 	/* The host keeps what comes on stderr for its messages. */
-	fprintf(stderr, "could not execute %s: %s\n", argv[3], strerror(errno));
+	fprintf(stderr, "could not execute %s: %s\n", argv[4], strerror(errno));
 	_exit(127);
 }
 
@@ -238,7 +250,7 @@ worker_supervisor(int argc, char **argv)
 	int signals;
 	int null;
 
-	if (argc < 4 || fcntl(CHANNEL, F_GETFD) < 0)
+	if (argc < 5 || fcntl(CHANNEL, F_GETFD) < 0)
 		_exit(2);
 	close_from(CHANNEL + 1);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);

@@ -310,6 +310,20 @@ $host = start_host(plugins => [ $journals, $rude ]);
 	cmp_ok($took, '<', 4, '... but no longer');
 }
 
+# A worker that takes too much memory.
+{
+	my $bounded = start_host(plugins => [$rude], control => { pluginMemoryMb => 100 });
+	my $call = sub { return $bounded->call('environmentProbe', act('memory', config => { act => 'memory', bytes => $_[0] })) };
+
+	is($call->(10_000_000)->{result}, 10_000_000, 'a worker has the memory that it is given');
+	my $answer = $call->(200_000_000);
+	is_error($answer, '38000', qr/ended during the call/, '... and no more');
+	like($answer->{error}{data}{detail}, qr/out of memory/i, '... which its last words are about');
+	$bounded->configure(pluginMemoryMb => 400);
+	is($call->(200_000_000)->{result}, 200_000_000, '... unless the next one is given more');
+	$bounded->terminate;
+}
+
 # A host that runs out of descriptors at each point of a start.
 {
 	my $scarce = start_host(plugins => [ $journals, $rude ]);
