@@ -343,6 +343,8 @@ drop_unsent(LeaseOperation *operation)
 {
 	HostError *error = timeout_error(operation);
 
+	if (operation->request != NULL)
+		plugin_request_is_late(operation->request);
 	if (is_maker(operation) && !operation->waiting)
 	{
 		lease_make_withdrawn(operation);

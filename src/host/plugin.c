@@ -22,8 +22,10 @@
  * Requests have no time limit of their own: the asker has.  When it loses its patience, it says
  * so (plugin_request_is_late) or drops the request (plugin_request_forget), and with it the
  * secrets; the worker is not told, since its protocol has no word for it, and its late answer is
- * known for what it is.  A worker that owes too many late answers is killed; so is, sooner, one
- * that has said nothing for some time while several requests ran out of theirs: it hangs.
+ * known for what it is.  A worker that owes too many late answers is killed.  One that has said
+ * nothing for some time while several requests ran out of theirs may hang, or only wait for
+ * somebody else, while it works well at other requests: so it is asked for its health, and killed
+ * when it does not even answer that, or say anything else.
  *
  * What breaks the protocol kills the worker: its stream can't be trusted any
  * more.  What is no message at all does not, since libraries like to print,
@@ -61,7 +63,8 @@
 #define INITIALIZE_MS 15000
 #define MAX_LATE 1000
 #define MAX_SILENT 5
-#define SILENT_MS 10000
+#define SILENT_MS 5000
+#define HEALTH_MS 5000
 #define MAX_STRAY 1000
 #define STRAY_RATE 10
 #define DRAIN_MS 10000
@@ -113,8 +116,10 @@ struct Plugin
 	RequestList sent;
 	json_int_t last_id;
 	json_int_t initialize_id;
-	Timer *timer; /* initialize's limit, or the delay before a start */
-	Timer *soon;  /* work for the event loop: requests to look at, or memory to free */
+	json_int_t health_id; /* the last */
+	Timer *timer;         /* initialize's limit, or the delay before a start */
+	Timer *health;        /* the limit of an answer that is awaited */
+	Timer *soon;          /* work for the event loop: requests to look at, or memory to free */
 	WorkerBackoff backoff;
 	unsigned late;
 	unsigned silent; /* requests that ran out of time since the last line of the worker */
@@ -130,6 +135,7 @@ struct Plugin
 	json_int_t active;
 	char *last_error;
 	char *last_stderr; /* of the process before this one */
+	bool said_full;    /* that the mask is */
 };
 
 static size_t plugin_count;
@@ -397,6 +403,11 @@ worker_answers(Plugin *plugin, const RpcMessage *message)
 	}
 	while (request != NULL && !(json_is_integer(message->id) && request->id == id))
 		request = request->next;
+	if (request == NULL && json_is_integer(message->id) && id != 0 && id == plugin->health_id)
+	{
+		plugin->health_id = 0;
+		return;
+	}
 	if (request == NULL)
 	{
 		stray(plugin, "answered what it was not asked, again and again");
@@ -447,6 +458,7 @@ line_came(void *owner, const char *line, size_t length)
 	RpcMessage message;
 
 	plugin->silent = 0;
+	timer_stop(&plugin->health);
 	rpc_parse(line, length, &message);
 	switch (message.kind)
 	{
@@ -506,6 +518,9 @@ process_ended(void *owner, const char *how)
 	free(plugin->last_stderr);
 	plugin->last_stderr = worker_process_stderr(plugin->process, secret_mask_apply, plugin->mask);
 	plugin->process = NULL;
+	timer_stop(&plugin->health);
+	secret_mask_worker_ended(plugin->mask);
+	plugin->said_full = false;
 	if (stopped)
 	{
 		log_message(LOG_LOG, "plugin \"%s\": its worker %s, after it was told to end",
@@ -685,6 +700,7 @@ plugin_free(Plugin *plugin)
 {
 	timer_stop(&plugin->timer);
 	timer_stop(&plugin->soon);
+	timer_stop(&plugin->health);
 	if (plugin->process != NULL)
 		worker_process_dismiss(plugin->process);
 	while (plugin->waiting.first != NULL)
@@ -749,6 +765,19 @@ look(void *data)
 	plugin_release(plugin);
 }
 
+static void
+learn_secrets(Plugin *plugin, const PluginRequest *request)
+{
+	secret_mask_learn(plugin->mask, json_string_value(request->company), request->secrets);
+	if (plugin->said_full || !secret_mask_is_full(plugin->mask))
+		return;
+	plugin->said_full = true;
+	log_message(LOG_WARNING,
+	            "plugin \"%s\": its worker was told too many secrets: all that it says is hidden "
+	            "until it is restarted",
+	            plugin_id(plugin));
+}
+
 PluginRequest *
 plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answered, void *data)
 {
@@ -765,7 +794,7 @@ plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answer
 	request->company = json_incref(json_object_get(question->params, "companyId"));
 	request->answered = answered;
 	request->data = data;
-	secret_mask_learn(plugin->mask, json_string_value(request->company), request->secrets);
+	learn_secrets(plugin, request);
 	list_append(&plugin->waiting, request);
 	plugin->calls++;
 	plugin->active++;
@@ -802,6 +831,15 @@ owes_late(PluginRequest *request)
 		broke_protocol(plugin, "owes too many answers");
 }
 
+static void
+health_overdue(void *data)
+{
+	Plugin *plugin = data;
+
+	if (plugin->process != NULL)
+		broke_protocol(plugin, "is silent while calls of it run out of time");
+}
+
 void
 plugin_request_is_late(PluginRequest *request)
 {
@@ -810,12 +848,18 @@ plugin_request_is_late(PluginRequest *request)
 	if (request->late)
 		return;
 	owes_late(request);
-	if (plugin->state != STATE_RUNNING || !request->sent)
+	/* One that is not sent waits for others to be read. */
+	if (plugin->state != STATE_RUNNING)
 		return;
 	if (plugin->silent++ == 0)
 		plugin->silent_since = now_ms();
-	if (plugin->silent >= MAX_SILENT && now_ms() - plugin->silent_since >= SILENT_MS)
-		broke_protocol(plugin, "is silent while calls of it run out of time");
+	if (plugin->silent >= MAX_SILENT && now_ms() - plugin->silent_since >= SILENT_MS &&
+	    plugin->health == NULL && plugin->process != NULL)
+	{
+		plugin->health_id = ++plugin->last_id;
+		timer_start(&plugin->health, HEALTH_MS, health_overdue, plugin);
+		send_message(plugin, rpc_request(plugin->health_id, "health", json_object()));
+	}
 }
 
 void

@@ -71,7 +71,7 @@ extern PluginRequest *plugin_ask(Plugin *plugin, const PluginQuestion *question,
 /* Whether the worker may have seen it. */
 extern bool plugin_request_is_sent(const PluginRequest *request);
 
-/* The asker no longer counts on an answer, but takes one. */
+/* The asker's time is over: it no longer counts on an answer, but takes one. */
 extern void plugin_request_is_late(PluginRequest *request);
 
 /* The asker wants no answer.  One that is not sent yet never will be. */

@@ -150,8 +150,7 @@ expired(void *data)
 
 	if (is_acquire(state->method) && !plugin_request_is_sent(state->request))
 		error->outcome = OUTCOME_ABSENT;
-	if (plugin_request_is_sent(state->request))
-		plugin_request_is_late(state->request);
+	plugin_request_is_late(state->request);
 	plugin_request_forget(state->request);
 	call_fail(state->call, error);
 	plugin_call_free(state);

@@ -81,7 +81,7 @@ find_or_make(const char *plugin, const char *name, const char *tags_text)
 	series = xcalloc(1, sizeof *series);
 	series->plugin = xstrdup(plugin);
 	series->name = xstrdup(name);
-	series->tags = json_loads(tags_text, 0, NULL);
+	series->tags = json_loads(tags_text, JSON_ALLOW_NUL, NULL);
 	series->tags_text = xstrdup(tags_text);
 	series->next = first_series;
 	first_series = series;

@@ -196,7 +196,7 @@ load(PluginState *state, const char **problem)
 	else if (fd >= 0 && fstat(fd, &about) == 0 && S_ISREG(about.st_mode) &&
 	         about.st_size <= 2 * MAX_STATE)
 	{
-		map = json_loadfd(fd, 0, NULL);
+		map = json_loadfd(fd, JSON_ALLOW_NUL, NULL);
 		state->size = (size_t) about.st_size;
 	}
 	if (fd >= 0)

@@ -5,22 +5,24 @@
  * A worker may write down a secret long after the call that brought it has
  * ended, and the end of its stderr is shown to whoever's call fails next, of
  * whatever company.  So what is to be hidden is remembered as long as the
- * plugin, but not the secrets themselves: of each pattern there is its length
+ * worker, but not the secrets themselves: of each pattern there is its length
  * and a hash, polynomial at a secret base modulo a prime of 61 bits, so that
  * two texts have the same one by an unlikely chance only.
  *
  * Patterns are a secret's whole text, the same as JSON writes it, and its
- * first so many lines that have a few bytes.  They are found by the hash of
- * their first four bytes.  The hashes of all parts of a text follow from those
- * of its beginnings, so each place of a text costs one step, and one more for
- * each pattern that begins as the text goes on there, however long it is.
+ * first so many lines that have a few bytes; of what is long, pieces, since
+ * what people are shown may begin or end within it.  The hashes of all parts of
+ * a text follow from those of its beginnings.  At each place of a text its next
+ * four bytes tell which lengths come into question, and each of these is looked
+ * up among the patterns: how many there are makes no difference.
  *
  * Every company has room for so many patterns.  When it brings more, its own
  * oldest ones go, which nobody else's secrets are among; not those that calls
- * in flight brought, since the owner learns these once more before.  When the
- * room of all is full nevertheless, nothing is forgotten: all is hidden.
+ * in flight brought, since the owner learns these once more before.  What
+ * several companies have brought stays.  When the room of all is full
+ * nevertheless, nothing is forgotten: all is hidden, until the worker ends,
+ * and with it what it may say; then only what is in use stays.
  */
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,40 +32,65 @@
 #include "memory.h"
 #include "secret_mask.h"
 
-#define MAX_PATTERNS 65536
+#define MAX_PATTERNS (256 * 1024)
 #define MAX_OF_COMPANY 512
 #define MAX_LINES 64
 #define MIN_LENGTH 4
 #define MIN_LINE 8
-#define MAX_LENGTH 16384
-#define BUCKETS 4096
+#define MAX_LENGTH 4096
+#define FIRST_BUCKETS 1024
 
 #define PRIME (((uint64_t) 1 << 61) - 1)
 #define NONE UINT32_MAX
 
+/* Numbers from 0 on by their keys, which are hashes; several can have the same key. */
+typedef struct Index
+{
+	uint32_t *buckets;
+	uint32_t bucket_count;
+	uint64_t *keys;
+	uint32_t *next; /* of the bucket */
+	uint32_t count;
+	uint32_t room;
+} Index;
+
+/* By their hashes. */
 typedef struct Pattern
 {
-	uint64_t hash;
-	uint64_t power; /* the base to the length */
+	uint64_t head; /* the hash of the first MIN_LENGTH bytes */
 	uint64_t company;
 	uint64_t learned; /* when last, among others */
 	uint32_t length;
-	uint32_t bucket;
-	uint32_t next; /* of the bucket */
+	bool shared; /* by several companies, and on nobody's account */
 } Pattern;
+
+/* The lengths of patterns, by their heads. */
+typedef struct Size
+{
+	uint64_t power; /* the base to the length */
+	uint32_t length;
+} Size;
+
+/* By companies. */
+typedef struct Account
+{
+	uint32_t count;
+	uint32_t enough; /* no room is made before there are as many */
+} Account;
 
 struct SecretMask
 {
+	Index by_hash;
 	Pattern *patterns;
-	uint32_t count;
-	uint32_t room;
-	uint32_t buckets[BUCKETS];
+	Index by_head;
+	Size *sizes;
+	Index by_company;
+	Account *accounts;
 	uint64_t learned;
 	uint64_t base;
 	unsigned char key[crypto_shorthash_KEYBYTES];
 	bool making_room;
-	bool full;       /* something could not be learned */
-	uint32_t enough; /* no room is made before there are as many */
+	bool full; /* something could not be learned */
 	void (*make_room)(void *owner);
 	void *owner;
 };
@@ -94,6 +121,86 @@ between(uint64_t start, uint64_t end, uint64_t power)
 	return end >= before ? end - before : end + PRIME - before;
 }
 
+static uint64_t
+power_of(const SecretMask *mask, size_t length)
+{
+	uint64_t power = 1;
+
+	for (size_t i = 0; i < length; i++)
+		power = multiply(power, mask->base);
+	return power;
+}
+
+/*
+ * Indexes
+ */
+
+static uint32_t *
+bucket_of(const Index *index, uint64_t key)
+{
+	return &index->buckets[(key ^ key >> 32) & (index->bucket_count - 1)];
+}
+
+static uint32_t
+with_key(const Index *index, uint32_t number, uint64_t key)
+{
+	while (number != NONE && index->keys[number] != key)
+		number = index->next[number];
+	return number;
+}
+
+/* The first of a key, and the next one with the same; NONE when there is none. */
+static uint32_t
+index_find(const Index *index, uint64_t key)
+{
+	return index->count > 0 ? with_key(index, *bucket_of(index, key), key) : NONE;
+}
+
+static uint32_t
+index_next(const Index *index, uint32_t number)
+{
+	return with_key(index, index->next[number], index->keys[number]);
+}
+
+static void
+index_enter(Index *index, uint32_t number)
+{
+	uint32_t *bucket = bucket_of(index, index->keys[number]);
+
+	index->next[number] = *bucket;
+	*bucket = number;
+}
+
+/* Adds one; *grown: there is more room than before, for the owner to make as well. */
+static uint32_t
+index_add(Index *index, uint64_t key, bool *grown)
+{
+	*grown = index->count == index->room;
+	if (*grown)
+	{
+		index->room = index->room > 0 ? index->room * 2 : FIRST_BUCKETS;
+		index->bucket_count = index->room;
+		index->keys = xrealloc(index->keys, index->room * sizeof *index->keys);
+		index->next = xrealloc(index->next, index->room * sizeof *index->next);
+		index->buckets = xrealloc(index->buckets, index->room * sizeof *index->buckets);
+		memset(index->buckets, 0xff, index->bucket_count * sizeof *index->buckets);
+		for (uint32_t i = 0; i < index->count; i++)
+			index_enter(index, i);
+	}
+	index->keys[index->count] = key;
+	index_enter(index, index->count);
+	return index->count++;
+}
+
+static void
+index_free(Index *index)
+{
+	free(index->buckets);
+	free(index->keys);
+	free(index->next);
+	memset(index, 0, sizeof *index);
+}
+
 SecretMask *
 secret_mask_new(void (*make_room)(void *owner), void *owner)
 {
@@ -102,16 +209,29 @@ secret_mask_new(void (*make_room)(void *owner), void *owner)
 	randombytes_buf(&mask->base, sizeof mask->base);
 	mask->base = mask->base % (PRIME - 1000) + 500;
 	crypto_shorthash_keygen(mask->key);
-	memset(mask->buckets, 0xff, sizeof mask->buckets);
 	mask->make_room = make_room;
 	mask->owner = owner;
 	return mask;
 }
 
+static void
+clear(SecretMask *mask)
+{
+	index_free(&mask->by_hash);
+	index_free(&mask->by_head);
+	index_free(&mask->by_company);
+	free(mask->patterns);
+	free(mask->sizes);
+	free(mask->accounts);
+	mask->patterns = NULL;
+	mask->sizes = NULL;
+	mask->accounts = NULL;
+}
+
 void
 secret_mask_free(SecretMask *mask)
 {
-	free(mask->patterns);
+	clear(mask);
 	explicit_bzero(mask, sizeof *mask);
 	free(mask);
 }
@@ -120,13 +240,84 @@ secret_mask_free(SecretMask *mask)
  * Learning
  */
 
-static void
-enter(SecretMask *mask, uint32_t index)
+static Account *
+account_of(SecretMask *mask, uint64_t company)
 {
-	Pattern *pattern = &mask->patterns[index];
+	uint32_t number = index_find(&mask->by_company, company);
 
-	pattern->next = mask->buckets[pattern->bucket];
-	mask->buckets[pattern->bucket] = index;
+	if (number == NONE)
+	{
+		bool grown;
+
+		number = index_add(&mask->by_company, company, &grown);
+		if (grown)
+			mask->accounts =
+			    xrealloc(mask->accounts, mask->by_company.room * sizeof *mask->accounts);
+		mask->accounts[number] = (Account){0};
+	}
+	return &mask->accounts[number];
+}
+
+static void
+add_size(SecretMask *mask, uint64_t head, uint32_t length)
+{
+	uint32_t number = index_find(&mask->by_head, head);
+	bool grown;
+
+	while (number != NONE && mask->sizes[number].length != length)
+		number = index_next(&mask->by_head, number);
+	if (number != NONE)
+		return;
+	number = index_add(&mask->by_head, head, &grown);
+	if (grown)
+		mask->sizes = xrealloc(mask->sizes, mask->by_head.room * sizeof *mask->sizes);
+	mask->sizes[number] = (Size){.power = power_of(mask, length), .length = length};
+}
+
+static void
+add(SecretMask *mask, uint64_t hash, const Pattern *pattern)
+{
+	bool grown;
+	uint32_t number = index_add(&mask->by_hash, hash, &grown);
+
+	if (grown)
+		mask->patterns = xrealloc(mask->patterns, mask->by_hash.room * sizeof *mask->patterns);
+	mask->patterns[number] = *pattern;
+	if (!pattern->shared)
+		account_of(mask, pattern->company)->count++;
+	add_size(mask, pattern->head, pattern->length);
+}
+
+static Pattern *
+find(const SecretMask *mask, uint64_t hash, uint32_t length)
+{
+	uint32_t number = index_find(&mask->by_hash, hash);
+
+	while (number != NONE && mask->patterns[number].length != length)
+		number = index_next(&mask->by_hash, number);
+	return number != NONE ? &mask->patterns[number] : NULL;
+}
+
+/* Forgets what was last learned before `before`: of a company, not after `last`; NULL: of all. */
+static void
+forget(SecretMask *mask, const uint64_t *company, uint64_t before, uint64_t last)
+{
+	Index by_hash = mask->by_hash;
+	Pattern *patterns = mask->patterns;
+
+	memset(&mask->by_hash, 0, sizeof mask->by_hash);
+	mask->patterns = NULL;
+	clear(mask);
+	for (uint32_t i = 0; i < by_hash.count; i++)
+	{
+		const Pattern *pattern = &patterns[i];
+		bool ours = company == NULL || (!pattern->shared && pattern->company == *company);
+
+		if (!ours || pattern->learned >= before || pattern->learned > last)
+			add(mask, by_hash.keys[i], pattern);
+	}
+	index_free(&by_hash);
+	free(patterns);
 }
 
 static int
@@ -138,90 +329,69 @@ compare_times(const void *a, const void *b)
 	return *left < *right ? -1 : *left > *right;
 }
 
-/*
- * Forgets the older half of a company's patterns, as far as they were last
- * learned before `limit`.  Many at once, since the owner has work with it.
- */
-static void
-forget_some(SecretMask *mask, uint64_t company, uint64_t limit)
+/* The time before which half of a company's patterns were last learned. */
+static uint64_t
+median_of(const SecretMask *mask, uint64_t company)
 {
-	uint64_t *times = xcalloc(mask->count, sizeof *times);
+	uint64_t *times = xcalloc(mask->by_hash.count, sizeof *times);
 	size_t count = 0;
 	uint64_t median;
-	uint32_t kept = 0;
 
-	for (uint32_t i = 0; i < mask->count; i++)
-		if (mask->patterns[i].company == company)
+	for (uint32_t i = 0; i < mask->by_hash.count; i++)
+		if (!mask->patterns[i].shared && mask->patterns[i].company == company)
 			times[count++] = mask->patterns[i].learned;
 	qsort(times, count, sizeof *times, compare_times);
 	median = times[count / 2];
 	free(times);
-	memset(mask->buckets, 0xff, sizeof mask->buckets);
-	for (uint32_t i = 0; i < mask->count; i++)
-	{
-		const Pattern *pattern = &mask->patterns[i];
-
-		if (pattern->company == company && pattern->learned < limit && pattern->learned <= median)
-			continue;
-		mask->patterns[kept] = *pattern;
-		enter(mask, kept++);
-	}
-	mask->count = kept;
+	return median;
 }
 
-static size_t
-count_of(const SecretMask *mask, uint64_t company)
+/* At most MAX_LENGTH bytes. */
+static void
+learn_piece(SecretMask *mask, uint64_t company, const char *text, size_t length)
 {
-	size_t count = 0;
+	Pattern pattern = {.length = (uint32_t) length, .company = company};
+	uint64_t hash = 0;
+	Pattern *known;
 
-	for (uint32_t i = 0; i < mask->count; i++)
-		count += mask->patterns[i].company == company;
-	return count;
+	for (size_t i = 0; i < length; i++)
+	{
+		hash = append(mask, hash, text[i]);
+		if (i + 1 == MIN_LENGTH)
+			pattern.head = hash;
+	}
+	pattern.learned = ++mask->learned;
+	known = find(mask, hash, pattern.length);
+	if (known != NULL)
+	{
+		known->learned = pattern.learned;
+		if (known->shared || known->company == company)
+			return;
+		/* It must not be forgotten on the other's account. */
+		account_of(mask, known->company)->count--;
+		known->shared = true;
+	}
+	else if (mask->making_room)
+		return;
+	else if (mask->by_hash.count >= MAX_PATTERNS)
+		mask->full = true;
+	else
+		add(mask, hash, &pattern);
 }
 
 static void
 learn_text(SecretMask *mask, uint64_t company, const char *text, size_t length, size_t min)
 {
-	Pattern pattern = {.length = (uint32_t) length, .power = 1, .company = company};
+	size_t start = 0;
 
-	if (length < min || length > MAX_LENGTH)
+	if (length < min)
 		return;
-	for (size_t i = 0; i < length; i++)
-	{
-		if (i == MIN_LENGTH)
-			pattern.bucket = (uint32_t) (pattern.hash % BUCKETS);
-		pattern.hash = append(mask, pattern.hash, text[i]);
-		pattern.power = multiply(pattern.power, mask->base);
-	}
-	if (length == MIN_LENGTH)
-		pattern.bucket = (uint32_t) (pattern.hash % BUCKETS);
-	pattern.learned = ++mask->learned;
-	for (uint32_t i = mask->buckets[pattern.bucket]; i != NONE; i = mask->patterns[i].next)
-	{
-		Pattern *known = &mask->patterns[i];
-
-		/* Each company has its own, so that it is not forgotten on another's account. */
-		if (known->length == pattern.length && known->hash == pattern.hash &&
-		    known->company == company)
-		{
-			known->learned = pattern.learned;
-			return;
-		}
-	}
-	if (mask->making_room)
-		return;
-	if (mask->count >= MAX_PATTERNS)
-	{
-		mask->full = true;
-		return;
-	}
-	if (mask->count == mask->room)
-	{
-		mask->room = mask->room > 0 ? mask->room * 2 : 64;
-		mask->patterns = xrealloc(mask->patterns, mask->room * sizeof *mask->patterns);
-	}
-	mask->patterns[mask->count] = pattern;
-	enter(mask, mask->count++);
+	for (; length - start > MAX_LENGTH; start += MAX_LENGTH)
+		learn_piece(mask, company, text + start, MAX_LENGTH);
+	/* The last one is as long as the others, since it may be all that is there. */
+	if (start > 0)
+		start = length - MAX_LENGTH;
+	learn_piece(mask, company, text + start, length - start);
 }
 
 static void
@@ -243,17 +413,41 @@ learn_lines(SecretMask *mask, uint64_t company, const char *text, size_t length)
 	}
 }
 
+/* Has the owner learn once more what is to stay; what it has not learned since is older. */
+static uint64_t
+learn_again(SecretMask *mask)
+{
+	uint64_t before = ++mask->learned;
+
+	mask->making_room = true;
+	mask->make_room(mask->owner);
+	mask->making_room = false;
+	return before;
+}
+
+static void
+make_room(SecretMask *mask, uint64_t company, uint64_t before)
+{
+	Account *account;
+
+	forget(mask, &company, before, median_of(mask, company));
+	account = account_of(mask, company);
+	/* When they are all in use, it makes no sense to try each time. */
+	account->enough = account->count > MAX_OF_COMPANY ? account->count + MAX_OF_COMPANY / 2 : 0;
+}
+
 void
 secret_mask_learn(SecretMask *mask, const char *company, const json_t *secrets)
 {
 	const char *name;
 	json_t *value;
-	uint64_t account = 0;
+	uint64_t number = 0;
+	const Account *account;
 
 	if (json_object_size(secrets) == 0)
 		return;
 	if (company != NULL)
-		crypto_shorthash((unsigned char *) &account, (const unsigned char *) company,
+		crypto_shorthash((unsigned char *) &number, (const unsigned char *) company,
 		                 strlen(company), mask->key);
 	json_object_foreach((json_t *) secrets, name, value)
 	{
@@ -262,47 +456,78 @@ secret_mask_learn(SecretMask *mask, const char *company, const json_t *secrets)
 
 		if (text == NULL)
 			continue;
-		learn_text(mask, account, text, json_string_length(value), MIN_LENGTH);
-		learn_lines(mask, account, text, json_string_length(value));
+		learn_text(mask, number, text, json_string_length(value), MIN_LENGTH);
+		learn_lines(mask, number, text, json_string_length(value));
 		dumped = json_dumps(value, JSON_ENCODE_ANY);
 		if (dumped != NULL && strlen(dumped) > 2)
-			learn_text(mask, account, dumped + 1, strlen(dumped) - 2, MIN_LENGTH);
+			learn_text(mask, number, dumped + 1, strlen(dumped) - 2, MIN_LENGTH);
 		secret_free(dumped);
 	}
-	if (!mask->making_room && mask->count > MAX_OF_COMPANY && mask->count >= mask->enough &&
-	    count_of(mask, account) > MAX_OF_COMPANY)
+	account = account_of(mask, number);
+	if (!mask->making_room && account->count > MAX_OF_COMPANY && account->count >= account->enough)
 	{
-		uint64_t limit = mask->learned;
+		uint64_t before = learn_again(mask);
 
 		mask->making_room = true;
-		mask->make_room(mask->owner);
 		secret_mask_learn(mask, company, secrets);
 		mask->making_room = false;
-		forget_some(mask, account, limit);
-		/* When they are all in use, it makes no sense to try each time. */
-		mask->enough =
-		    count_of(mask, account) > MAX_OF_COMPANY ? mask->count + MAX_OF_COMPANY / 2 : 0;
+		make_room(mask, number, before);
 	}
+}
+
+bool
+secret_mask_is_full(const SecretMask *mask)
+{
+	return mask->full;
+}
+
+void
+secret_mask_worker_ended(SecretMask *mask)
+{
+	if (!mask->full && mask->by_hash.count < MAX_PATTERNS / 2)
+		return;
+	forget(mask, NULL, learn_again(mask), UINT64_MAX);
+	mask->full = false;
 }
 
 /*
  * Hiding
  */
 
+/* Where the longest pattern ends that begins at a place; 0: none does. */
+static size_t
+end_of_pattern(const SecretMask *mask, const uint64_t *hashes, size_t start, size_t length,
+               uint64_t power)
+{
+	uint64_t head = between(hashes[start], hashes[start + MIN_LENGTH], power);
+	size_t last = 0;
+
+	for (uint32_t i = index_find(&mask->by_head, head); i != NONE;
+	     i = index_next(&mask->by_head, i))
+	{
+		const Size *size = &mask->sizes[i];
+		size_t end = start + size->length;
+
+		if (end > last && end <= length &&
+		    find(mask, between(hashes[start], hashes[end], size->power), size->length) != NULL)
+			last = end;
+	}
+	return last;
+}
+
 void
 secret_mask_apply(void *data, char *text, size_t length)
 {
 	const SecretMask *mask = data;
 	uint64_t *hashes; /* of the beginnings */
-	uint64_t power = 1;
+	uint64_t power;
 	size_t hidden = 0; /* up to where */
 
 	if (mask->full)
 		memset(text, '*', length);
-	if (mask->full || mask->count == 0 || length < MIN_LENGTH)
+	if (mask->full || mask->by_hash.count == 0 || length < MIN_LENGTH)
 		return;
-	for (size_t i = 0; i < MIN_LENGTH; i++)
-		power = multiply(power, mask->base);
+	power = power_of(mask, MIN_LENGTH);
 	hashes = xcalloc(length + 1, sizeof *hashes);
 	for (size_t i = 0; i < length; i++)
 		hashes[i + 1] = append(mask, hashes[i], text[i]);
@@ -310,17 +535,10 @@ secret_mask_apply(void *data, char *text, size_t length)
 	{
 		if (start + MIN_LENGTH <= length)
 		{
-			uint64_t head = between(hashes[start], hashes[start + MIN_LENGTH], power);
+			size_t end = end_of_pattern(mask, hashes, start, length, power);
 
-			for (uint32_t i = mask->buckets[head % BUCKETS]; i != NONE; i = mask->patterns[i].next)
-			{
-				const Pattern *pattern = &mask->patterns[i];
-				size_t end = start + pattern->length;
-
-				if (end > hidden && end <= length &&
-				    between(hashes[start], hashes[end], pattern->power) == pattern->hash)
-					hidden = end;
-			}
+			if (end > hidden)
+				hidden = end;
 		}
 		if (start < hidden)
 			text[start] = '*';

@@ -5,6 +5,7 @@
 #ifndef ENVRT_HOST_SECRET_MASK_H
 #define ENVRT_HOST_SECRET_MASK_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include <jansson.h>
@@ -23,6 +24,16 @@ extern void secret_mask_free(SecretMask *mask);
  * which may be NULL: on whose account.
  */
 extern void secret_mask_learn(SecretMask *mask, const char *company, const json_t *secrets);
+
+/* Whether there was no room for all, so that everything is hidden. */
+extern bool secret_mask_is_full(const SecretMask *mask);
+
+/*
+ * What the worker wrote is masked and gone: the next one does not know what
+ * this one was told.  When there is little room left, what is not learned once
+ * more (make_room) is forgotten.
+ */
+extern void secret_mask_worker_ended(SecretMask *mask);
 
 /* Puts asterisks in their place; mask is a SecretMask. */
 extern void secret_mask_apply(void *mask, char *text, size_t length);

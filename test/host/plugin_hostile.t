@@ -207,6 +207,23 @@ for my $act ('hundred megabytes', 'hundred megabytes in a message')
 	cmp_ok($took, '>=', 9, '... not at once');
 	like(slurp($host->{stderr}), qr/plugin "rude": its worker is silent while calls of it run out of time/, '... and it is said why');
 	$pid = probe('rude', 'pid')->{result};
+	# Nor does it have to have read them.
+	$pid = probe('rude', 'pid')->{result};
+	kill 'STOP', $pid;
+	is_error(probe('rude', 'pid', limits => { callMs => 500 }, padding => 'x' x 1_000_000), '38000', qr/did not answer/, 'a call that is not read');
+	wait_until('a worker that does not read is ended', sub {
+			my $answer = probe('rude', 'pid', limits => { callMs => 500 });
+			return $answer->{result} && $answer->{result} ne $pid;
+		});
+	# Calls that are not answered in time don't cost the others of a worker that is well.
+	$pid = probe('rude', 'pid')->{result};
+	my $other = $host->connect;
+	my @ordered = $other->send_call('environmentProbe', act('rude', 'order'));
+	my $until = time + 14;
+	probe('rude', 'never', limits => { callMs => 500 }) while time < $until;
+	push @ordered, $other->send_call('environmentProbe', act('rude', 'order', limits => { callMs => 5000 }));
+	is_deeply([ map { $other->answer($_)->{result} } @ordered ], [ 'first', 'second' ], 'a worker that has nothing to say to some, but is alive, is not ended');
+	is(probe('rude', 'pid')->{result}, $pid, '... and lives on');
 	# 1050 lines in all, 950 of them at once.
 	probe('rude', 'lines 950');
 	my $lines = 0;

@@ -186,6 +186,18 @@ start();
 	like($answer->{error}{data}{detail}, qr/a \*\*\*\* secret$/, 'short ones, too');
 }
 
+# What is masked of secrets that are longer than what is shown.
+{
+	my $secret = join '', map { sprintf 'part-%05d.', $_ } 1 .. 3000;
+	my %secrets = (secrets => { $id => $secret });
+	my $answer = $host->call('environmentProbe', params('all', { error => "told $secret", stderr => "got $secret!", log => { message => "have $secret" } }, %secrets));
+
+	like($answer->{error}{message}, qr/^told \*+$/, 'a long secret is masked in an error');
+	like($answer->{error}{data}{detail}, qr/\*{7000}!$/, '... in the end of stderr');
+	like(slurp($host->{stderr}), qr/have \*+$/m, '... and in the log');
+	unlike($json->encode($answer) . slurp($host->{stderr}), qr/part-\d/, '... and nothing shows');
+}
+
 # Others' secrets don't push a secret out, and many and long ones don't hold up the host.
 {
 	my $mine = 'my-company-has-this-secret';
@@ -240,6 +252,7 @@ start();
 	is_deeply(ask('all', 'state.get', {%key})->{result}, { a => [ 1, "\x{fc}\n" ] }, '... and got');
 	is_deeply(ask('all', 'state.get', { %key, namespace => 'default' })->{result}, { a => [ 1, "\x{fc}\n" ] }, '... whose namespace is default');
 	is(ask('all', 'state.get', { %key, namespace => 'n' })->{result}, undef, '... in no other');
+	ok(exists ask('all', 'state.set', { %key, stateKey => "a\0b", value => "c\0d" })->{result}, 'a text may hold U+0000');
 	is(ask('all', 'state.get', { %key, scopeId => 'd' })->{result}, undef, '... of no other');
 	is(ask('all', 'state.get', { scopeKind => 'instance', stateKey => 'k' })->{result}, undef, '... kind');
 	is(ask('reader', 'state.get', {%key})->{result}, undef, '... plugin');
@@ -259,6 +272,7 @@ start();
 	start();
 	is_deeply(ask('all', 'state.get', {%key})->{result}, { a => [ 1, "\x{fc}\n" ] }, 'it outlives a host that is killed');
 	is(ask('all', 'state.get', { %key, stateKey => 'n200' })->{result}, 200, '... all of it');
+	is(ask('all', 'state.get', { %key, stateKey => "a\0b" })->{result}, "c\0d", '... with U+0000');
 	ok(exists ask('all', 'state.delete', {%key})->{result}, 'it is deleted');
 	$host->terminate;
 	start();
@@ -305,9 +319,11 @@ start();
 	refused_with(ask('all', 'metrics.write', { value => 1 }), -32603, 'Metric name must be a text of 1 to 200 bytes', 'no name');
 	refused_with(ask('all', 'metrics.write', { name => 'm', value => 1, tags => [] }),
 		-32603, 'Metric tags must be an object of at most 2000 bytes', 'no tags');
+	ok(exists ask('all', 'metrics.write', { name => 'nul', value => 1, tags => { a => "b\0c" } })->{result}, 'a tag may hold U+0000');
+	is_deeply((grep { $_->{name} eq 'nul' } @{ $host->call('envrt/pluginMetrics', {})->{result}{metrics} })[0]{tags}, { a => "b\0c" }, '... and is there');
 	my $answers = $host->call('environmentProbe',
 		params('all', { ask => [ map { { method => 'metrics.write', params => { name => "m$_", value => $_ } } } 1 .. 300 ] }))->{result};
-	is(scalar(grep { exists $_->{result} } @$answers), 198, 'there is a limit of series');
+	is(scalar(grep { exists $_->{result} } @$answers), 197, 'there is a limit of series');
 	refused_with($answers->[299], -32603, 'Too many metric series', '... of a plugin');
 	is($host->terminate, 0, 'the host ends in order');
 }

@@ -2,7 +2,8 @@
  * test_units.c
  *		The driver host's parts that need no server: known_hosts, private keys,
  *		allowed hosts, the remote scripts, plugins' manifests, the delay of their
- *		workers, what is known of leases, and text made safe.
+ *		workers, what is known of leases, the mask of their secrets, and text made
+ *		safe.
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <libssh/libssh.h>
@@ -29,6 +31,7 @@
 #include "plugin_manifest.h"
 #include "sandbox_cgroup.h"
 #include "sandbox_folder.h"
+#include "secret_mask.h"
 #include "ssh_execute_script.h"
 #include "ssh_key.h"
 #include "ssh_script.h"
@@ -802,6 +805,108 @@ test_sandbox_ids(void)
 		ok(!sandbox_is_id(bad[i]), "sandboxes: no uuid: %s", bad[i]);
 }
 
+/*
+ * The mask of a worker's secrets
+ */
+
+static json_t *in_use; /* what calls in flight brought */
+
+static void
+learn_in_use(void *owner)
+{
+	secret_mask_learn(*(SecretMask **) owner, "in use", in_use);
+}
+
+/* A company's secret; they all begin alike. */
+static void
+learn_secret(SecretMask *mask, unsigned company, unsigned number)
+{
+	char name[32];
+	char text[64];
+	json_t *secrets;
+
+	snprintf(name, sizeof name, "company %u", company);
+	snprintf(text, sizeof text, "secret-%08x-%08x-of", company, number);
+	secrets = json_pack("{s:s}", "id", text);
+	secret_mask_learn(mask, name, secrets);
+	json_decref(secrets);
+}
+
+static bool
+is_hidden(SecretMask *mask, const char *format, unsigned company, unsigned number)
+{
+	char text[64];
+
+	snprintf(text, sizeof text, format, company, number);
+	secret_mask_apply(mask, text, strlen(text));
+	return text[strspn(text, "*")] == '\0';
+}
+
+#define SECRET "secret-%08x-%08x-of"
+
+static double
+seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double) now.tv_sec + (double) now.tv_nsec / 1e9;
+}
+
+static void
+test_masks(void)
+{
+	SecretMask *mask;
+	json_t *shared = json_pack("{s:s}", "id", "of-two-companies");
+	double start = seconds();
+	size_t length = 20000;
+	char *text = malloc(length + 1);
+
+	if (text == NULL)
+		abort();
+	in_use = json_pack("{s:s}", "id", "of-a-call-in-flight");
+	mask = secret_mask_new(learn_in_use, &mask);
+	learn_in_use(&mask);
+	/* Many companies: each call of theirs costs no more, and no secret is forgotten. */
+	for (unsigned i = 0; i < 100000; i++)
+		learn_secret(mask, i, 0);
+	for (unsigned i = 0; i < 100000; i++)
+		learn_secret(mask, i, 0);
+	for (size_t i = 0; i < length; i++)
+		text[i] = "secret-00"[i % 9];
+	text[length] = '\0';
+	secret_mask_apply(mask, text, length);
+	ok(seconds() - start < 30, "masks: secrets of many companies take no time");
+	ok(!secret_mask_is_full(mask), "masks: there is room for them");
+	ok(is_hidden(mask, SECRET, 0, 0) && is_hidden(mask, SECRET, 99999, 0), "masks: all are hidden");
+	ok(!is_hidden(mask, SECRET, 100000, 0), "masks: and nothing else");
+	/* A company that brings more than there is room for loses its own old ones. */
+	secret_mask_learn(mask, "company 1", shared);
+	secret_mask_learn(mask, "company 2", shared);
+	for (unsigned i = 1; i < 600; i++)
+		learn_secret(mask, 1, i);
+	ok(!is_hidden(mask, SECRET, 1, 0) && is_hidden(mask, SECRET, 1, 599),
+	   "masks: of many secrets of a company the oldest are forgotten");
+	ok(is_hidden(mask, "of-two-companies", 0, 0), "masks: but not what another one has too");
+	ok(is_hidden(mask, SECRET, 2, 0), "masks: nor others'");
+	secret_mask_worker_ended(mask);
+	ok(is_hidden(mask, SECRET, 2, 0),
+	   "masks: as long as there is room a new worker changes nothing");
+	/* Until there is none for anybody. */
+	for (unsigned i = 100000; !secret_mask_is_full(mask) && i < 400000; i++)
+		learn_secret(mask, i, 0);
+	ok(secret_mask_is_full(mask) && is_hidden(mask, "anything %u %u", 1, 2),
+	   "masks: when there is no more room all is hidden");
+	secret_mask_worker_ended(mask);
+	ok(!secret_mask_is_full(mask) && !is_hidden(mask, SECRET, 2, 0) &&
+	       is_hidden(mask, "of-a-call-in-flight", 0, 0),
+	   "masks: a new worker knows what is in use, and nothing more");
+	secret_mask_free(mask);
+	json_decref(shared);
+	json_decref(in_use);
+	free(text);
+}
+
 int
 main(void)
 {
@@ -819,6 +924,7 @@ main(void)
 	test_manifests();
 	test_backoff();
 	test_lease_keys();
+	test_masks();
 	test_latency();
 	test_execute_start();
 	ok(ends_process(0), "execute: a process of the right age is ended");
