@@ -5,7 +5,8 @@
  * One end lists its files, the other reads that and compares.  Equal is a file of the same size,
  * permissions and time of last change (in seconds, as archives have it).  A change within that
  * second, after the file was sent, could look equal, so what was made at the target so soon after
- * its time of change is sent again.  Of git's objects it is the name that counts.
+ * its time of change is sent again.  Of git's objects it is the name that counts; its branches are
+ * sent in any case (git_refs.c).
  *
  * Mostly the target's end lists, and the source's leaves out what is equal (known_read).  Where the
  * source's end can list, but not compare, the target's chooses for it (known_choose): it answers
@@ -22,12 +23,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-#include <linux/openat2.h>
-
 #include "files.h"
+#include "git_refs.h"
 #include "known.h"
 #include "place.h"
 #include "report.h"
@@ -212,7 +211,7 @@ known_read(void)
 bool
 known_is_equal(const char *path, const struct stat *info)
 {
-	if (!complete)
+	if (!complete || git_refs_include(path))
 		return false;
 	for (const Known *known = buckets[bucket_of(path)]; known != NULL; known = known->next)
 		if (strcmp(known->path, path) == 0)
@@ -252,9 +251,7 @@ static size_t wanted_size;
 static bool
 look_at(const char *path, struct stat *info)
 {
-	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-	                       .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS};
-	int fd = (int) syscall(SYS_openat2, target, path, &how, sizeof how);
+	int fd = place_open_below(target, path, O_PATH);
 	bool found = fd >= 0 && fstat(fd, info) == 0;
 
 	if (fd >= 0)
@@ -267,8 +264,9 @@ has(const Record *record)
 {
 	struct stat info;
 
-	if (record->kind != 'f' || !look_at(record->path, &info) || !S_ISREG(info.st_mode) ||
-	    place_is_protected(&info) || record->size != (long long) info.st_size)
+	if (record->kind != 'f' || git_refs_include(record->path) || !look_at(record->path, &info) ||
+	    !S_ISREG(info.st_mode) || place_is_protected(&info) ||
+	    record->size != (long long) info.st_size)
 		return false;
 	if (is_git_object(record->path))
 		return true;

@@ -166,20 +166,26 @@ open_base(void)
 	return fd;
 }
 
+static void
+close_keeping_errno(int fd)
+{
+	int problem = errno;
+
+	close(fd);
+	errno = problem;
+}
+
 /* One step down; takes the directory.  -1: errno. */
 static int
 step(int directory, const char *name, bool make)
 {
 	int fd;
-	int problem;
 
 	if (make && mkdirat(directory, name, 0755) < 0 && errno != EEXIST)
 		fd = -1;
 	else
 		fd = openat(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	problem = errno;
-	close(directory);
-	errno = problem;
+	close_keeping_errno(directory);
 	return fd;
 }
 
@@ -222,6 +228,36 @@ walk(const char *path, bool make, char **last)
 	free(copy);
 	if (*last == NULL)
 		*last = strdup("");
+	return fd;
+}
+
+int
+place_open_below(int directory, const char *path, int flags)
+{
+	char *copy = strdup(path);
+	char *rest = copy;
+	char *name;
+	char *next;
+	int fd = openat(directory, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+	if (copy == NULL)
+		fail_state("53400", "out of memory");
+	for (name = strtok_r(copy, "/", &rest); name != NULL && fd >= 0; name = next)
+	{
+		int way = O_PATH | O_DIRECTORY;
+		int above = fd;
+
+		next = strtok_r(NULL, "/", &rest);
+		if (strcmp(name, "..") == 0)
+		{
+			fd = -1;
+			errno = EXDEV;
+		}
+		else
+			fd = openat(above, name, (next != NULL ? way : flags) | O_NOFOLLOW | O_CLOEXEC);
+		close_keeping_errno(above);
+	}
+	free(copy);
 	return fd;
 }
 

@@ -30,6 +30,9 @@ extern void place_check_name(int directory, const char *name, const char *path);
 /* A directory to be read, or a regular file; fails when there is neither.  Its info. */
 extern int place_open_source(const char *path, struct stat *info);
 
+/* What is below a directory, by a path that leads through no link; -1: errno. */
+extern int place_open_below(int directory, const char *path, int flags);
+
 /* A directory that may be written into later on; -1: there is none. */
 extern int place_open_existing(const char *path);
 

@@ -22,7 +22,7 @@
  *
  * What comes from a workspace is without what would have a git run its programs (git_setting.c),
  * by what the place is called on either side; it is writable for nobody but its owner, and
- * directories that were there keep their mode.
+ * directories that were there keep their mode.  What the source's git has packed goes (git_refs.c).
  *
  * An archive whose first entry is "." is that of a directory; else it is one file, and its
  * name is the target's or, when that is a directory, that in it.
@@ -42,6 +42,7 @@
 
 #include "files.h"
 #include "files_protocol.h"
+#include "git_refs.h"
 #include "git_setting.h"
 #include "place.h"
 #include "report.h"
@@ -594,7 +595,10 @@ unpack_entry(struct archive_entry *entry)
 		if (archive_entry_hardlink(entry) != NULL)
 			make_name(entry, path);
 		else if (archive_entry_filetype(entry) == AE_IFREG)
+		{
 			make_file(entry, levels[depth].fd, name, path);
+			git_refs_note(names, name_count);
+		}
 		else if (archive_entry_filetype(entry) == AE_IFLNK)
 			make_link(entry, levels[depth].fd, name, path);
 	}
@@ -615,6 +619,7 @@ unpack_directory(struct archive_entry *entry, const char *target)
 	levels[0].modified.tv_nsec = UTIME_OMIT;
 	while ((entry = next_entry()) != NULL)
 		unpack_entry(entry);
+	git_refs_settle(levels[0].fd);
 	while (depth >= 0)
 		leave_level();
 }

@@ -18,7 +18,8 @@
  * new one; what the target has no directory for is moved as a whole.  Without the seal,
  * whatever the reason (an error, a signal, a connection that ends), the directory goes and the
  * target is as it was.  Permissions are the archive's, but that busybox leaves directories
- * writable for their owner.  Links in the target are replaced, not followed.
+ * writable for their owner.  Links in the target are replaced, not followed.  The files of branches
+ * that have come packed are removed, as by git_refs.c in src/files.
  *
  * It says what is wrong on stderr as "envrt: <sqlstate> <text>", and a dot on stdout now and then
  * while it moves, so that it is known to be alive.
@@ -91,6 +92,12 @@ static const char push_text[] =
     "if [ $# -ge 100 ]; then echo .; mv -f \"$@\" \"$D/\" || exit; set --; fi; fi; "
     "done; "
     "if [ $# -gt 0 ]; then mv -f \"$@\" \"$D/\" || exit; fi ); "
+    "packed() { "
+    "find \"$s/.\" -path \"*/.git/*\" -name packed-refs -type f | while IFS= read -r p; do "
+    "q=${p%packed-refs}; "
+    "while read -r h r; do case $r in *..*) ;; "
+    "refs/*) [ -e \"$q$r\" ] || echo \"${q#\"$s/.\"}$r\";; esac; done <\"$p\"; "
+    "done; }; "
     "t=./$l; [ \"$l\" ] || t=.; "
     "if [ -d \"$t\" ] && [ ! -L \"$t\" ] && find . -prune -printf x >/dev/null 2>&1; then "
     "(cd -P \"$t\" && find . -type f -printf \"f %s %T@ %m %C@ %p\\0\" 2>/dev/null); fi; "
@@ -103,7 +110,9 @@ static const char push_text[] =
     "if [ -L \"./$l\" ] || { [ -e \"./$l\" ] && [ ! -d \"./$l\" ]; }; then "
     "die 22023 \"\\\"$l\\\" is no directory\"; fi; "
     "[ -d \"./$l\" ] || mkdir \"./$l\" || exit; t=./$l; fi; "
+    "g=$(packed); "
     "merge \"$s\" \"$t\" || exit; "
+    "IFS=\"\n\"; set -f; for p in $g; do rm -f \"$t/$p\" || exit; done; "
     "elif [ -f \"$s/$m" FILES_SEAL_FILE "\" ]; then "
     "rm -f \"$s/$m" FILES_SEAL_FILE "\"; "
     "t=.; "

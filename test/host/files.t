@@ -534,6 +534,15 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		system "cd '$workspace' && echo three >three && $git add three && $git commit -qm three && echo four >four";
 		cmp_ok($brings->($pull), '<', 100_000, '... and back');
 		is(`cd '$tree' && git log --format=%s && git status --porcelain && git fsck --strict 2>&1`, "three\ntwo\none\n?? four\n", '... which is complete');
+		system "cd '$tree' && git branch mine && cd '$workspace' && echo 3 >three && $git commit -qam four && git branch other && git gc -q";
+		ok(!-e "$workspace/.git/refs/heads/other" && !glob("$workspace/.git/refs/heads/ma*"), '... and packed');
+		$brings->($pull);
+		is(`cd '$tree' && git log -1 --format=%s && git log -1 --format=%s other && git log -1 --format=%s mine`, "four\nfour\nthree\n", '... which the old state does not hide');
+		system "cd '$tree' && $git commit -q --allow-empty -m five && cd '$workspace' && $git branch theirs";
+		$brings->($push);
+		system "cd '$tree' && $git commit -q --allow-empty -m six && git branch more && git pack-refs --all && $git commit -q --allow-empty -m seven && git pack-refs --all && git checkout -q more && $git commit -q --allow-empty -m eight";
+		$brings->($push);
+		is(`cd '$workspace' && git log -1 --format=%s && git log -1 --format=%s \@{-1} && git log -1 --format=%s theirs && git log -1 --format=%s mine`, "eight\nseven\nfour\nthree\n", '... nor for a push');
 		system "rm -rf '$workspace'; mkdir '$workspace'";
 	}
 
@@ -772,6 +781,21 @@ SKIP:
 	unlike(slurp("$tree/.git/config"), qr/fsmonitor/, '... but nothing that runs programs');
 	ok(!-e "$tree/.git/hooks/pre-commit" && !-e "$tree/.git/modules/m/config" && !-e "$tree/sub/.git/config" && !-e "$tree/sub/.git/hooks/x", '... wherever it is');
 	ok(-e "$tree/sub/.git/HEAD", '... while the rest is there');
+	# git gc packs branches, which the files that the other side still has must not hide.
+	execute($client, $id, [ 'sh', '-c', 'git commit -qam four && git branch mine && git gc -q && git commit -q --allow-empty -m five && git branch other' ]);
+	system "$git branch ours";
+	$client->call('environmentPullFiles', transfer_params($id, localPath => $tree));
+	is(`$git log -1 --format=%s; $git log -1 --format=%s mine; $git log -1 --format=%s other; $git log -1 --format=%s ours`, "five\nfour\nfive\nthree\n", 'a pull of what was packed, and then went on');
+	execute($client, $id, [ 'sh', '-c', 'git commit -q --allow-empty -m six && git pack-refs --all' ]);
+	$client->call('environmentPullFiles', transfer_params($id, localPath => $tree));
+	is(`$git log -1 --format=%s; $git log -1 --format=%s ours`, "six\nthree\n", '... and was packed again');
+	system "$git commit -q --allow-empty -m seven";
+	$push->();
+	is($in_sandbox->('log', '-1', '--format=%s'), "seven\n", '... a push that goes on');
+	system "$git commit -q --allow-empty -m eight && $git pack-refs --all";
+	$push->();
+	is($in_sandbox->('log', '-1', '--format=%s'), "eight\n", '... and one of what was packed');
+	is($in_sandbox->('log', '-1', '--format=%s', 'other'), "five\n", '... without a loss');
 }
 
 # Limits of the sandbox
