@@ -511,7 +511,7 @@ CREATE FUNCTION envrt_create_environment(company_id uuid, name text, driver text
 RETURNS envrt.environments
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_create_environment(uuid, text, text, jsonb, text, jsonb) IS
-'Validates the config, moves secrets in it (privateKey, what a plugins configSchema marks as a secret-ref) into company secrets, and stores the environment. A plugins config is validated by the plugin. Errors: 22023 bad argument or config, 42704 no such company, secret, provider or plugin, 55000 plugin not ready or no driver host, 38000 from the plugin, 23505 a second local environment';
+'Validates the config, moves secrets in it (privateKey, what a plugin''s configSchema marks as a secret-ref) into company secrets, and stores the environment. A plugin''s config is validated by the plugin. Errors: 22023 bad argument or config, 42704 no such company, secret, provider or plugin, 55000 plugin not ready or no driver host, 38000 from the plugin, 23505 a second local environment';
 
 CREATE FUNCTION envrt_ensure_local_environment(company_id uuid)
 RETURNS envrt.environments
@@ -534,7 +534,7 @@ CREATE FUNCTION envrt_probe_config(company_id uuid, driver text, config jsonb,
                                    OUT ok boolean, OUT driver text, OUT summary text, OUT details jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_probe_config(uuid, text, jsonb) IS
-'Like envrt_probe, for a config that is not stored; nothing is stored, secrets in it are used as they are. Errors: also 22023 bad config, or one that its plugin does not accept';
+'Like envrt_probe, for a config that is not stored; nothing is stored, secrets in it are used as they are. Errors: 42704 no such company, 55000 no driver host, 22023 bad config, or one that its plugin does not accept';
 
 -- ---------------------------------------------------------------------------------------------
 -- Leases
@@ -546,19 +546,19 @@ CREATE FUNCTION envrt_acquire_lease(company_id uuid, environment_id uuid, heartb
 RETURNS envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) IS
-'Leases the environment to the run, in the caller''s transaction, and returns the active lease. Errors: 22023 bad argument or config, 42704 no such company, environment, run or workspace, 42501 belongs to another company, 55000 environment not active, run over or no driver host, 55P03 reusable provider lease held, 08001/08004/08006/28000/38000 from the driver';
+'Leases the environment to the run, in the caller''s transaction, and returns the active lease. It ends by itself expires_in from now (default: envrt.lease_default_ttl). execution_workspace_mode (default: the workspace''s) goes into its metadata. Errors: 22023 bad argument or config, 42704 no such company, environment, run or workspace, 42501 belongs to another company, 55000 environment not active, run over or no driver host, 55P03 reusable provider lease held, 08001/08004/08006/28000/38000 from the driver';
 
 CREATE FUNCTION envrt_release_leases(heartbeat_run_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
 RETURNS SETOF envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION envrt_release_leases(uuid, text, text) IS
-'Ends all active leases of a run (status released, expired or failed) and returns them; of concurrent calls exactly one gets them, the others no rows';
+'Ends all active leases of a run (status released, expired or failed) and returns them; of concurrent calls exactly one gets them, the others no rows, as for a run that does not exist. Errors: 22023 no such status';
 
 CREATE FUNCTION envrt_release_lease(lease_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
 RETURNS SETOF envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION envrt_release_lease(uuid, text, text) IS
-'Ends one active lease (status released, expired or failed) and returns it; no row when it is not active. Errors: 42704 no such lease';
+'Ends one active lease (status released, expired or failed) and returns it; no row when it is not active. Errors: 42704 no such lease, 22023 no such status';
 
 CREATE FUNCTION envrt_renew_lease(lease_id uuid, expires_in interval)
 RETURNS envrt.environment_leases
@@ -684,7 +684,7 @@ CREATE FUNCTION envrt_execute(lease_id uuid, command text, args text[] DEFAULT '
                               OUT exit_code integer, OUT signal text, OUT timed_out boolean, OUT stdout text, OUT stderr text, OUT metadata jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_execute(uuid, text, text[], text, jsonb, text, interval) IS
-'Runs a command in an active lease and waits for it. A command that fails is a row: exit_code, or signal, or timed_out after timeout (default: the environment''s timeoutMs, else envrt.execute_timeout); output beyond envrt.max_output is dropped, metadata says so. A value of env is a string, or {"type": "secret_ref", "secretId", "version"}. Errors: 22023 bad argument, 42704 no such lease or secret, 42501 no right to use secrets in env, 0A000 the driver runs no commands, 55000 lease not active or no driver host, 08001/08004/08006/28000/38000 from the driver';
+'Runs a command in an active lease and waits for it. A command that fails is a row: exit_code, or signal, or timed_out after timeout (default: the environment''s timeoutMs, else envrt.execute_timeout); output beyond envrt.max_output is dropped, metadata says so (what a plugin answers stays as it is). A value of env is a string, or {"type": "secret_ref", "secretId", "version"}. Errors: 22023 bad argument, 42704 no such lease or secret, 42501 no right to use secrets in env, 0A000 the driver runs no commands, 55000 lease not active or no driver host, 08001/08004/08006/28000/38000 from the driver';
 
 CREATE FUNCTION envrt_execute_raw(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
                                   stdin bytea DEFAULT NULL, timeout interval DEFAULT NULL,
@@ -748,7 +748,7 @@ CREATE FUNCTION envrt_claim_instance(action text)
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_claim_instance(text) IS
-'Says what this server is to provider leases in its ledger that another one made (a copy''s or a predecessor''s): take_over, it is their successor and looks after them from now on; forget, they are somebody else''s, their rows are dropped and leases without a provider lease of this server''s are ended. For superusers; at once, not undone by a ROLLBACK. Returns the number of ledger rows concerned. Errors: 22023 no such action, 55000 no scheduler';
+'Says what this server is to provider leases in its ledger that another one made (a copy''s or a predecessor''s): take_over, it is their successor and looks after them from now on; forget, they are somebody else''s, their rows are dropped and leases without a provider lease of this server''s are ended. For superusers; at once, not undone by a ROLLBACK. Returns the number of ledger rows concerned. Errors: 22023 no such action, 42501 no superuser, 55000 no scheduler';
 
 CREATE FUNCTION envrt_forget_provider_lease(lease_id uuid)
 RETURNS void
@@ -838,7 +838,7 @@ CREATE FUNCTION envrt_attach_runs(runs regclass)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_attach_runs(regclass) IS
-'Puts envrt_on_heartbeat_run on a table with the columns id uuid and status (and perhaps error); again: no change. The caller needs the right to make triggers on it. Errors: 22023 no such columns';
+'Puts envrt_on_heartbeat_run on a table with the columns id uuid and status (and perhaps error); again: no change. The caller needs the right to make triggers on it, and EXECUTE on envrt_on_heartbeat_run. Errors: 22023 no such columns, 42501 not allowed, 42809 no table';
 
 CREATE FUNCTION envrt_detach_runs(runs regclass)
 RETURNS void
@@ -855,19 +855,19 @@ CREATE FUNCTION envrt_create_secret(company_id uuid, name text, value text, desc
 RETURNS uuid
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_create_secret(uuid, text, text, text) IS
-'Stores a company''s secret, encrypted. The value is part of the statement: use envrt_create_sealed_secret where statements are logged. Errors: 23505 name taken, 42704 no such company, 55000 master key missing or wrong';
+'Stores a company''s secret, encrypted. The value is part of the statement: use envrt_create_sealed_secret where statements are logged. Errors: 22023 name or value empty or too long (255 bytes, 64 kB), 23505 name taken, 42704 no such company, 55000 master key missing or wrong';
 
 CREATE FUNCTION envrt_rotate_secret(secret_id uuid, value text)
 RETURNS integer
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_rotate_secret(uuid, text) IS
-'Stores a new version of a secret and returns its number. Errors: 42704 no such secret';
+'Stores a new version of a secret and returns its number. Errors: 22023 value empty or longer than 64 kB, 42704 no such secret, 55000 master key missing or wrong';
 
 CREATE FUNCTION envrt_sealing_key()
 RETURNS bytea
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_sealing_key() IS
-'The public key (32 bytes, X25519) that clients seal secrets to with libsodium''s crypto_box_seal, over the JSON object {companyId, name, version, value}';
+'The public key (32 bytes, X25519) that clients seal secrets to with libsodium''s crypto_box_seal, over the JSON object {companyId, name, version, value}. Errors: 55000 master key missing or wrong';
 
 CREATE FUNCTION envrt_create_sealed_secret(company_id uuid, name text, sealed bytea, description text DEFAULT NULL)
 RETURNS uuid

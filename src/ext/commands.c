@@ -159,7 +159,9 @@ lease_params(const ApiCall *call, const CalledLease *lease)
 	if (called_lease_is_fake(lease))
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 		                errmsg("Sandbox driver does not support direct command execution for "
-		                       "built-in providers.")));
+		                       "built-in providers."),
+		                errhint("The fake sandbox is a name only: use an environment of provider "
+		                        "bubblewrap, of a plugin, or of driver ssh.")));
 	return called_lease_params(call, lease, "command execution");
 }
 
@@ -170,6 +172,9 @@ command_from_arguments(FunctionCallInfo fcinfo, bool raw, Command *command)
 	require_argument(1, "command");
 	require_argument(2, "args");
 	command->command = PG_GETARG_TEXT_PP(1);
+	if (VARSIZE_ANY_EXHDR(command->command) == 0)
+		ereport(ERROR,
+		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("command must not be empty")));
 	command->args = PG_GETARG_ARRAYTYPE_P(2);
 	if (array_contains_nulls(command->args))
 		ereport(ERROR,

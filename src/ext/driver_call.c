@@ -272,6 +272,9 @@ driver_host_raise(const json_t *error)
 	for (int i = 0; state != NULL && i < (int) lengthof(allowed); i++)
 		if (strcmp(state, allowed[i]) == 0)
 			code = MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
+	if (code == ERRCODE_UNDEFINED_OBJECT && hint == NULL &&
+	    json_integer_value(json_object_get(error, "code")) == RPC_METHOD_NOT_FOUND)
+		hint = PLUGINS_HINT;
 	ereport(ERROR,
 	        (errcode(code),
 	         errmsg_internal("%s", message != NULL ? text_from_utf8(message) : "the driver failed"),

@@ -10,6 +10,11 @@
 #include "compat.h"
 #include "json_library.h"
 
+/* For who names a provider or a plugin that can't be used here. */
+#define PLUGINS_HINT                                                                               \
+	"Plugins are installed in envrt.plugin_path: see envrt.stat_plugins, and the server log for "  \
+	"folders that could not be read."
+
 /* The time limits of a call's phases, as {connectMs, commandMs, apiProbeMs}. */
 extern json_t *call_limits(void);
 

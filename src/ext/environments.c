@@ -44,7 +44,8 @@ company_require(const ApiCall *call, const pg_uuid_t *company_id)
 	if (!caller_can_see(call, TABLE_COMPANIES, company_id) ||
 	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Company \"%s\" not found.", uuid_text(company_id))));
+		                errmsg("Company \"%s\" not found.", uuid_text(company_id)),
+		                hint_visible_rows(TABLE_COMPANIES)));
 }
 
 Environment *
@@ -64,7 +65,7 @@ environment_load(const ApiCall *call, const pg_uuid_t *id)
 	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Environment \"%s\" not found.", uuid_text(id)),
-		                errdetail("environment_not_found")));
+		                errdetail("environment_not_found"), hint_visible_rows(TABLE_ENVIRONMENTS)));
 	environment = palloc0(sizeof(Environment));
 	environment->id = result_uuid(0, 1);
 	environment->company_id = result_uuid(0, 2);
@@ -81,7 +82,8 @@ environment_require_active(const Environment *environment)
 	if (strcmp(environment->status, "active") != 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		                errmsg("Environment \"%s\" is not active.", environment->name),
-		                errdetail("environment_inactive")));
+		                errdetail("environment_inactive"),
+		                errhint("Set its status to active, or use another environment.")));
 }
 
 /*
@@ -103,7 +105,8 @@ environment_check_again(const Environment *environment, bool wait)
 	if (statement_execute(wait ? &look_and_lock : &look_and_try_lock, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 		                errmsg("Environment \"%s\" not found.", uuid_text(environment->id)),
-		                errdetail("environment_not_found")));
+		                errdetail("environment_not_found"),
+		                errhint("It was deleted meanwhile: use another environment.")));
 	now.status = result_text(0, 1);
 	environment_require_active(&now);
 	if (strcmp(result_text(0, 2), environment->driver) != 0 ||
@@ -198,7 +201,9 @@ config_to_store(const ApiCall *call, const pg_uuid_t *company_id, const char *na
 	    strcmp(json_string_value(json_object_get(config.canonical, "provider")), "fake") == 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 		                errmsg("Built-in fake sandbox environments are reserved for internal "
-		                       "probes and cannot be saved.")));
+		                       "probes and cannot be saved."),
+		                errhint("Name another provider in the config, such as "
+		                        "{\"provider\": \"bubblewrap\"}.")));
 	if (plugin_config_concerns(driver, config.canonical))
 		plugin_config_validate(&config, true);
 	if (config.config != NULL)

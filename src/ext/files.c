@@ -103,6 +103,13 @@ protected_paths(void)
  * The call
  */
 
+static int
+hint_transfers(void)
+{
+	return errhint("Files are moved to and from leases of ssh environments and of bubblewrap "
+	               "sandboxes.");
+}
+
 /* ERROR for a lease whose driver moves no files. */
 static void
 require_transfers(const CalledLease *lease)
@@ -112,14 +119,17 @@ require_transfers(const CalledLease *lease)
 	if (called_lease_is_fake(lease))
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 		                errmsg("Sandbox driver does not support file transfer for provider "
-		                       "\"fake\".")));
+		                       "\"fake\"."),
+		                hint_transfers()));
 	if (strcmp(lease->driver, "sandbox") == 0)
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 		                errmsg("Sandbox provider \"%s\" does not support file transfer.",
-		                       lease->provider != NULL ? lease->provider : "")));
+		                       lease->provider != NULL ? lease->provider : ""),
+		                hint_transfers()));
 	ereport(ERROR,
 	        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-	         errmsg("Environment driver \"%s\" does not support file transfer.", lease->driver)));
+	         errmsg("Environment driver \"%s\" does not support file transfer.", lease->driver),
+	         hint_transfers()));
 }
 
 static json_t *

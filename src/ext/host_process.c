@@ -212,12 +212,14 @@ start(void)
 	make_directory(ENVRT_RUN_DIRECTORY);
 	snprintf(program, sizeof(program), "%s/%s", pkglib_path, ENVRT_HOST_PROGRAM);
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, control) != 0)
-		ereport(ERROR, (errmsg("could not make the driver host's control channel: %m")));
+		ereport(ERROR, (errcode_for_socket_access(),
+		                errmsg("could not make the driver host's control channel: %m")));
 	if (pipe2(log, O_CLOEXEC | O_NONBLOCK) != 0)
 	{
 		close(control[0]);
 		close(control[1]);
-		ereport(ERROR, (errmsg("could not make the driver host's log pipe: %m")));
+		ereport(ERROR, (errcode_for_file_access(),
+		                errmsg("could not make the driver host's log pipe: %m")));
 	}
 
 	fflush(NULL);

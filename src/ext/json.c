@@ -245,7 +245,10 @@ config_canonical_json(const char *driver, json_t *config)
 		config_issue_text(&issues->issue[0], text, sizeof(text));
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 		                errmsg_internal("%s", text_from_utf8(text)),
-		                errdetail_internal("%s", issues_detail(issues))));
+		                errdetail_internal("%s", issues_detail(issues)),
+		                strcmp(issues->issue[0].path, "driver") == 0
+		                    ? errhint("The drivers are local, ssh, sandbox and plugin.")
+		                    : 0));
 	}
 	return json_guard(canonical);
 }

@@ -38,7 +38,8 @@ called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *l
 	if (!caller_can_see(call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id)),
+		                hint_visible_rows(TABLE_ENVIRONMENT_LEASES)));
 	if (strcmp(result_text(0, 7), "active") != 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		                errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id),
@@ -91,7 +92,9 @@ called_lease_params(const ApiCall *call, const CalledLease *lease, const char *o
 		if (strcmp(environment->driver, "ssh") != 0)
 			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			                errmsg("Expected SSH environment config for driver \"%s\".",
-			                       environment->driver)));
+			                       environment->driver),
+			                errhint("The environment has got another driver since the lease was "
+			                        "acquired: acquire a new lease.")));
 		return ssh_driver.call_params(environment);
 	}
 	if (strcmp(lease->driver, "sandbox") == 0 || strcmp(lease->driver, "plugin") == 0)
@@ -110,7 +113,8 @@ called_lease_params(const ApiCall *call, const CalledLease *lease, const char *o
 	}
 	ereport(ERROR,
 	        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-	         errmsg("Environment driver \"%s\" does not support %s.", lease->driver, operation)));
+	         errmsg("Environment driver \"%s\" does not support %s.", lease->driver, operation),
+	         errhint("Leases of ssh, sandbox and plugin environments do.")));
 }
 
 /* As JavaScript writes it: "2026-01-31T12:00:00.000Z". */

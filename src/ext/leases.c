@@ -46,6 +46,13 @@ PG_FUNCTION_INFO_V1(envrt_release_leases);
 PG_FUNCTION_INFO_V1(envrt_release_lease);
 PG_FUNCTION_INFO_V1(envrt_renew_lease);
 
+static int
+hint_same_company(void)
+{
+	return errhint("Environment, run and execution workspace must be of the company that gets "
+	               "the lease.");
+}
+
 void
 run_check(const pg_uuid_t *run_id, const pg_uuid_t *company_id, RunLook look)
 {
@@ -61,10 +68,12 @@ run_check(const pg_uuid_t *run_id, const pg_uuid_t *company_id, RunLook look)
 
 	if (statement_execute(&statements[look], values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Run \"%s\" not found.", uuid_text(run_id))));
+		                errmsg("Run \"%s\" not found.", uuid_text(run_id)),
+		                hint_visible_rows(TABLE_HEARTBEAT_RUNS)));
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		                errmsg("Run \"%s\" does not belong to this company.", uuid_text(run_id))));
+		                errmsg("Run \"%s\" does not belong to this company.", uuid_text(run_id)),
+		                hint_same_company()));
 	status = result_text(0, 2);
 	if (strcmp(status, "succeeded") == 0 || strcmp(status, "failed") == 0 ||
 	    strcmp(status, "cancelled") == 0 || strcmp(status, "timed_out") == 0)
@@ -87,11 +96,13 @@ workspace_check(const ApiCall *call, const pg_uuid_t *workspace_id, const pg_uui
 	if (!caller_can_see(call, TABLE_EXECUTION_WORKSPACES, workspace_id) ||
 	    statement_execute(&look, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Execution workspace \"%s\" not found.", uuid_text(workspace_id))));
+		                errmsg("Execution workspace \"%s\" not found.", uuid_text(workspace_id)),
+		                hint_visible_rows(TABLE_EXECUTION_WORKSPACES)));
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 		                errmsg("Execution workspace \"%s\" does not belong to this company.",
-		                       uuid_text(workspace_id))));
+		                       uuid_text(workspace_id)),
+		                hint_same_company()));
 	return result_text(0, 2);
 }
 
@@ -220,12 +231,13 @@ check_acquire(FunctionCallInfo fcinfo, const char *function, ApiCall *call, Chec
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 		                errmsg("Environment \"%s\" does not belong to this company.",
 		                       uuid_text(environment_id)),
-		                errdetail("environment_not_found")));
+		                errdetail("environment_not_found"), hint_same_company()));
 	}
 	environment_require_active(environment);
 	if (!caller_can_see(call, TABLE_HEARTBEAT_RUNS, run_id))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Run \"%s\" not found.", uuid_text(run_id))));
+		                errmsg("Run \"%s\" not found.", uuid_text(run_id)),
+		                hint_visible_rows(TABLE_HEARTBEAT_RUNS)));
 	if (workspace_id != NULL)
 	{
 		char *mode = workspace_check(call, workspace_id, company_id);
@@ -564,7 +576,8 @@ envrt_release_lease(PG_FUNCTION_ARGS)
 	if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 	    statement_execute(&find, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id)),
+		                hint_visible_rows(TABLE_ENVIRONMENT_LEASES)));
 	return_leases(fcinfo, end_leases(false, false, lease_id, status, failure_reason, NULL));
 	api_leave(&call);
 	return (Datum) 0;
@@ -608,7 +621,8 @@ envrt_renew_lease(PG_FUNCTION_ARGS)
 		if (!caller_can_see(&call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 		    statement_execute_latest(&find, values, NULL) == 0)
 			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-			                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+			                errmsg("Lease \"%s\" not found.", uuid_text(lease_id)),
+			                hint_visible_rows(TABLE_ENVIRONMENT_LEASES)));
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		                errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id),
 		                       result_text(0, 1)),

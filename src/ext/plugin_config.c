@@ -304,9 +304,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 	{
 		if (!required)
 			return;
-		ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", problem),
-		                errhint("Plugins are installed in envrt.plugin_path; see "
-		                        "envrt.stat_plugins.")));
+		ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", problem), errhint(PLUGINS_HINT)));
 	}
 	schema = json_object_get(plugin.declaration, "configSchema");
 	filled = config_resolve_secrets(given, config->company_id, &values);

@@ -49,7 +49,8 @@ static void
 report_no_lease(const pg_uuid_t *lease_id)
 {
 	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-	                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+	                errmsg("Lease \"%s\" not found.", uuid_text(lease_id)),
+	                hint_visible_rows(TABLE_ENVIRONMENT_LEASES)));
 }
 
 static Jsonb *
@@ -90,9 +91,11 @@ require_provider(const char *driver, const char *provider, const char *operation
 {
 	if ((strcmp(driver, "sandbox") != 0 && strcmp(driver, "plugin") != 0) ||
 	    (provider != NULL && strcmp(provider, "fake") == 0))
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		                errmsg("Environment driver \"%s\" does not support lease %s.", driver,
-		                       operation)));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+		     errmsg("Environment driver \"%s\" does not support lease %s.", driver, operation),
+		     errhint("There is nothing on the far side; envrt_release_lease() ends the lease.")));
 }
 
 static void
@@ -196,7 +199,12 @@ envrt_destroy_lease(PG_FUNCTION_ARGS)
 		/* As it is now: it may just have been ended. */
 		if (statement_execute_latest(&find, values, NULL) > 0)
 			status = result_text(0, 1);
-		report_not_active(lease_id, status);
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		     errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id), status),
+		     errhint(
+		         "It has ended already: envrt_await_cleanup() says what became of what it held.")));
 	}
 	result = result_row_datum(fcinfo);
 	ledger_ask(LEDGER_DOOM, lease_id_content(lease_id), 0, &reply);
@@ -296,7 +304,8 @@ envrt_retry_cleanup(PG_FUNCTION_ARGS)
 	if (reply.outcome != LEDGER_DONE)
 		ereport(ERROR,
 		        (errcode(ERRCODE_UNDEFINED_OBJECT),
-		         errmsg("there is nothing to clean up for lease \"%s\"", uuid_text(lease_id))));
+		         errmsg("there is nothing to clean up for lease \"%s\"", uuid_text(lease_id)),
+		         errhint("envrt.stat_cleanup shows what is being cleaned up.")));
 	/* Locked until we commit, so what comes of it is reported after this. */
 	statement_write(TABLE_ENVIRONMENT_LEASES, &pending, values, NULL);
 	api_leave(&call);
@@ -319,7 +328,8 @@ envrt_forget_provider_lease(PG_FUNCTION_ARGS)
 	if (reply.outcome == LEDGER_NOT_FOUND)
 		ereport(ERROR,
 		        (errcode(ERRCODE_UNDEFINED_OBJECT),
-		         errmsg("the ledger has no provider lease of lease \"%s\"", uuid_text(lease_id))));
+		         errmsg("the ledger has no provider lease of lease \"%s\"", uuid_text(lease_id)),
+		         errhint("envrt.stat_cleanup shows the ledger.")));
 	if (reply.outcome == LEDGER_WRONG_STATE)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		                errmsg("provider lease \"%s\" is %s, not unresolved or failed",

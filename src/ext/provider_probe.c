@@ -61,6 +61,9 @@ ask(const Environment *environment, const char *driver_key, const char *plugin_k
 	                    json_is_array(diagnostics) ? json_incref(diagnostics) : json_array());
 	json_object_set_new(details, "metadata",
 	                    json_is_object(metadata) ? json_incref(metadata) : json_object_new());
+	/* Why it failed, and what to do; plugins have the other two for that. */
+	if (plugin_key == NULL && provider_is_builtin(driver_key))
+		json_object_update(details, json_object_get(result, "details"));
 	probe->details = jsonb_from_json(details);
 }
 

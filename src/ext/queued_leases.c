@@ -877,7 +877,8 @@ envrt_await_lease(PG_FUNCTION_ARGS)
 	    statement_execute_latest(&find_lease, values, NULL) == 0)
 	{
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id))));
+		                errmsg("Lease \"%s\" not found.", uuid_text(lease_id)),
+		                hint_visible_rows(TABLE_ENVIRONMENT_LEASES)));
 	}
 	result = result_row_datum(fcinfo);
 	api_leave(&call);

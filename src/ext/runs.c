@@ -72,7 +72,8 @@ envrt_on_heartbeat_run(PG_FUNCTION_ARGS)
 	if (id_column <= 0 || SPI_gettypeid(desc, id_column) != UUIDOID)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 		                errmsg("table \"%s\" has no column id of type uuid",
-		                       RelationGetRelationName(trigger->tg_relation))));
+		                       RelationGetRelationName(trigger->tg_relation)),
+		                errhint("Runs have a column id of type uuid and a column status.")));
 	id = SPI_getbinval(row, desc, id_column, &isnull);
 	if (isnull)
 		return PointerGetDatum(deleted ? row : NULL);

@@ -187,6 +187,14 @@ typedef struct SecretRow
 	int latest_version;
 } SecretRow;
 
+static void
+report_no_secret(const pg_uuid_t *secret_id)
+{
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret not found"),
+	                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id)),
+	                hint_visible_rows(TABLE_COMPANY_SECRETS)));
+}
+
 /* Lock the secret's row, so that versions are given out one after the other. */
 static void
 lock_secret(const ApiCall *call, const pg_uuid_t *secret_id, SecretRow *row)
@@ -202,8 +210,7 @@ lock_secret(const ApiCall *call, const pg_uuid_t *secret_id, SecretRow *row)
 
 	if (!caller_can_see(call, TABLE_COMPANY_SECRETS, secret_id) ||
 	    statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret not found"),
-		                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
+		report_no_secret(secret_id);
 	row->company_id = result_uuid(0, 1);
 	row->name = result_text(0, 2);
 	row->latest_version = DatumGetInt32(result_typed(0, 3, INT4OID, &isnull));
@@ -495,13 +502,6 @@ referenced_secret(const json_t *reference)
 	return DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(id)));
 }
 
-static void
-report_no_secret(const pg_uuid_t *secret_id)
-{
-	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret not found"),
-	                errdetail("There is no secret with id \"%s\".", uuid_text(secret_id))));
-}
-
 void
 secret_check_reference(const ApiCall *call, const pg_uuid_t *company_id, const json_t *reference)
 {
@@ -522,7 +522,8 @@ secret_check_reference(const ApiCall *call, const pg_uuid_t *company_id, const j
 		report_no_secret(secret_id);
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		                errmsg("Secret must belong to same company")));
+		                errmsg("Secret must belong to same company"),
+		                errhint("Store the secret for this company, and refer to that one.")));
 }
 
 json_t *
@@ -553,7 +554,8 @@ secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 		report_no_secret(secret_id);
 	if (memcmp(result_uuid(0, 1), company_id, UUID_LEN) != 0)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		                errmsg("Secret must belong to same company")));
+		                errmsg("Secret must belong to same company"),
+		                errhint("Store the secret for this company, and refer to that one.")));
 	version = json_is_integer(version_json)
 	              ? (int) Min(json_integer_value(version_json), PG_INT32_MAX)
 	              : DatumGetInt32(result_typed(0, 2, INT4OID, &isnull));
@@ -561,11 +563,15 @@ secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 	if (statement_execute(&find_version, values, NULL) == 0)
 		ereport(ERROR,
 		        (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("Secret version not found"),
-		         errdetail("Secret \"%s\" has no version %d.", uuid_text(secret_id), version)));
+		         errdetail("Secret \"%s\" has no version %d.", uuid_text(secret_id), version),
+		         errhint("Refer to version \"latest\", or to one that exists.")));
 	if (DatumGetBool(result_datum(0, 2, &isnull)))
-		ereport(ERROR,
-		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		         errmsg("secret \"%s\" version %d is revoked", uuid_text(secret_id), version)));
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		     errmsg("secret \"%s\" version %d is revoked", uuid_text(secret_id), version),
+		     errhint(
+		         "Refer to version \"latest\" after envrt_rotate_secret() has stored a new one.")));
 	material = json_from_jsonb(DatumGetJsonbP(result_typed(0, 1, JSONBOID, &isnull)));
 	secret_keys_load(&keys);
 	PG_TRY();

@@ -120,7 +120,7 @@ check_allowed_hosts(char **newval, void **extra, GucSource source)
 		           : inet_pton(AF_INET6, address, bytes) == 1 ? 128
 		                                                      : 0;
 
-		if (slash != NULL &&
+		if (slash != NULL && strstr(entry, "://") == NULL &&
 		    (bits == 0 || slash[1] == '\0' || strlen(slash + 1) > 3 ||
 		     strspn(slash + 1, "0123456789") != strlen(slash + 1) || atoi(slash + 1) > bits))
 		{

@@ -83,6 +83,13 @@ shared_table(SharedTable table)
 	return quote_qualified_identifier(SHARED_SCHEMA, shared_tables[table]);
 }
 
+int
+hint_visible_rows(SharedTable table)
+{
+	return errhint("Give the id of a row of %s that the calling role can see.",
+	               shared_table(table));
+}
+
 Oid
 shared_table_oid(SharedTable table)
 {

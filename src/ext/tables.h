@@ -53,6 +53,8 @@ typedef struct ApiCall
 } ApiCall;
 
 extern const char *shared_table(SharedTable table);
+/* Within an ereport about an id that names no row, or none that the caller can see. */
+extern int hint_visible_rows(SharedTable table);
 extern Oid shared_table_oid(SharedTable table);
 
 extern void owner_enter(ApiCall *call, int security);

@@ -353,13 +353,17 @@ place_open_target(const char *path, bool *made)
 {
 	char *name;
 	int above = base != NULL ? walk(path, true, &name) : open_above(path, &name);
+	int problem;
 	int fd;
 
 	*made = name[0] != '\0' && mkdirat(above, name, 0755) == 0;
+	problem = name[0] == '\0' || *made ? 0 : errno;
 	fd = openat(above, name[0] ? name : ".",
 	            O_RDONLY | O_DIRECTORY | O_CLOEXEC | (base != NULL ? O_NOFOLLOW : 0));
 	if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
 		fail_state("22023", "\"%s\" is no directory", path);
+	if (fd < 0 && errno == ENOENT && problem != 0 && problem != EEXIST)
+		fail(problem, "could not make \"%s\": %s", path, strerror(problem));
 	if (fd < 0)
 		fail(errno, "could not open \"%s\": %s", path, strerror(errno));
 	if (base == NULL)

@@ -102,6 +102,8 @@ take_env(ExecuteRequest *request, const json_t *env, HostError **error)
 		if (!is_variable_name(name))
 		{
 			*error = error_new("22023", "Invalid environment variable key: %s", name);
+			error_hint(*error,
+			           "A name has letters, digits and underscores, and begins with no digit.");
 			return;
 		}
 		field = xformat("env.%s", name);

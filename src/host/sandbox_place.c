@@ -130,7 +130,13 @@ judge(const SandboxPlace *place, int fd)
 	struct stat data;
 
 	if (fd < 0)
-		return off("could not open \"%s\": %s", place->directory, strerror(errno));
+	{
+		HostError *error = off("could not open \"%s\": %s", place->directory, strerror(errno));
+
+		error_hint(error, "Make the directory that envrt.sandbox_directory names, as the server's "
+		                  "user, or set it to another one.");
+		return error;
+	}
 	if (fstat(fd, &ours) < 0)
 		return off("could not look at \"%s\": %s", place->directory, strerror(errno));
 	if (ours.st_uid != geteuid() && ours.st_uid != 0)

@@ -222,6 +222,8 @@ probe_failed(const Request *request, const HostError *error, const char *text, i
 	json_object_set_new(details, "error", json_string(clean && clean[0] ? clean : error->message));
 	json_object_set_new(details, "code", json_integer(status));
 	json_object_set_new(details, "sqlstate", json_string(error->sqlstate));
+	if (error->hint != NULL)
+		json_object_set_new(details, "hint", json_string(error->hint));
 	json_object_set_new(result, "ok", json_false());
 	json_object_set_new(result, "summary", json_string(summary));
 	json_object_set_new(result, "details", details);

@@ -43,9 +43,9 @@ is_deeply(call('ValidateConfig', config => { directory => 'x' })->{result},
 	{ ok => JSON::PP::false, errors => ['directory must be an absolute path'] }, 'a bad config');
 is_deeply(call('ValidateConfig', config => { directory => "$directory//x/.." })->{result},
 	{ ok => JSON::PP::true, normalizedConfig => { directory => $directory } }, 'a good one');
-ok(!call('Probe')->{result}{ok}, 'a probe that fails');
-mkdir $directory;
+is(call('Probe', config => { directory => '/etc/passwd/x' })->{result}{summary}, '/etc/passwd is no directory that can be written.', 'a probe that fails');
 is(call('Probe')->{result}{summary}, "Sandboxes are made in $directory.", 'a probe');
+ok(!-e $directory, '... which makes nothing');
 
 my $lease = call('AcquireLease', leaseId => $id, runId => 'r')->{result};
 is($lease->{providerLeaseId}, "directories://$id", 'acquire');
@@ -72,8 +72,10 @@ my $late;
 cmp_ok(elapsed(sub { $late = execute(command => 'sh', args => [ '-c', 'echo began; exec sleep 30' ], timeoutMs => 200)->{result} }), '<', 5,
 	'a command whose time is over');
 is_deeply([ @$late{qw(timedOut exitCode stdout)} ], [ JSON::PP::true, undef, "began\n" ], '... and what it wrote');
-is_error(execute(command => '/no/such/program'), '38000', qr/No such file/, 'a command that is none');
-like(execute(command => '/no/such/program')->{error}{data}{detail}, qr/environmentExecute: FileNotFoundError/, '... with the end of stderr');
+is_deeply([ @{ execute(command => '/no/such/program')->{result} }{qw(exitCode stderr)} ], [ 127, "No such file or directory: /no/such/program\n" ], 'a command that is none');
+is(execute(command => '/etc/passwd')->{result}{exitCode}, 126, '... or no program');
+is_error(execute(command => 'true', cwd => 'none'), '38000', qr/No such file/, 'a cwd that is none');
+like(execute(command => 'true', cwd => 'none')->{error}{data}{detail}, qr/environmentExecute: FileNotFoundError/, '... with the end of stderr');
 my $client = $host->connect;
 cmp_ok(
 	elapsed(sub {

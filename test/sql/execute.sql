@@ -18,6 +18,8 @@ SELECT attempt(format($$SELECT envrt_execute_raw(%L, 'true')$$, :'local_lease'))
 SELECT attempt(format($$SELECT envrt_execute(%L, 'true')$$, :'nobody'));
 SELECT attempt($$SELECT envrt_execute(NULL, 'true')$$);
 SELECT attempt(format('SELECT envrt_execute(%L, NULL)', :'local_lease'));
+SELECT attempt(format($$SELECT envrt_execute(%L, '')$$, :'local_lease'));
+SELECT attempt(format($$SELECT envrt_start_execution(%L, '')$$, :'local_lease'));
 SELECT attempt(format($$SELECT envrt_execute(%L, 'true', timeout => '0')$$, :'local_lease'));
 SELECT attempt(format($$SELECT envrt_execute(%L, 'true', timeout => '2 days')$$, :'local_lease'));
 

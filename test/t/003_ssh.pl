@@ -279,6 +279,7 @@ is($node->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls
 	$config = ssh_config($sshd, port => 0 + EnvrtFixture::free_port('127.0.0.1'));
 	$probe = from_json($node->safe_psql('postgres', "SELECT to_jsonb(p) FROM envrt_probe_config('$company', 'ssh', " . literal(to_json($config)) . ') p'));
 	is_deeply([ $probe->{ok}, $probe->{details}{code} ], [ JSON::PP::false, 255 ], 'no connection: code 255');
+	like($probe->{details}{hint}, qr/Check the environment's host and port/, '... and what to do');
 	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.company_secrets WHERE name LIKE '%unsaved%'"), '0', 'nothing is stored');
 }
 

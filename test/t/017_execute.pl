@@ -158,6 +158,13 @@ SKIP:
 	ok(!-e "$sandboxes/leases/$lease{sandbox}", 'the folder goes with the lease');
 	is((sql_state($node, "SELECT envrt_execute('$lease{sandbox}', 'true')"))[0], '55000', 'no command in a lease that has ended');
 
+	like((sql_state($node, "SELECT envrt_destroy_lease('$lease{sandbox}')"))[1], qr/HINT:  It has ended already/, 'nothing is left to destroy');
+
+	# What is wrong with a probe stands in its row.
+	my $probe = from_json($node->safe_psql('postgres', "SELECT to_jsonb(p) FROM envrt_probe_config('$company', 'sandbox', '{\"provider\": \"bubblewrap\", \"image\": \"none\"}') p"));
+	is_deeply([ $probe->{ok}, $probe->{details}{sqlstate} ], [ JSON::PP::false, '22023' ], 'a probe of an image that does not exist');
+	like($probe->{details}{hint}, qr/^An image is a folder/, '... says what to do');
+
 	# Rolled back: no sandbox is left
 	my $rolled_back = $node->safe_psql('postgres', "BEGIN; SELECT id FROM envrt_acquire_lease('$company', '$environment{sandbox}', '$run'); ROLLBACK");
 	wait_until_sql($node, 'SELECT count(*) = 0 FROM envrt.provider_leases', 'the ledger to be empty');

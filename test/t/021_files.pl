@@ -204,6 +204,10 @@ for my $driver (sort keys %lease)
 	{
 		is((sql_state($node, "SELECT envrt_pull_files('$lease', '$path')"))[0], '42501', "$driver: no pull to $path");
 	}
+	chmod 0500, "$base/closed" if mkdir "$base/closed";
+	my ($code, $text) = sql_state($node, "SELECT envrt_pull_files('$lease', '$base/closed/new')");
+	is($code, '42501', "$driver: no pull to where the server can't write");
+	like($text, qr/could not make "\Q$base\E\/closed\/new": Permission denied/, '... which says why');
 	is((sql_state($node, "SELECT envrt_push_files('$lease', '$base/one', '../x')"))[0], '22023', "$driver: a remote path that leads out");
 	is((sql_state($node, "SELECT envrt_push_files('$lease', '$base/none')"))[0], '58P01', "$driver: a file that is not there");
 	is((sql_state($node, "SELECT envrt_pull_files('$lease', '$base/two', 'none')"))[0], '58P01', "$driver: nor there");

@@ -224,6 +224,7 @@ sub refused
 
 	is($got, $state, "$what: state");
 	like($message, $pattern, "$what: message");
+	like($message, qr/HINT:  Plugins are installed in envrt\.plugin_path/, "$what: hint") if $state eq '42704';
 	is(sql("SELECT count(*) FROM envrt.provider_leases WHERE environment_id = '$environment'"), $rows // 0, "$what: nothing is left in the ledger");
 	return;
 }
