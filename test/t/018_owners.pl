@@ -310,7 +310,7 @@ sql('GRANT TRIGGER ON envrt.environment_leases TO stranger');
 my $strange = 'SET ROLE stranger; CREATE TRIGGER strange BEFORE INSERT OR UPDATE ON envrt.environment_leases FOR EACH ROW EXECUTE FUNCTION strange.by_trigger()';
 {
 	my $offset = log_end();
-	my $expiring = acquire_lease($local, "expires_in => '600 ms'");
+	my $expiring = acquire_lease($local, "expires_in => '5 s'");
 	my ($released, $deleted) = (acquire_lease($journal), acquire_lease($journal));
 
 	$provider->set_knob('release-delay', 0.5, $released);
