@@ -46,6 +46,8 @@
 #define HEAD_KEEP 16384
 /* Seconds by which our clock and another one may differ about an age. */
 #define AGE_DOUBT 3
+/* Of the number of a process. */
+#define MAX_DIGITS 18
 
 /*
  * Like the one of ssh_script.c it is read alike by every login shell: no single
@@ -252,20 +254,38 @@ find_marker(const ExecuteStart *start, const Bytes *head, const char *follows, c
 	return NULL;
 }
 
+/*
+ * The number that a line goes on with, digits alone; 0: there is none.  What skips blanks, as
+ * sscanf() and strtol() do, would skip the line's end, and take what came later for a part of it.
+ */
+static long
+read_number(const char *text)
+{
+	const char *digits = text + (*text == '-');
+	long number = 0;
+
+	for (int i = 0; i < MAX_DIGITS && digits[i] >= '0' && digits[i] <= '9'; i++)
+		number = number * 10 + (digits[i] - '0');
+	return *text == '-' ? -number : number;
+}
+
 static const char *
 find_on_stderr(ExecuteStart *start, const Bytes *head, const char **end)
 {
+	static const char follows[] = " start ";
 	const char *found = find_marker(start, head, " cwd\n", end);
-	long number = 0;
+	long number;
 
 	if (found != NULL)
 	{
 		start->state = START_NO_CWD;
 		return found;
 	}
-	found = find_marker(start, head, " start ", end);
-	/* The line ends with a newline, which nothing here runs past. */
-	if (found == NULL || sscanf(found + strlen(start->marker), " start %ld", &number) < 1)
+	found = find_marker(start, head, follows, end);
+	if (found == NULL)
+		return NULL;
+	number = read_number(found + strlen(start->marker) + sizeof follows - 1);
+	if (number == 0)
 		return NULL;
 	start->state = START_DONE;
 	start->group = number < 0;

@@ -667,6 +667,11 @@ own_output(ExecuteStart *start, bool is_stderr, const char *text, size_t piece)
 
 		memcpy(copy, text, length);
 		rest = ssh_execute_start_take(start, is_stderr, copy, &count);
+		if (count > length)
+		{
+			bytes_append_text(&own, "(more than there is)");
+			count = 0;
+		}
 		bytes_append(&own, rest, count);
 		free(copy);
 		text += length;
@@ -705,6 +710,18 @@ test_execute_start(void)
 
 		ok(start.state == (group ? START_NO_CWD : START_DONE) && !start.group && errors[0] == '\0',
 		   "execute: %s", group ? "no directory" : "no process group");
+		free(errors);
+		ssh_execute_start_clear(&start);
+	}
+	/* Lines of a hostile host: what looks like a number later on is none of the line. */
+	for (size_t piece = 1; piece < 80; piece++)
+	{
+		ExecuteStart start = {.marker = "m"};
+		char *errors =
+		    own_output(&start, true, "m start \n\n\n\n\n      \n  7\nm start 99\nsecret\n", piece);
+
+		ok(start.state == START_WAITING && errors[0] == '\0',
+		   "execute: a start without a number, in pieces of %zu, leaves \"%.40s\"", piece, errors);
 		free(errors);
 		ssh_execute_start_clear(&start);
 	}
