@@ -55,6 +55,7 @@
 
 #define OPEN_FILES 1024
 #define TICK_MS 100
+#define FULL_TICK_MS 20
 #define MAX_PAUSE_MS 1000
 #define LOOK_AGAIN_MS 60000
 
@@ -64,6 +65,15 @@
 /* A descriptor each. */
 #define MAX_DEPTH 500
 
+/* By so much what is too full may still grow: by the directories of what is moved, say. */
+#define FULL_SLACK ((uint64_t) 1024 * 1024)
+
+/* What no workspace holds. */
+#define NO_LIMIT (UINT64_MAX / 2)
+
+/* Files without a name that are told apart; more of them may count twice. */
+#define MAX_NAMELESS 1024
+
 static const SandboxSpec *spec;
 static char *cwd;
 static char **arguments;
@@ -71,7 +81,10 @@ static char **variables;
 static pid_t command;
 static long page_size;
 static SandboxUsage usage;
+static uint64_t disk_limit; /* what the workspace may hold: what it may be, or is already */
 static bool full_from_start;
+static bool too_deep;       /* the last walk did not see all */
+static uint64_t start_room; /* what the file system had left */
 
 /* Says how it ended, and ends everything. */
 static void __attribute__((noreturn)) finish(SandboxReportKind kind, int value)
@@ -211,12 +224,33 @@ file_bytes(const struct stat *info)
 	return S_ISDIR(info->st_mode) || info->st_nlink == 0 ? bytes : bytes / info->st_nlink;
 }
 
+/* To look into a directory and at what is in it, whoever has forbidden that. */
+static int
+open_directory(int above, const char *name, mode_t mode)
+{
+	if ((mode & 0500) != 0500)
+		fchmodat(above, name, (mode & 0777) | 0500, 0);
+	return openat(above, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* Gives it the mode back, unless the command has given it another one since. */
+static void
+close_directory(DIR *directory, mode_t mode)
+{
+	struct stat info;
+
+	if ((mode & 0500) != 0500 && fstat(dirfd(directory), &info) == 0 &&
+	    (info.st_mode & 0777) == ((mode & 0777) | 0500))
+		fchmod(dirfd(directory), mode & 0777);
+	closedir(directory);
+}
+
 /*
  * Adds what a directory holds, until that is over the limit.  It takes the
  * descriptor.  What is nested too deep to be looked at is taken for too much.
  */
 static void
-add_directory(int fd, int depth, uint64_t *sum)
+add_directory(int fd, mode_t mode, int depth, uint64_t *sum)
 {
 	DIR *directory = fd >= 0 ? fdopendir(fd) : NULL;
 	const struct dirent *entry;
@@ -224,33 +258,92 @@ add_directory(int fd, int depth, uint64_t *sum)
 
 	if (directory == NULL)
 	{
-		/* One that may not be read is the owner's to make readable, and to fill. */
 		if (fd >= 0)
 			close(fd);
-		if (depth >= MAX_DEPTH)
-			*sum = spec->workspace_bytes + 1;
 		return;
 	}
-	while (*sum <= spec->workspace_bytes && (entry = readdir(directory)) != NULL)
+	while (*sum <= disk_limit && (entry = readdir(directory)) != NULL)
 	{
 		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
 		    fstatat(fd, entry->d_name, &info, AT_SYMLINK_NOFOLLOW) < 0)
 			continue;
 		*sum += file_bytes(&info);
-		if (S_ISDIR(info.st_mode))
-			add_directory(
-			    depth < MAX_DEPTH
-			        ? openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-			        : -1,
-			    depth + 1, sum);
+		if (S_ISDIR(info.st_mode) && depth == MAX_DEPTH)
+		{
+			too_deep = true;
+			*sum = disk_limit + 1;
+		}
+		else if (S_ISDIR(info.st_mode))
+			add_directory(open_directory(fd, entry->d_name, info.st_mode), info.st_mode, depth + 1,
+			              sum);
 	}
+	close_directory(directory, mode);
+}
+
+/*
+ * Files without a name
+ */
+
+/* Whether a process's open file is one of the workspace's that has no name, and not counted yet. */
+static bool
+is_nameless(const struct stat *info, dev_t device)
+{
+	static ino_t seen[MAX_NAMELESS];
+	static size_t count;
+
+	if (info == NULL)
+		count = 0;
+	if (info == NULL || !S_ISREG(info->st_mode) || info->st_nlink > 0 || info->st_dev != device)
+		return false;
+	for (size_t i = 0; i < count; i++)
+		if (seen[i] == info->st_ino)
+			return false;
+	if (count < MAX_NAMELESS)
+		seen[count++] = info->st_ino;
+	return true;
+}
+
+static void
+add_open_files(const char *pid, dev_t device, uint64_t *sum)
+{
+	char path[32];
+	const struct dirent *entry;
+	struct stat info;
+	DIR *directory;
+
+	snprintf(path, sizeof path, "/proc/%.20s/fd", pid);
+	directory = opendir(path);
+	if (directory == NULL)
+		return;
+	while (*sum <= disk_limit && (entry = readdir(directory)) != NULL)
+		if (fstatat(dirfd(directory), entry->d_name, &info, 0) == 0 && is_nameless(&info, device))
+			*sum += file_bytes(&info);
 	closedir(directory);
 }
+
+static void
+add_nameless(dev_t device, uint64_t *sum)
+{
+	DIR *directory = opendir("/proc");
+	const struct dirent *entry;
+
+	if (directory == NULL)
+		return;
+	is_nameless(NULL, device);
+	while (*sum <= disk_limit && (entry = readdir(directory)) != NULL)
+		if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9')
+			add_open_files(entry->d_name, device, sum);
+	closedir(directory);
+}
+
+/*
+ * Looks
+ */
 
 static bool
 is_full(void)
 {
-	return usage.used > spec->workspace_bytes;
+	return usage.used > disk_limit;
 }
 
 /* Whether it may have become too full since it was looked at. */
@@ -260,23 +353,51 @@ may_be_full(uint64_t room)
 	uint64_t lost = room < usage.room ? usage.room - room : 0;
 
 	return usage.when_ms == 0 || milliseconds() - usage.when_ms > LOOK_AGAIN_MS ||
-	       usage.used + lost > spec->workspace_bytes;
+	       usage.used + lost > disk_limit;
 }
 
 static void
-look_at_disk(uint64_t room, bool is_start)
+measure(uint64_t room)
 {
-	SandboxReport report = {.kind = SANDBOX_USAGE};
-	ssize_t written;
+	struct stat info;
 
 	usage.used = 0;
 	usage.room = room;
 	usage.when_ms = milliseconds();
-	add_directory(open(SANDBOX_WORKSPACE, O_RDONLY | O_DIRECTORY | O_CLOEXEC), 0, &usage.used);
-	report.value = is_start && is_full();
-	report.usage = usage;
-	written = write(CONTROL, &report, sizeof report);
+	too_deep = false;
+	if (lstat(SANDBOX_WORKSPACE, &info) < 0)
+		return;
+	add_directory(open_directory(AT_FDCWD, SANDBOX_WORKSPACE, info.st_mode), info.st_mode, 0,
+	              &usage.used);
+	add_nameless(info.st_dev, &usage.used);
+}
+
+static void
+report_usage(bool is_full_from_start)
+{
+	SandboxReport report = {.kind = SANDBOX_USAGE, .value = is_full_from_start, .usage = usage};
+	ssize_t written = write(CONTROL, &report, sizeof report);
+
 	(void) written;
+}
+
+static void
+look_at_start(void)
+{
+	start_room = room_left();
+	disk_limit = spec->workspace_bytes;
+	if (may_be_full(start_room))
+	{
+		measure(start_room);
+		report_usage(is_full());
+	}
+	full_from_start = is_full();
+	if (!full_from_start)
+		return;
+	/* From here on all of it is what it may hold. */
+	disk_limit = NO_LIMIT;
+	measure(start_room);
+	disk_limit = usage.used + FULL_SLACK;
 }
 
 static void
@@ -288,9 +409,12 @@ check_disk(void)
 
 	if (start < next_look || !may_be_full(room))
 		return;
-	look_at_disk(room, false);
-	next_look = next_time(start);
-	if (is_full())
+	measure(room);
+	report_usage(false);
+	/* What is too full already is not to get much fuller. */
+	next_look = full_from_start ? 2 * milliseconds() - start : next_time(start);
+	/* Of what nobody can see all of, nobody knows by how much it has grown. */
+	if (full_from_start && too_deep ? room + FULL_SLACK < start_room : is_full())
 		finish(SANDBOX_DISK, 0);
 }
 
@@ -485,9 +609,7 @@ main(void)
 	    (struct pollfd){.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK), .events = POLLIN};
 	wait_for_host();
 	usage = spec->usage;
-	if (may_be_full(room_left()))
-		look_at_disk(room_left(), true);
-	full_from_start = is_full();
+	look_at_start();
 	start_command();
 	/* They are the command's. */
 	close(0);
@@ -495,7 +617,7 @@ main(void)
 	close(2);
 	for (;;)
 	{
-		int ready = poll(watched, 2, TICK_MS);
+		int ready = poll(watched, 2, full_from_start ? FULL_TICK_MS : TICK_MS);
 
 		if (ready > 0 && watched[1].revents != 0)
 		{
@@ -506,7 +628,6 @@ main(void)
 		if (ready > 0 && watched[0].revents != 0)
 			obey();
 		check_memory();
-		if (!full_from_start)
-			check_disk();
+		check_disk();
 	}
 }

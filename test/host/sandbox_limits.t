@@ -26,6 +26,14 @@ sub with
 	return (config => \%config, timeoutMs => 30000);
 }
 
+sub names_in
+{
+	my ($directory, $lease) = @_;
+	my @names = glob "$directory/leases/$lease/workspace/*";
+
+	return scalar @names;
+}
+
 sub resident
 {
 	return $host->stats->{host}{rssBytes};
@@ -167,6 +175,40 @@ PERL
 	is($result->{metadata}{limit}, 'workspaceMb', 'empty files count as well');
 	$client->call('environmentDestroyLease', sandbox_params($lease));
 	ok(!-e $workspace, 'all of it goes');
+
+	# Where the first process may not look, or sees no name.
+	my $fill = 'my $x = "x" x 1_000_000; for (1 .. 200) { open my $f, ">", "f$_" or die; print $f $x; close $f; select undef, undef, undef, 0.02 } print "made"';
+	my %hidden = (
+		'a workspace that may not be read' => "chmod 0300, '.'; $fill",
+		'a directory that may not be read' => "mkdir 'd'; chdir 'd'; chmod 0300, '.'; $fill",
+		'a directory that may not be entered' => "mkdir 'd'; mkdir 'd/e'; chdir 'd/e'; chmod 0400, '/workspace/d'; $fill",
+		'a directory that is nobody\'s to use' => "mkdir 'd'; mkdir 'd/e'; chdir 'd/e'; chmod 0, '/workspace/d'; $fill",
+		'files without a name' =>
+		  'my $x = "x" x 1_000_000; my @f; for (1 .. 200) { open my $f, ">", "f$_" or die; print $f $x; $f->flush; unlink "f$_"; push @f, $f; select undef, undef, undef, 0.02 } print "made"');
+	for my $name (sort keys %hidden)
+	{
+		acquire($client, $lease = lease_id());
+		$result = run_perl($client, $lease, $hidden{$name}, %limits);
+		is_deeply([ $result->{stdout}, $result->{metadata}{limit} ], [ '', 'workspaceMb' ], "$name: what is in it counts");
+		$client->call('environmentDestroyLease', sandbox_params($lease));
+	}
+	# What only looks so is not ended, and is as it was.
+	acquire($client, $lease = lease_id());
+	$result = run_perl($client, $lease, <<'PERL', %limits);
+		mkdir 'd', 0300; chmod 0300, 'd'; open my $f, '+>', 'f' or die; print $f 'x' x 1_000_000; $f->flush; unlink 'f';
+		for (1 .. 100) { if (!fork) { sleep 2; exit } } 1 while wait > 0; printf 'made %o', 07777 & (stat 'd')[2];
+PERL
+	is($result->{stdout}, 'made 300', 'a file without a name that many processes have counts once');
+	is($result->{metadata}{limit}, undef, '... and nothing is ended');
+	# Too full at the start: names have a size as well.
+	run_perl($client, $lease, $fill, %limits);
+	my $before = names_in($directory, $lease);
+	$result = run_perl($client, $lease, 'my $x = "x" x 4000; for (1 .. 100000) { symlink $x, "l$_" or die } print "made"', %limits);
+	is_deeply([ $result->{stdout}, @{ $result->{metadata} }{qw(limit workspaceFull)} ], [ '', 'workspaceMb', $true ],
+		'when it is too full, more links end the command');
+	cmp_ok(names_in($directory, $lease) - $before, '<', 50000, '... soon');
+	is(execute($client, $lease, [ 'sh', '-c', 'find . -type l -delete; rm -f f*; mkdir new' ], %limits)->{exitCode}, 0, '... but they can be removed');
+	$client->call('environmentDestroyLease', sandbox_params($lease));
 }
 {
 	my $result = run_perl($client, $id, <<'PERL', with(memoryMb => 64, maxProcesses => 30));
