@@ -32,8 +32,9 @@ extern void files_know(void);
  */
 extern void files_unpack(const char *path, const char *source);
 
-/* The archive may have so many bytes, in which each entry counts for a block of the file system
- * more.
+/*
+ * The archive may have so many bytes, in which each entry counts for a block of the file system
+ * more, and so do directories that only the names of others tell of, and what follows a hole.
  */
 extern void files_limit(uint64_t max_bytes);
 

@@ -71,7 +71,7 @@ static Level levels[MAX_DEPTH + 1];
 static int depth; /* of the last level; 0 is the target */
 static char *names[MAX_DEPTH + 1];
 static bool something_read;
-static uint64_t max_bytes; /* 0: any number */
+static uint64_t max_bytes; /* 0: any number; what comes, and what it takes on the disk besides */
 static uint64_t bytes_taken;
 static bool from_workspace;
 static int name_count;
@@ -83,6 +83,25 @@ static GitPlace target_place;
 /* A file that has a temporary name, for the case that all ends. */
 static int temporary_directory;
 static char temporary_name[64];
+
+/*
+ * How much there may be
+ */
+
+void
+files_limit(uint64_t limit)
+{
+	max_bytes = limit;
+}
+
+static void
+count_bytes(uint64_t count)
+{
+	bytes_taken += count;
+	if (max_bytes > 0 && bytes_taken > max_bytes)
+		fail_state("53400", "the workspace holds more than the %llu MB that envrt.max_pull allows",
+		           (unsigned long long) (max_bytes / 1024 / 1024));
+}
 
 /*
  * Temporary names
@@ -251,6 +270,9 @@ enter_level(const char *name, const char *path)
 	level->name = strdup(name);
 	if (level->name == NULL)
 		fail_state("53400", "out of memory");
+	/* That of an entry was counted with it. */
+	if (made && depth + 1 < name_count)
+		count_bytes(BLOCK_OF_DISK);
 	level->was_there = !made;
 	level->has_meta = made;
 	level->mode = 0755;
@@ -368,11 +390,16 @@ write_content(int fd, struct archive_entry *entry, const char *path)
 	const void *bytes;
 	size_t length;
 	la_int64_t offset;
+	la_int64_t next = 0;
 	la_int64_t end = 0;
 	int status;
 
 	while ((status = archive_read_data_block(archive, &bytes, &length, &offset)) == ARCHIVE_OK)
 	{
+		/* After a hole a single byte takes a block. */
+		if (offset != next)
+			count_bytes(BLOCK_OF_DISK);
+		next = offset + (la_int64_t) length;
 		if (write_what_is(fd, bytes, length, offset, path))
 			end = offset + (la_int64_t) length;
 		report_bytes(length);
@@ -515,21 +542,6 @@ make_name(struct archive_entry *entry, const char *path)
 /*
  * The archive
  */
-
-void
-files_limit(uint64_t limit)
-{
-	max_bytes = limit;
-}
-
-static void
-count_bytes(uint64_t count)
-{
-	bytes_taken += count;
-	if (max_bytes > 0 && bytes_taken > max_bytes)
-		fail_state("53400", "the workspace holds more than the %llu MB that envrt.max_pull allows",
-		           (unsigned long long) (max_bytes / 1024 / 1024));
-}
 
 static la_ssize_t
 read_in(struct archive *reader, void *data, const void **buffer)

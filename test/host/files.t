@@ -324,6 +324,18 @@ like(`yes | '$program' pack --known -- '$outside' 2>&1 >/dev/null`, qr/^D 1 9$/m
 	like($result->{said}, qr/^E 53400 .*max_pull/m, 'too many files');
 	$result = unpack_archive(join('', $top_entry, map({ entry("f$_") } 1 .. 200), $end), @limit);
 	like($result->{said}, qr/^D 200 0/m, '... and not too many');
+	# What takes far more room than it is long.
+	my $deep = 'd/' x 300;
+	$result = unpack_archive($top_entry . entry('././@LongLink', type => 'L', data => "${deep}f\0") . entry('x') . $end, @limit);
+	like($result->{said}, qr/^E 53400 .*max_pull/m, 'directories on the way to a file');
+	system 'rm', '-rf', $result->{target};
+	my $map = join '', map { $_ . "\n" } 300, map { ($_ * 1_000_000, 1) } 0 .. 299;
+	my @sparse = map { sprintf('%d %s', length($_) + 3, $_) } "GNU.sparse.major=1\n", "GNU.sparse.minor=0\n", "GNU.sparse.name=holes\n", "GNU.sparse.realsize=300000000\n";
+	$map .= "\0" x (-length($map) % 512);
+	$result = unpack_archive($top_entry . entry('h', type => 'x', data => join '', @sparse) . entry('h', data => $map . 'x' x 300) . $end, @limit);
+	like($result->{said}, qr/^E 53400 .*max_pull/m, 'a file with many holes');
+	$result = unpack_archive($top_entry . entry('h', type => 'x', data => join '', @sparse) . entry('h', data => $map . 'x' x 300) . $end);
+	like($result->{said}, qr/^D 1 300$/m, '... which is one');
 }
 
 # Killed half-way, by whatever signal: nothing is there but what was complete.
