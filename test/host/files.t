@@ -136,7 +136,12 @@ for my $case ([ '..', '../outside/secret' ], [ 'an absolute name', "$outside/sec
 		$top_entry . entry('s', type => '2', link => $outside) . entry('h', type => '1', link => $link) . $end,
 		qr/^E 38000 /m, left => 's');
 }
-is((stat "$outside/secret")[3], 1, 'the file outside has one name');
+{
+	my $result = unpack_archive($top_entry . entry('s', type => '2', link => "$outside/secret") . entry('h', type => '1', link => 's') . $end);
+
+	is(readlink "$result->{target}/h", "$outside/secret", 'another name for a link is one of the link');
+}
+is((stat "$outside/secret")[3], 1, '... and the file outside has one name');
 {
 	my $result = unpack_archive($top_entry
 		  . entry('f', data => 'first')
@@ -231,6 +236,15 @@ refused('attributes of megabytes', $top_entry . header('x', type => 'x', size =>
 	}
 	is_deeply([ map { readlink "$base/place/$_" } qw(data key) ], \@links, 'the links are there');
 	is((stat "$base/place/name")[3], 2, '... and the name');
+	my $named = unpack_archive($top_entry . entry('h', type => '1', link => 'name') . $end, target => "$base/place", @protect);
+	like($named->{said}, qr/^E 42501 .*server itself/m, 'another name for it');
+	ok(!-e "$base/place/h", '... is not made');
+	for my $source ("$base/key", "$base/place/key", "$base/place/name", "$base/place")
+	{
+		my $said = `'$program' pack --protect '$base/key' -- '$source' 2>&1 >/dev/null`;
+
+		like($said, qr/^E 42501 /m, "nothing of it from $source");
+	}
 	refused('over a file there', entry('f', data => 'x') . $end, qr/^E 42501 /m, target => "$base/key", @protect);
 	refused('into it', entry('key', data => 'x') . $end, qr/^E 42501 /m, target => "$base/place/", @protect);
 	is(slurp("$base/key"), 'secret', '... stays as it is');
@@ -257,8 +271,8 @@ refused('attributes of megabytes', $top_entry . header('x', type => 'x', size =>
 	is($left->([ '.git', data => 'gitdir: evil' ], ['sub/f'], ['sub/.git']), 'sub sub/f', 'a .git that is a file');
 	is($left->([ '.git', type => '2', link => 'evil' ], [ '.GIT', type => '2', link => 'evil' ]), '', '... or a link');
 	is($left->(['evil'], [ '.git', type => '1', link => 'evil' ]), 'evil', '... or another name');
-	is($left->(map { [".git/$_"] } qw(HEAD commondir config Config config.worktree hooks/x rebase-merge/git-rebase-todo refs/heads/config refs/heads/hooks/x info/config)),
-		'.git .git/HEAD .git/info .git/info/config .git/refs .git/refs/heads .git/refs/heads/config .git/refs/heads/hooks .git/refs/heads/hooks/x',
+	is($left->(map { [".git/$_"] } qw(HEAD commondir config Config config.worktree hooks/x rebase-merge/git-rebase-todo refs/heads/config refs/heads/hooks/x info/config x/.git/config x/.git/HEAD)),
+		'.git .git/HEAD .git/info .git/info/config .git/refs .git/refs/heads .git/refs/heads/config .git/refs/heads/hooks .git/refs/heads/hooks/x .git/x .git/x/.git .git/x/.git/HEAD',
 		'settings in a .git');
 	is($left->(map { [".git/$_"] } qw(worktrees/w/HEAD worktrees/w/commondir worktrees/w/gitdir worktrees/w/config.worktree worktrees/w/logs/config)),
 		'.git .git/worktrees .git/worktrees/w .git/worktrees/w/HEAD .git/worktrees/w/logs .git/worktrees/w/logs/config',
@@ -267,7 +281,7 @@ refused('attributes of megabytes', $top_entry . header('x', type => 'x', size =>
 		'.git .git/modules .git/modules/a .git/modules/a/b .git/modules/a/b/HEAD',
 		'settings of submodules');
 	is($left->((map { [ ".git/$_", type => '2', link => '../evil' ] } qw(modules worktrees modules/a modules/a/b worktrees/w HEAD))), '.git .git/HEAD', 'links to such');
-	is($left->([ 'l', type => '2', link => 'x' ], [ '.git/modules', type => '1', link => 'l' ]), '.git l', '... by another name');
+	is($left->(@$_, [ 'l', type => '2', link => 'x' ], [ '.git/modules', type => '1', link => 'l' ]), join(' ', '.git l', map { $_->[0] } @$_), '... by another name') for [], [ ['x'] ];
 	for my $case ([ '.git', 'plain' ], [ 'x', 'app/.git' ], [ 'x/.git/modules/m', 'module' ], [ 'x', 'link' ])
 	{
 		my ($from, $to) = @$case;
