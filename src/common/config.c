@@ -730,8 +730,8 @@ normalize_bubblewrap(json_t *config, json_t *result, ConfigIssues *issues)
 	{
 		if (string_bytes(image, "image", &text, &length, issues) && !is_image_name(text, length))
 			add_issue(issues, "image",
-			          "The name of a folder among the images is letters, digits, dots, hyphens "
-			          "and underscores");
+			          "image must be the name of a folder among the images: letters, digits, dots, "
+			          "hyphens and underscores");
 		complete &= store(result, "image", json_incref(image));
 	}
 	network = read_boolean(config, "network", false, issues);

@@ -188,7 +188,8 @@ make_key(unsigned char *master)
 
 	if (database_has_secrets())
 		report_unusable(path, "does not exist, and there are secrets under it",
-		                "Restore it from a backup; without it the secrets can't be read.");
+		                "Correct envrt.master_key_file, or restore the file from a backup; without "
+		                "it the secrets can't be read.");
 	if (read_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint), false))
 		report_unusable(
 		    path, "does not exist, but this server had one",
