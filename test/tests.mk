@@ -67,6 +67,10 @@ build/ssh_baseline: test/bench/ssh_baseline.c
 	@mkdir -p build
 	$(CC) -std=gnu11 -O2 $(TEST_WARNINGS) -o $@ $< -lssh
 
+build/plugin_copier: test/bench/plugin_copier.c
+	@mkdir -p build
+	$(CC) -std=gnu11 -g -O2 -D_GNU_SOURCE $(TEST_WARNINGS) -o $@ $<
+
 build/sandbox_baseline: test/bench/sandbox_baseline.c $(HOST_OBJS) build/sandbox_init.o
 	$(CC) -std=gnu11 -O2 -D_GNU_SOURCE -Isrc/common -Isrc/host $(TEST_WARNINGS) -o $@ $(filter-out $(HOST_BUILD)/host/main.o,$^) $(LDFLAGS) $(HOST_LIBS)
 

@@ -4,6 +4,6 @@
 turns=${BENCH_PLUGIN_TURNS:-9}
 calls=${BENCH_PLUGIN_CALLS:-40}
 
-printf '\ncalls of a plugin written for the SDK, milliseconds (medians of %d turns of %d; bare: the same lines to the worker itself)\n\n' "$turns" "$calls"
-printf '%-31s %8s %8s %6s\n' "" host bare ratio
+printf '\ncalls of a plugin written for the SDK, milliseconds (medians of %d turns of %d; bare: the same lines to the worker itself; copied: by way of a process that only copies)\n\n' "$turns" "$calls"
+printf '%-31s %8s %8s %8s %6s %6s\n' "" host copied bare ratio copied
 perl test/bench/plugin_turns.pl "$turns" "$calls"

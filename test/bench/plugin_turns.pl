@@ -1,11 +1,12 @@
 #!/usr/bin/perl
 # Calls of a plugin through the driver host, next to the same lines to a worker of the same plugin without
-# anything between.  Contenders take turns, so that what else the machine does meets both; the clients do
+# anything between, and to one with a process between that only copies bytes (plugin_copier.c): what that
+# costs is the least that any host can cost.  Contenders take turns, so that what else the machine does meets both; the clients do
 # the same, and as little as possible: they write a line and read one.
 #
-#   plugin_turns.pl TURNS CALLS      prints a row of milliseconds for each kind of call
+#   plugin_turns.pl TURNS CALLS      prints a row of milliseconds for each kind of call, and ratios to the bare worker
 #
-# The ratio is the median of the ratios of neighbouring turns.
+# A ratio is the median of the ratios of neighbouring turns.
 
 use strict;
 use warnings;
@@ -25,18 +26,23 @@ my $directory = temporary_directory() . '/sandboxes';
 my $host = start_host(plugins => [$plugins]);
 
 # A side: how lines get there and back.
-my %side = (bare => {}, host => {});
+my @contenders = qw(bare copied host);
+my %side = map { ($_ => {}) } @contenders;
 
 # With the environment and the folder that it has at the host's.
 my $worker = "$plugins/tempdir/dist/worker.js";
 {
 	local %ENV = (PATH => $ENV{PATH}, NODE_PATH => '', PAPERCLIP_PLUGIN_ID => 'envrt.tempdir', NODE_ENV => 'production', TZ => 'UTC');
+	my $socket = temporary_directory() . '/copier';
 	open my $saved, '>&', \*STDERR;
 	open STDERR, '>', '/dev/null';
 	my $pid = open2(my $out, my $in, 'node', $worker);
-	open STDERR, '>&', $saved;
-	@{ $side{bare} }{qw(pid out in)} = ($pid, $out, $in);
+	@{ $side{bare} }{qw(out in)} = ($out, $in);
 	EnvrtFixture::register(bless { pid => $pid }, 'Bare');
+	$pid = EnvrtFixture::spawn(sub { exec "$FindBin::RealBin/../../build/plugin_copier", $socket, 'node', $worker });
+	open STDERR, '>&', $saved;
+	EnvrtFixture::register(bless { pid => $pid }, 'Bare');
+	wait_until('the copier listens', sub { $side{copied}{in} = $side{copied}{out} = IO::Socket::UNIX->new(Peer => $socket) });
 }
 my $socket = IO::Socket::UNIX->new(Peer => "$host->{directory}/envrt_host.sock");
 @{ $side{host} }{qw(out in)} = ($socket, $socket);
@@ -88,10 +94,10 @@ sub ask
 
 my %base = (driverKey => 'tempdir', companyId => 'c', environmentId => 'e', config => { provider => 'tempdir', directory => $directory });
 
-ask($side{bare}, 'initialize', {
+ask($side{$_}, 'initialize', {
 		manifest => { id => 'envrt.tempdir' }, config => {}, instanceInfo => { instanceId => 'bench', hostVersion => '0' }, apiVersion => 1,
 		databaseNamespace => undef
-	});
+	}) for qw(bare copied);
 for my $side (values %side)
 {
 	ask($side, 'environmentProbe', {%base}) for 1 .. 200;
@@ -145,19 +151,19 @@ sub median
 for my $kind (@kinds)
 {
 	my ($name, @steps) = @$kind;
-	my (@ratios, %medians);
+	my (%ratios, %medians);
 
 	for my $turn (1 .. $turns)
 	{
 		my %turn;
 
-		for my $who ($turn % 2 ? qw(bare host) : qw(host bare))
+		for my $who ($turn % 2 ? @contenders : reverse @contenders)
 		{
 			$turn{$who} = median(map { round($side{$who}, @steps) } 1 .. $calls);
 			push @{ $medians{$who} }, $turn{$who};
 		}
-		push @ratios, $turn{host} / $turn{bare};
+		push @{ $ratios{$_} }, $turn{$_} / $turn{bare} for qw(host copied);
 	}
-	printf "%-31s %8.3f %8.3f %6.2f\n", $name, median(@{ $medians{host} }), median(@{ $medians{bare} }), median(@ratios);
+	printf "%-31s %8.3f %8.3f %8.3f %6.2f %6.2f\n", $name, (map { median(@{ $medians{$_} }) } qw(host copied bare)), map { median(@{ $ratios{$_} }) } qw(host copied);
 }
 $host->terminate;
