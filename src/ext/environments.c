@@ -153,8 +153,9 @@ check_private_key(const json_t *key)
 	const char *problem = private_key_problem(json_string_value(key), json_string_length(key));
 
 	if (problem != NULL)
-		ereport(ERROR,
-		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("privateKey: %s", problem)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("privateKey: %s", problem),
+		                errhint("Use an unencrypted Ed25519, ECDSA or RSA private key in OpenSSH "
+		                        "or PEM form, as ssh-keygen -t ed25519 -N '' makes it.")));
 }
 
 static bool

@@ -274,7 +274,10 @@ ssh_transfer_failure(const TransferRequest *request, int status, const Bytes *er
 		return NULL;
 	error = own_words(text);
 	if (error != NULL)
+	{
+		transfer_error_in_workspace(error, request);
 		return error;
+	}
 	if (status < 0)
 		error = error_new("38000", "the remote end of the transfer was ended by a signal");
 	else

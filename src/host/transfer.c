@@ -252,12 +252,21 @@ local_error(const Transfer *transfer)
 	return error;
 }
 
+void
+transfer_error_in_workspace(HostError *error, const TransferRequest *request)
+{
+	if (request->remote_path[0] == '\0')
+		error_detail(error, "In the workspace.");
+	else
+		error_detail(error, "In the workspace, at \"%s\".", request->remote_path);
+}
+
 static HostError *
 remote_error(const Transfer *transfer)
 {
 	HostError *error = files_report_error(&transfer->remote);
 
-	error_detail(error, "In the workspace, at \"%s\".", transfer->request->remote_path);
+	transfer_error_in_workspace(error, transfer->request);
 	return error;
 }
 

@@ -58,6 +58,9 @@ extern void transfer_begin(Transfer *transfer, Call *call, const char *driver, c
 extern void transfer_watch(Transfer *transfer);
 extern void transfer_moved(Transfer *transfer);
 
+/* Says in the error's detail that it happened at the workspace's end. */
+extern void transfer_error_in_workspace(HostError *error, const TransferRequest *request);
+
 /* What went wrong, by what both ends have said; NULL: nothing. */
 extern HostError *transfer_error(const Transfer *transfer, bool has_remote);
 

@@ -210,7 +210,9 @@ for my $driver (sort keys %lease)
 	like($text, qr/could not make "\Q$base\E\/closed\/new": Permission denied/, '... which says why');
 	is((sql_state($node, "SELECT envrt_push_files('$lease', '$base/one', '../x')"))[0], '22023', "$driver: a remote path that leads out");
 	is((sql_state($node, "SELECT envrt_push_files('$lease', '$base/none')"))[0], '58P01', "$driver: a file that is not there");
-	is((sql_state($node, "SELECT envrt_pull_files('$lease', '$base/two', 'none')"))[0], '58P01', "$driver: nor there");
+	($code, $text) = sql_state($node, "SELECT envrt_pull_files('$lease', '$base/two', 'none')");
+	is($code, '58P01', "$driver: nor there");
+	like($text, qr{DETAIL:  In the workspace, at "none"\.}, '... which says where');
 }
 
 done_testing();
