@@ -524,6 +524,20 @@ for my $driver (sort keys %lease)
 	is(await_execution(start($driver, 'echo again'))->{stdout}, "again\n", "$driver: the next one runs");
 }
 
+# It ends between the row and what it is told: no other one runs what it may have begun.
+{
+	my $host = $node->safe_psql('postgres', 'SELECT pid FROM envrt.stat_driver_host');
+
+	$node->safe_psql('postgres', "SELECT envrt.arm_fault_point('execution-before-start')");
+	my $id = start('ssh', 'touch again');
+	wait_until_sql($node, 'SELECT waiting = 1 FROM envrt.stat_fault_points', 'the scheduler is there');
+	kill 'KILL', $host;
+	wait_until('the driver host is gone', sub { !kill 0, $host });
+	$node->safe_psql('postgres', "SELECT envrt.disarm_fault_point('execution-before-start')");
+	await_state($id, 'lost');
+	is(await_execution(start('ssh', 'ls again'))->{exit_code}, 2, 'another driver host does not run it');
+}
+
 # A backend crashes and the server restarts.
 {
 	my %id = map { $_ => start($_, 'echo begun; exec sleep 1235.625') } keys %lease;
@@ -531,7 +545,7 @@ for my $driver (sort keys %lease)
 
 	await_output($_, 'begun') for values %id;
 	$node->safe_psql('postgres', "SELECT envrt.arm_fault_point('execution-before-start')");
-	start('ssh', 'echo never');
+	my $begun = start('ssh', 'touch again');
 	wait_until_sql($node, 'SELECT waiting = 1 FROM envrt.stat_fault_points', 'the scheduler is there');
 	my $queued = start('ssh', 'echo after the crash');
 	kill 'KILL', $session->backend;
@@ -543,6 +557,8 @@ for my $driver (sort keys %lease)
 	}
 	wait_until('its processes are gone', sub { !processes_with('1235.625') }, 60);
 	is(await_execution($queued)->{stdout}, "after the crash\n", 'what was queued runs then');
+	await_state($begun, 'lost');
+	is(await_execution(start('ssh', 'ls again'))->{exit_code}, 2, 'what may have been begun does not');
 	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions WHERE state IN ('queued', 'running')"), '0', 'none runs for ever');
 }
 
