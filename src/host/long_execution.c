@@ -269,7 +269,9 @@ notified(void *data, json_t *params)
 	LongExecution *execution = data;
 
 	keep_piece(execution, params);
-	execution->behind = execution->bytes > KEEP_BYTES;
+	/* Once it waits, only a reader can end that (long_execution_read): what still comes can't. */
+	if (execution->bytes > KEEP_BYTES)
+		execution->behind = true;
 	/* Not now: a driver is in the middle of something. */
 	if (execution->reader != NULL && execution->gathering == NULL)
 		timer_start(&execution->gathering, execution->bytes >= ANSWER_BYTES ? 0 : GATHER_MS,

@@ -179,6 +179,23 @@ sub described
 	is(length $text, 5000005, 'all of it comes');
 	is($end->{result}{metadata}{stdoutBytes}, 5000000, '... and is counted');
 }
+{
+	# Who takes a part of it at the very moment when it begins to wait and its last piece is still being filled.
+	my $id = start('while ! test -e full; do sleep 0.01; done; rm full; printf x; exec head -c 2000000 /dev/zero');
+
+	spew("$directory/leases/$lease/workspace/full", '');
+	1 while (described($id)->{keptBytes} // 0) <= 1024 * 1024;
+	read_execution($client, $id, 5);
+	my ($text, $end) = eval {
+		local $SIG{ALRM} = sub { die "it does not go on\n" };
+		alarm 20;
+		my @all = read_all($id, 5);
+		alarm 0;
+		@all;
+	};
+	is($end->{result}{metadata}{stdoutBytes}, 2000001, 'a command that has waited goes on, whenever that was');
+	$client->call('envrt/executionCancel', { executionId => $id }) if !$end;
+}
 
 #######################################################################
 # Characters are not cut in two
