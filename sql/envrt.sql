@@ -838,7 +838,7 @@ CREATE FUNCTION envrt_attach_runs(runs regclass)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt_attach_runs(regclass) IS
-'Puts envrt_on_heartbeat_run on a table with the columns id uuid and status (and perhaps error); again: no change. The caller needs the right to make triggers on it, and EXECUTE on envrt_on_heartbeat_run. Errors: 22023 no such columns, 42501 not allowed, 42809 no table';
+'Puts envrt_on_heartbeat_run on a table with the columns id uuid and status (and perhaps error); again: no change. The caller needs the right to make triggers on it, and EXECUTE on envrt_on_heartbeat_run. Errors: 22023 no such columns, 42804 a status that is no text, 42501 not allowed, 42809 no table';
 
 CREATE FUNCTION envrt_detach_runs(runs regclass)
 RETURNS void

@@ -24,6 +24,7 @@
 #include "executor/spi.h"
 #include "leases.h"
 #include "tables.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
@@ -125,6 +126,26 @@ require_column(Oid relid, const char *name, Oid type)
 		                errhint("Runs have a column id of type uuid and a column status.")));
 }
 
+/* On one of another kind the trigger would never fire, and nobody would know. */
+static void
+require_status(Oid relid)
+{
+	Oid type;
+	char category;
+	bool preferred;
+
+	require_column(relid, "status", InvalidOid);
+	type = get_atttype(relid, get_attnum(relid, "status"));
+	get_type_category_preferred(getBaseType(type), &category, &preferred);
+	if (category != TYPCATEGORY_STRING && category != TYPCATEGORY_ENUM)
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_DATATYPE_MISMATCH),
+		     errmsg("the column status of table %s is of type %s", table_name(relid),
+		            format_type_be(type)),
+		     errhint("A run's status is a text, or of an enum, with values like 'succeeded'.")));
+}
+
 /*
  * envrt_attach_runs(runs)
  */
@@ -141,7 +162,7 @@ envrt_attach_runs(PG_FUNCTION_ARGS)
 	function = quote_qualified_identifier(
 	    get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid)), "envrt_on_heartbeat_run");
 	require_column(relid, "id", UUIDOID);
-	require_column(relid, "status", InvalidOid);
+	require_status(relid);
 	execute(psprintf(
 	    "CREATE OR REPLACE TRIGGER " OVER_TRIGGER " AFTER UPDATE ON %s FOR EACH ROW"
 	    " WHEN (NEW.status::pg_catalog.text OPERATOR(pg_catalog.=)"

@@ -72,6 +72,8 @@ CREATE TABLE regress.no_runs (id integer, status text);
 SELECT attempt($$SELECT envrt_attach_runs('regress.no_runs')$$);
 CREATE TABLE regress.no_status (id uuid);
 SELECT attempt($$SELECT envrt_attach_runs('regress.no_status')$$);
+CREATE TABLE regress.number_status (id uuid, status integer);
+SELECT attempt($$SELECT envrt_attach_runs('regress.number_status')$$);
 SELECT attempt('SELECT envrt_attach_runs(NULL)');
 SELECT attempt('SELECT envrt_attach_runs(0)');
 SELECT attempt('SELECT envrt_on_heartbeat_run()');
