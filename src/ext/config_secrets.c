@@ -275,19 +275,34 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 	}
 }
 
-/* Shorter ones would turn up in any text, and are none. */
+/* Shorter ones would turn up in any text, and are none; and those by accident. */
 #define MIN_MASKED 4
+#define MIN_KNOWN 8
 #define MASK "***"
 
+/* A value without the white space around it, which is often not said. */
+static const char *
+trimmed(const json_t *value, size_t *length)
+{
+	const char *text = json_string_value(value);
+
+	*length = json_string_length(value);
+	while (*length > 0 && isspace((unsigned char) *text))
+		text++, (*length)--;
+	while (*length > 0 && isspace((unsigned char) text[*length - 1]))
+		(*length)--;
+	return text;
+}
+
 /*
- * The text with the values masked, of malloc; false when none is in it.  All
- * are looked for in the text as it came, so each costs one pass, and one that
- * is a part of another hides nothing of it.
+ * The text with the values of a length masked, of malloc; false when none is
+ * in it.  All are looked for in the text as it came, so each costs one pass,
+ * and one that is a part of another hides nothing of it.  *length: of the text,
+ * and then of what is returned.
  */
 static bool
-mask_text(const char *text, const json_t *values, char **masked)
+mask_text(const char *text, size_t *length, const json_t *values, size_t min, char **masked)
 {
-	size_t length = strlen(text);
 	char *hidden = NULL; /* a flag for each byte, then what is returned */
 	size_t end = 0;
 	const char *key;
@@ -295,26 +310,28 @@ mask_text(const char *text, const json_t *values, char **masked)
 
 	json_object_foreach(unconstify(json_t *, values), key, value)
 	{
-		const char *secret = json_string_value(value);
-		size_t secret_length = secret != NULL ? strlen(secret) : 0;
+		size_t secret_length;
+		const char *secret = trimmed(value, &secret_length);
+		const char *from = text;
+		const char *found;
 
-		if (secret_length < MIN_MASKED)
+		if (secret_length < min)
 			continue;
-		for (const char *found = text; (found = strstr(found, secret)) != NULL;
-		     found += secret_length)
+		while ((found = memmem(from, text + *length - from, secret, secret_length)) != NULL)
 		{
-			if (hidden == NULL && (hidden = calloc(length + 1, 1)) == NULL)
+			if (hidden == NULL && (hidden = calloc(*length + 1, 1)) == NULL)
 			{
 				*masked = NULL;
 				return true;
 			}
 			memset(hidden + (found - text), 1, secret_length);
+			from = found + secret_length;
 		}
 	}
 	if (hidden == NULL)
 		return false;
 	/* In place: what is hidden is longer than its mask. */
-	for (size_t i = 0; i < length;)
+	for (size_t i = 0; i < *length;)
 	{
 		if (!hidden[i])
 		{
@@ -327,8 +344,21 @@ mask_text(const char *text, const json_t *values, char **masked)
 		end += strlen(MASK);
 	}
 	hidden[end] = '\0';
+	*length = end;
 	*masked = hidden;
 	return true;
+}
+
+bool
+config_holds_secret(const json_t *string, const json_t *values)
+{
+	size_t length = json_string_length(string);
+	char *masked = NULL;
+	bool holds = json_is_string(string) &&
+	             mask_text(json_string_value(string), &length, values, MIN_KNOWN, &masked);
+
+	free(masked);
+	return holds;
 }
 
 /* Not an ERROR in here: called where there is no transaction. */
@@ -339,16 +369,21 @@ config_mask_secrets(json_t *answer, const json_t *values)
 	size_t index;
 	json_t *member;
 	void *next;
+	size_t length;
 	char *masked;
 
 	if (json_object_size(values) == 0)
 		return;
 	if (json_is_string(answer))
 	{
-		if (!mask_text(json_string_value(answer), values, &masked))
+		length = json_string_length(answer);
+		if (!mask_text(json_string_value(answer), &length, values, MIN_MASKED, &masked))
 			return;
 		/* Without memory rather nothing than the secret. */
-		json_string_set(answer, masked != NULL ? masked : "");
+		if (masked != NULL)
+			json_string_setn(answer, masked, length);
+		else
+			json_string_set(answer, "");
 		free(masked);
 	}
 	else if (json_is_array(answer))
@@ -363,7 +398,8 @@ config_mask_secrets(json_t *answer, const json_t *values)
 		json_object_foreach_safe(answer, next, key, member)
 		{
 			config_mask_secrets(member, values);
-			if (!mask_text(key, values, &masked))
+			length = strlen(key);
+			if (!mask_text(key, &length, values, MIN_MASKED, &masked))
 				continue;
 			json_object_set(answer, masked != NULL ? masked : "", member);
 			json_object_del(answer, key);

@@ -55,6 +55,9 @@ extern json_t *config_store_secret(const pg_uuid_t *company_id, const char *driv
  */
 extern void config_mask_secrets(json_t *answer, const json_t *values);
 
+/* Whether a string has one of them in it that is too long to be there by accident. */
+extern bool config_holds_secret(const json_t *string, const json_t *values);
+
 /* Each reference in a config that a caller gives must be to a secret that he can see. */
 extern void config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id,
                                  const json_t *config);

@@ -35,8 +35,7 @@ stream_datum(const json_t *result, const char *name, bool raw)
 	if (!raw)
 	{
 		value = json_object_get(result, name);
-		return CStringGetTextDatum(json_is_string(value) ? text_from_utf8(json_string_value(value))
-		                                                 : "");
+		return CStringGetTextDatum(json_is_string(value) ? text_from_json(value) : "");
 	}
 	value = json_object_get(result, psprintf("%sBase64", name));
 	if (!json_is_string(value))

@@ -97,6 +97,26 @@ text_from_utf8(const char *text)
 	return converted.data;
 }
 
+char *
+text_from_json(const json_t *string)
+{
+	const char *bytes = json_string_value(string);
+	size_t length = json_string_length(string);
+	StringInfoData text;
+
+	if (strlen(bytes) == length)
+		return text_from_utf8(bytes);
+	initStringInfo(&text);
+	for (size_t i = 0; i < length; i++)
+	{
+		if (bytes[i] != '\0')
+			appendStringInfoChar(&text, bytes[i]);
+		else
+			appendStringInfoString(&text, "\xef\xbf\xbd");
+	}
+	return text_from_utf8(text.data);
+}
+
 json_t *
 json_from_jsonb(Jsonb *jsonb)
 {
@@ -118,6 +138,17 @@ json_from_jsonb(Jsonb *jsonb)
 	return json_guard(json);
 }
 
+/* jsonb has no U+0000, so something else of the same length takes its place. */
+static void
+replace_nul(char *text)
+{
+	const char *other = GetDatabaseEncoding() == PG_UTF8 ? "ufffd" : "u003f";
+
+	for (char *p = text; (p = strchr(p, '\\')) != NULL; p += 2)
+		if (strncmp(p + 1, "u0000", 5) == 0)
+			memcpy(p + 1, other, 5);
+}
+
 Jsonb *
 jsonb_from_json(const json_t *json)
 {
@@ -136,6 +167,7 @@ jsonb_from_json(const json_t *json)
 	rpc_line_free(line, length);
 	if (text == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	replace_nul(text);
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text_from_utf8(text))));
 }
 

@@ -319,6 +319,11 @@ provider_acquired(const AcquireRequest *request, json_t *result, bool resumed, A
 
 	read_target(request->environment, request->workspace_id, &target);
 	lease->provider = target_provider(&target);
+	if (json_is_false(id))
+		ereport(ERROR,
+		        (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+		         errmsg("provider \"%s\" put a secret into the id of its lease", lease->provider),
+		         errhint("What it has made is destroyed.")));
 	if (!json_is_object(result) || (!json_is_string(id) && !json_is_null(id)))
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 		                errmsg("provider \"%s\" answered without a lease", lease->provider)));
@@ -421,6 +426,24 @@ provider_take_secrets(json_t *params)
 	return values;
 }
 
+/*
+ * What names the provider lease must stay as it is, or it could never be
+ * ended: a short secret that is in it by accident is no reason to change it.
+ * With a true secret in it, it is false instead, and nobody uses it: the
+ * driver host knows what it has made for the key.
+ */
+void
+provider_mask_answer(json_t *result, json_t *error, const json_t *values)
+{
+	json_t *id = json_object_get(result, "providerLeaseId");
+
+	id = config_holds_secret(id, values) ? json_false() : json_deep_copy(id);
+	config_mask_secrets(result, values);
+	config_mask_secrets(error, values);
+	if (id != NULL)
+		json_object_set_new(result, "providerLeaseId", id);
+}
+
 json_t *
 provider_call(const char *method, json_t *params, int64 timeout_ms, json_t **error)
 {
@@ -430,7 +453,6 @@ provider_call(const char *method, json_t *params, int64 timeout_ms, json_t **err
 	if (values != NULL)
 		json_guard(values);
 	result = driver_host_try(method, params, timeout_ms, error);
-	config_mask_secrets(result, values);
-	config_mask_secrets(*error, values);
+	provider_mask_answer(result, *error, values);
 	return result;
 }

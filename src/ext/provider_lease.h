@@ -59,6 +59,7 @@ extern json_t *provider_call_params(const json_t *row);
  */
 #define PARAMS_SECRETS "envrtSecrets"
 extern json_t *provider_take_secrets(json_t *params);
+extern void provider_mask_answer(json_t *result, json_t *error, const json_t *values);
 extern json_t *provider_call(const char *method, json_t *params, int64 timeout_ms, json_t **error);
 
 #endif

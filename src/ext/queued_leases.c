@@ -166,8 +166,7 @@ lease_answered(void *data, const DriverAnswer *answer)
 
 	lease->result = json_incref(unconstify(json_t *, answer->result));
 	lease->error = json_incref(unconstify(json_t *, answer->error));
-	config_mask_secrets(lease->result, lease->values);
-	config_mask_secrets(lease->error, lease->values);
+	provider_mask_answer(lease->result, lease->error, lease->values);
 	dlist_delete(&lease->node);
 	nin_flight--;
 	dlist_push_tail(&answered, &lease->node);

@@ -4,10 +4,11 @@
  *
  * A plugin's configSchema marks a field as "format": "secret-ref".  Config and
  * schema are walked together: properties, patternProperties,
- * additionalProperties, items and prefixItems lead down, the schemas of allOf,
- * anyOf, oneOf, then and else, and what a $ref within the document refers to,
- * are about the same value.  Rather too much is a secret than too little: it
- * is not asked which branch of an anyOf applies, nor which names a pattern
+ * additionalProperties, unevaluatedProperties, and items, prefixItems,
+ * additionalItems, unevaluatedItems and contains lead down; the schemas of
+ * allOf, anyOf, oneOf, if, then, else, dependentSchemas and dependencies, and
+ * what a $ref within the document refers to, are about the same value.  Rather too much is a secret
+ *than too little: it is not asked which branch of an anyOf applies, nor which names a pattern
  * means.
  *
  * The schema is the plugin's, so the walk is bounded.  Where it would end
@@ -79,13 +80,14 @@ visit_members(Walk *walk, const json_t *schema, json_t *object, const char *path
 	json_t *properties = json_object_get(schema, "properties");
 	json_t *patterns = json_object_get(schema, "patternProperties");
 	json_t *others = json_object_get(schema, "additionalProperties");
+	json_t *unevaluated = json_object_get(schema, "unevaluatedProperties");
 	const char *pattern;
 	json_t *of_pattern;
 	const char *key;
 	json_t *member;
 	void *next;
 
-	if (properties == NULL && patterns == NULL && others == NULL)
+	if (properties == NULL && patterns == NULL && others == NULL && unevaluated == NULL)
 		return;
 	json_object_foreach_safe(object, next, key, member)
 	{
@@ -98,6 +100,8 @@ visit_members(Walk *walk, const json_t *schema, json_t *object, const char *path
 			if (other == NULL)
 				other = visit(walk, of_pattern, member, below(path, key), depth + 1);
 		}
+		if (other == NULL && of_member == NULL)
+			other = visit(walk, unevaluated, member, below(path, key), depth + 1);
 		if (other != NULL)
 			json_object_set(object, key, other);
 	}
@@ -106,17 +110,24 @@ visit_members(Walk *walk, const json_t *schema, json_t *object, const char *path
 static void
 visit_elements(Walk *walk, const json_t *schema, json_t *array, const char *path, int depth)
 {
+	static const char *const others[] = {"items", "additionalItems", "unevaluatedItems"};
 	json_t *items = json_object_get(schema, "items");
 	json_t *tuple = json_is_array(items) ? items : json_object_get(schema, "prefixItems");
+	json_t *contains = json_object_get(schema, "contains");
 	size_t index;
 	json_t *element;
 
 	json_array_foreach(array, index, element)
 	{
+		const char *element_path = below(path, psprintf("%zu", index));
 		json_t *of_element = json_array_get(tuple, index);
-		json_t *other = visit(walk, of_element != NULL ? of_element : items, element,
-		                      below(path, psprintf("%zu", index)), depth + 1);
+		json_t *other = visit(walk, of_element, element, element_path, depth + 1);
 
+		for (int i = 0; of_element == NULL && other == NULL && i < (int) lengthof(others); i++)
+			other =
+			    visit(walk, json_object_get(schema, others[i]), element, element_path, depth + 1);
+		if (other == NULL)
+			other = visit(walk, contains, element, element_path, depth + 1);
 		if (other != NULL)
 			json_array_set(array, index, other);
 	}
@@ -127,7 +138,8 @@ static json_t *
 visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth)
 {
 	static const char *const lists[] = {"allOf", "anyOf", "oneOf"};
-	static const char *const singles[] = {"then", "else"};
+	static const char *const singles[] = {"if", "then", "else"};
+	static const char *const maps[] = {"dependentSchemas", "dependencies"};
 	const char *format = json_string_value(json_object_get(schema, "format"));
 	const char *reference = json_string_value(json_object_get(schema, "$ref"));
 	json_t *other = NULL;
@@ -155,6 +167,17 @@ visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth)
 	}
 	for (int i = 0; other == NULL && i < (int) lengthof(singles); i++)
 		other = visit(walk, json_object_get(schema, singles[i]), value, path, depth + 1);
+	for (int i = 0; i < (int) lengthof(maps); i++)
+	{
+		const char *key;
+		json_t *member;
+
+		json_object_foreach(json_object_get(schema, maps[i]), key, member)
+		{
+			if (other == NULL)
+				other = visit(walk, member, value, path, depth + 1);
+		}
+	}
 	if (other == NULL && reference != NULL)
 		other = visit(walk, follow(walk, reference), value, path, depth + 1);
 	return other;

@@ -157,6 +157,10 @@ is_deeply(config_in_lease($environment->{id}), { directory => $directory, apiKey
 
 $config = create('sandbox', $recorder->sandbox_config(tokens => { one => 'raw-pattern' }, nested => [ ['raw-nested'] ]))->{config};
 is_deeply([ $config->{tokens}{one}{type}, $config->{nested}[0][0]{type} ], [ 'secret_ref', 'secret_ref' ], 'sandbox: so is what a pattern names, and a field at the end of a schema that refers to itself');
+$config = create('sandbox', $recorder->sandbox_config(loose => { name => 'n', other => 'raw-loose' }, pair => [ 'p', 'raw-pair' ], tuple => [ 't', 'raw-tuple' ], some => ['raw-some'],
+		user => 'me', password => 'raw-password', token => 'raw-dependent'))->{config};
+unlike(to_json($config), qr/raw-/, 'sandbox: and what other words of JSON schemas lead to');
+is_deeply([ $config->{loose}{name}, $config->{pair}[0], $config->{tuple}[0], $config->{user} ], [qw(n p t me)], 'sandbox: but nothing else');
 my $deep = 'raw-deep';
 $deep = [$deep] for 1 .. 40;
 refused(create_statement('sandbox', $recorder->sandbox_config(nested => $deep)), '54000', qr/configSchema is too deep or too large/, 'a secret that is too deep to be found');
@@ -257,6 +261,51 @@ for my $config ({ apiKey => uc $secret }, { apiKey => $secret, free => $older },
 	is_deeply($asked->[1]{config}, $recorder->sandbox_config(reuseLease => $false, map { $_ => ref $config->{$_} ? 'value-of-secret' : $config->{$_} } keys %$config), 'the value where the reference is, and the id as it is');
 	is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['" . uc($secret) . "'])")->{stdout}, length 'rotated-secret', 'and the worker gets the newest for it');
 }
+
+# A text may hold U+0000, and white space around a secret is often not said.
+sql(qq(SELECT envrt_rotate_secret('$padded', E' padded-secret\\n')));
+$environment = $recorder->sandbox(apiKey => $reference, free => $padded_reference);
+$recorder->answer(environmentAcquireLease => { providerLeaseId => 'lease', metadata => { nul => "a\0rotated-secret", back => '\\u0000', padded => 'the padded-secret' } });
+$lease = acquire($node, $company, $environment, make_run($node, $company));
+is_deeply([ map { $lease->{metadata}{$_} } qw(nul back padded) ], [ "a\xef\xbf\xbd***", '\\u0000', 'the ***' ], 'a secret behind U+0000 and a trimmed one are masked');
+$recorder->answer(environmentExecute => { exitCode => 0, timedOut => $false, stdout => "a\0rotated-secret", stderr => '' });
+is(sql("SELECT encode(stdout, 'escape') FROM envrt_execute_raw('$lease->{id}', 'true')"), 'a\\000***', 'also in bytes');
+is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'true')")->{stdout}, "a\xef\xbf\xbd***", 'and in text, of which nothing is lost');
+$recorder->answer('environmentExecute');
+
+# The name of a provider lease is needed as it is, whatever short secrets there are.
+my %lease = (providerLeaseId => 'tiny-1', metadata => { copy => 'tiny-1' });
+$environment = $recorder->sandbox(apiKey => $short_reference, free => $reference);
+$recorder->answer(environmentAcquireLease => \%lease);
+$recorder->answer(environmentResumeLease => \%lease);
+for my $how ('acquired', 'requested')
+{
+	my $run = make_run($node, $company);
+
+	if ($how eq 'acquired') { $lease = acquire($node, $company, $environment, $run) }
+	else { $lease = row("SELECT * FROM envrt_await_lease('" . sql("SELECT envrt_request_lease('$company', '$environment', '$run')") . "')") }
+	is_deeply([ $lease->{provider_lease_id}, $lease->{metadata}{copy} ], [ 'tiny-1', '***-1' ], "$how: a provider lease keeps its name");
+	$recorder->calls;
+	release($node, $run);
+	is(sql("SELECT envrt_await_cleanup('$lease->{id}')"), 'success', "$how: released");
+	is_deeply([ map { $_->[1]{providerLeaseId} } $recorder->calls ], ['tiny-1'], "$how: by its name");
+}
+# But one that has a secret in it is of no use; it goes again.
+$recorder->answer(environmentAcquireLease => { providerLeaseId => 'with-rotated-secret', metadata => {} });
+for my $how ('acquire', 'request')
+{
+	my $run = make_run($node, $company);
+	my $statement = "SELECT envrt_acquire_lease('$company', '$environment', '$run')";
+
+	$statement = "SELECT envrt_await_lease('" . sql("SELECT envrt_request_lease('$company', '$environment', '$run')") . "')" if $how eq 'request';
+	$recorder->calls;
+	$message = refused($statement, '38000', qr/put a secret into the id of its lease/, "$how: an id with a secret in it");
+	unlike($message, qr/rotated-secret/, "$how: which is not shown");
+	wait_until_sql($node, "SELECT count(*) = 0 FROM envrt.provider_leases WHERE environment_id = '$environment'", 'the ledger to be empty');
+	ok((grep { $_->[0] =~ /ReleaseLease|DestroyLease/ && $_->[1]{providerLeaseId} eq 'with-rotated-secret' } $recorder->calls), "$how: what was made goes again");
+}
+is(sql("SELECT count(*) FROM envrt.environment_leases l WHERE l::text LIKE '%rotated-secret%'"), '0', 'it was never in a table');
+$recorder->answer($_) for qw(environmentAcquireLease environmentResumeLease);
 
 # References to what the caller can't see.
 sql(<<"SQL");
