@@ -15,8 +15,6 @@
  * Whatever is done to the provider lease later is done by the ledger's row: by
  * the plugin and with the config that made it, and with the metadata that its
  * lease was given, whatever has become of the environment or the lease since.
- * (A sandbox's row that the scheduler makes has no plugin until the answer;
- * see plugin_of_provider.)
  */
 #include "postgres.h"
 
@@ -30,6 +28,7 @@
 #include "ledger.h"
 #include "plugins.h"
 #include "provider_lease.h"
+#include "provider_plugin.h"
 #include "settings.h"
 #include "shared_state.h"
 #include "tables.h"
@@ -125,24 +124,13 @@ provider_environment_params(const Environment *environment, const char *driver_k
 	return params;
 }
 
-/*
- * The plugin that is to make it, so that it is in the ledger before anything
- * is made: other plugins with this provider must not be taken for it later.
- * NULL when it is not known yet: there is none, which is the driver host's to
- * report; or this is the scheduler, which must not wait for the driver host,
- * and the row learns it by the answer.
- */
-static const char *
-plugin_of_provider(const char *driver_key)
+bool
+provider_is_known(const Environment *environment)
 {
-	PluginDriver plugin;
-	char *problem;
-	int sqlstate;
+	Target target;
 
-	if (shared_state == NULL || am_scheduler || provider_is_builtin(driver_key) ||
-	    !plugin_driver_find(NULL, driver_key, &plugin, &problem, &sqlstate))
-		return NULL;
-	return plugin.plugin_key;
+	read_target(environment, NULL, &target);
+	return target.of_plugin || provider_plugin_is_known(target.driver_key);
 }
 
 json_t *
@@ -157,7 +145,7 @@ provider_create_row(const AcquireRequest *request, json_t **params)
 	json_t *row = json_guard(json_object_new());
 
 	read_target(environment, request->workspace_id, &target);
-	plugin_key = target.of_plugin ? target.plugin_key : plugin_of_provider(target.driver_key);
+	plugin_key = target.of_plugin ? target.plugin_key : provider_plugin(target.driver_key);
 	filled = config_resolve_secrets(target.config, environment->company_id, &values);
 	secrets = config_seal_secrets(request->key, values);
 	json_object_set_new(row, "lease_id", json_string(uuid_text(request->key)));

@@ -20,6 +20,9 @@ extern bool provider_policy_reuses(const char *policy);
 extern json_t *provider_environment_params(const Environment *environment, const char *driver_key,
                                            const char *plugin_key, json_t *config);
 
+/* In the scheduler: whether provider_create_row can be called; if not, soon. */
+extern bool provider_is_known(const Environment *environment);
+
 /*
  * The ledger's row for an acquire, without its owner, and the params of the
  * call (both guarded).  ERROR when the plugin is not to be used here.

@@ -8,7 +8,8 @@
  *
  *	1.	In a transaction: look at environment and run again; for a provider
  *		lease write the ledger's row, without an owner, since no transaction is
- *		left open while the outside is awaited.
+ *		left open while the outside is awaited.  (The row names the plugin that is
+ *		going to be asked, so the driver host has to have said which that is.)
  *	2.	Call the driver; many are in flight at once.
  *	3.	In a transaction: lock the run, look again, insert the lease, mark the
  *		ledger's row held and delete the request.
@@ -422,6 +423,12 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 			         driver->makes_provider_leases ? provider_of(request.environment) : "");
 			if (!may_call(lease))
 				; /* left queued */
+			else if (driver->makes_provider_leases && !provider_is_known(request.environment))
+			{
+				/* The answer wakes us, if there is one. */
+				skip_environment(&lease->environment_id);
+				look_later(LOCKED_RETRY_MS);
+			}
 			else if (driver->makes_provider_leases)
 			{
 				json_t *row = provider_create_row(&request, &made);

@@ -17,7 +17,12 @@
 typedef struct Method
 {
 	const char *name;
-	bool read_anew;
+	enum
+	{
+		KNOW_ALL,    /* waits until the folders have been read */
+		READ_ANEW,   /* until they have been read once more */
+		KNOW_DRIVER, /* until it is known who has the driver */
+	} wait;
 	void (*run)(Call *call, const json_t *params);
 } Method;
 
@@ -63,6 +68,26 @@ restart(Call *call, const json_t *params)
 }
 
 static void
+find_plugin(Call *call, const json_t *params)
+{
+	const char *driver_key = json_string_value(json_object_get(params, "driverKey"));
+	HostError *error = NULL;
+	Plugin *plugin;
+
+	if (driver_key == NULL)
+	{
+		error = error_new("22023", "envrt/findPlugin: driverKey is missing");
+		error->code = RPC_INVALID_PARAMS;
+		call_fail(call, error);
+		return;
+	}
+	plugin = plugins_find(NULL, driver_key, json_object_get(params, "pluginsOff"), &error);
+	error_free(error);
+	call_answer(call,
+	            json_pack("{s:s?}", "pluginKey", plugin ? plugin_manifest(plugin)->id : NULL));
+}
+
+static void
 metrics(Call *call, const json_t *params)
 {
 	(void) params;
@@ -70,10 +95,11 @@ metrics(Call *call, const json_t *params)
 }
 
 static const Method methods[] = {
-    {"envrt/plugins", false, list},
-    {"envrt/reloadPlugins", true, list},
-    {"envrt/restartPlugin", false, restart},
-    {"envrt/pluginMetrics", false, metrics},
+    {"envrt/plugins", KNOW_ALL, list},
+    {"envrt/reloadPlugins", READ_ANEW, list},
+    {"envrt/findPlugin", KNOW_DRIVER, find_plugin},
+    {"envrt/restartPlugin", KNOW_ALL, restart},
+    {"envrt/pluginMetrics", KNOW_ALL, metrics},
 };
 
 static const Method *
@@ -120,9 +146,13 @@ void
 plugin_methods_start(Call *call, const char *name, const json_t *params)
 {
 	const Method *method = find(name);
+	const char *driver_key = json_string_value(json_object_get(params, "driverKey"));
+	bool wait = method->wait == KNOW_DRIVER
+	                ? driver_key != NULL && plugins_must_wait_for(NULL, driver_key)
+	                : plugins_must_wait(method->wait == READ_ANEW);
 	Waiting *waiting;
 
-	if (!plugins_must_wait(method->read_anew))
+	if (!wait)
 	{
 		method->run(call, params);
 		return;

@@ -247,6 +247,7 @@ SKIP:
 	my $reload = $client->send_call('envrt/reloadPlugins', {});
 	wait_until('it is being read', sub { 1 == grep { $_->{method} eq 'envrt/reloadPlugins' } @{ $host->stats->{calls} } });
 	cmp_ok(elapsed(sub { ok(probe($host, 'good')->{result}, 'a plugin while another one is read') }), '<', 5, '... does not wait');
+	cmp_ok(elapsed(sub { is_deeply($host->call('envrt/findPlugin', { driverKey => 'good' })->{result}, { pluginKey => 'good' }, 'nor does who asks whose a driver is') }), '<', 5, '... which is known');
 	# Who waits is not put off by the next reload.
 	my $late = $host->connect;
 	my $next = $late->send_call('envrt/reloadPlugins', {});
@@ -255,6 +256,25 @@ SKIP:
 	cmp_ok($took, '<', 25, 'a reload is answered though another one has begun');
 	ok(!exists $late->{answers}{$next} && 1 == grep({ $_->{method} eq 'envrt/reloadPlugins' } @{ $host->stats->{calls} }), '... which is not');
 	$_->close for $client, $late;
+	is($host->terminate, 0, 'the host ends in order');
+}
+
+# Whose a provider is.
+{
+	my $several = temporary_directory();
+	my $find = sub { return $host->call('envrt/findPlugin', {@_}) };
+
+	folder("$several/$_", { %{ manifest($_) }, environmentDrivers => [ { driverKey => 'vm', kind => 'sandbox_provider' }, { driverKey => 'other' } ] }) for qw(a b);
+	$host = start_host(plugins => [$several]);
+	is_deeply($find->(driverKey => 'vm')->{result}, { pluginKey => 'a' }, 'the first plugin that has a provider');
+	is_deeply($find->(driverKey => 'vm', pluginsOff => ['a'])->{result}, { pluginKey => 'b' }, '... and may be used');
+	is_deeply($find->(driverKey => 'vm', pluginsOff => [qw(a b)])->{result}, { pluginKey => undef }, '... if there is one');
+	is_deeply($find->(driverKey => 'other')->{result}, { pluginKey => undef }, '... that is no driver of another kind');
+	is_error($find->(), '22023', qr/driverKey is missing/, 'whose nothing is');
+	wait_until('a provider that was installed meanwhile is found', sub {
+			folder("$several/c", { %{ manifest('c') }, environmentDrivers => [ { driverKey => 'new', kind => 'sandbox_provider' } ] }) if !-e "$several/c";
+			return $find->(driverKey => 'new')->{result}{pluginKey};
+		});
 	is($host->terminate, 0, 'the host ends in order');
 }
 

@@ -8,7 +8,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 use Test::More;
 use EnvrtTest;
-use EnvrtFixture qw(slurp);
+use EnvrtFixture qw(slurp spew);
 use EnvrtProvider;
 use EnvrtRecorder;
 use EnvrtSession;
@@ -311,6 +311,27 @@ SQL
 		$two->safe_psql('postgres', "UPDATE envrt.plugins SET status = CASE plugin_key WHEN '$used' THEN 'ready' ELSE 'disabled' END");
 		is((sql_state($two, "SELECT envrt_acquire_lease('$company', '$environment', '" . make_run($two, $company) . "')"))[0], '38000', "$used ends while it makes something");
 		is($two->safe_psql('postgres', "SELECT plugin_key FROM envrt.provider_leases WHERE environment_id = '$environment'"), $used, 'the ledger knows that it was this plugin');
+		my $requested = $two->safe_psql('postgres', "SELECT envrt_request_lease('$company', '$environment', '" . make_run($two, $company) . "')");
+		is((sql_state($two, "SELECT envrt_await_lease('$requested')"))[0], '38000', "$used ends while it makes what was requested");
+		is($two->safe_psql('postgres', "SELECT string_agg(DISTINCT coalesce(plugin_key, 'nobody'), ' ') FROM envrt.provider_leases WHERE environment_id = '$environment'"), $used, 'the ledger knows here too');
+	}
+
+	# A manifest that takes long holds up nobody whose plugin is known.
+	SKIP:
+	{
+		skip 'there is no node', 2 if system('node --version >/dev/null 2>&1') != 0;
+		my $environment = make_environment($two, $company, 'sandbox', { provider => 'recorder', directory => $directory });
+		my $reader = EnvrtSession->new($two);
+
+		mkdir "$more/slow" or die;
+		spew("$more/slow/package.json", to_json({ paperclipPlugin => { manifest => 'manifest.js', worker => 'worker.js' }, type => 'module' }));
+		spew("$more/slow/manifest.js", 'await new Promise((r) => setTimeout(r, 60000));');
+		$reader->start('SELECT envrt_reload_plugins()');
+		wait_until('the plugins to be read', sub { $two->safe_psql('postgres', "SELECT count(*) FROM envrt.stat_calls WHERE method = 'envrt/reloadPlugins'") });
+		my $start = time;
+		is($two->safe_psql('postgres', "SELECT status FROM envrt_acquire_lease('$company', '$environment', '" . make_run($two, $company) . "')"), 'active', 'a lease while a manifest is read that takes long');
+		cmp_ok(time - $start, '<', 5, 'it did not take long');
+		$reader->lose;
 	}
 	$two->stop;
 }
