@@ -87,19 +87,28 @@ require_env_value(const char *name, const json_t *value)
 		                 "\"version\": \"latest\"}.")));
 }
 
-/* The env with secrets in place (guarded). */
+/*
+ * The env with secrets in place (guarded).  *secrets (guarded): these, by names
+ * that no worker can ask for.  They are to be masked in what it logs.
+ */
 static json_t *
-resolve_env(const pg_uuid_t *company_id, Jsonb *given)
+resolve_env(const pg_uuid_t *company_id, Jsonb *given, json_t **secrets)
 {
 	json_t *env = json_from_jsonb(given);
 	const char *name;
 	json_t *value;
 	void *next;
 
+	*secrets = json_guard(json_object_new());
 	json_object_foreach_safe(env, next, name, value)
 	{
-		if (!json_is_string(value))
-			json_object_set(env, name, secret_resolve(company_id, value));
+		json_t *secret;
+
+		if (json_is_string(value))
+			continue;
+		secret = secret_resolve(company_id, value);
+		json_object_set(*secrets, psprintf("env:%s", name), secret);
+		json_object_set(env, name, secret);
 	}
 	return env;
 }
@@ -238,13 +247,16 @@ command_params(const ApiCall *call, const CalledLease *lease, const Command *com
 	int64 timeout = command->timeout_ms;
 	int64 call_ms;
 	bool of_plugin = called_lease_is_of_plugin(lease);
+	json_t *secrets;
 
 	json_object_set_new(params, "lease", called_lease_json(lease));
 	json_object_set_new(params, "command", text_json(command->command));
 	json_object_set(params, "args", args_json(command->args));
 	if (command->cwd != NULL)
 		json_object_set_new(params, "cwd", text_json(command->cwd));
-	json_object_set(params, "env", resolve_env(lease->company_id, command->env));
+	json_object_set(params, "env", resolve_env(lease->company_id, command->env, &secrets));
+	if (of_plugin && json_object_size(secrets) > 0)
+		json_object_set(params, "secrets", secrets);
 	if (command->stdin_bytes != NULL && of_plugin)
 		json_object_set_new(params, "stdin", bytes_as_text_json(command->stdin_bytes));
 	else if (command->stdin_bytes != NULL)

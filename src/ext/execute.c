@@ -34,8 +34,11 @@ stream_datum(const json_t *result, const char *name, bool raw)
 
 	if (!raw)
 	{
+		bool replaced;
+
 		value = json_object_get(result, name);
-		return CStringGetTextDatum(json_is_string(value) ? text_from_json(value) : "");
+		return PointerGetDatum(text_of_bytes(json_is_string(value) ? json_string_value(value) : "",
+		                                     json_string_length(value), &replaced));
 	}
 	value = json_object_get(result, psprintf("%sBase64", name));
 	if (!json_is_string(value))

@@ -97,26 +97,6 @@ text_from_utf8(const char *text)
 	return converted.data;
 }
 
-char *
-text_from_json(const json_t *string)
-{
-	const char *bytes = json_string_value(string);
-	size_t length = json_string_length(string);
-	StringInfoData text;
-
-	if (strlen(bytes) == length)
-		return text_from_utf8(bytes);
-	initStringInfo(&text);
-	for (size_t i = 0; i < length; i++)
-	{
-		if (bytes[i] != '\0')
-			appendStringInfoChar(&text, bytes[i]);
-		else
-			appendStringInfoString(&text, "\xef\xbf\xbd");
-	}
-	return text_from_utf8(text.data);
-}
-
 json_t *
 json_from_jsonb(Jsonb *jsonb)
 {

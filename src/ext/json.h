@@ -21,9 +21,6 @@ extern Jsonb *jsonb_from_json(const json_t *json);
 extern char *text_to_utf8(const char *text);
 extern char *text_from_utf8(const char *text);
 
-/* A string; U+FFFD for U+0000. */
-extern char *text_from_json(const json_t *string);
-
 /* A string member of a jsonb object in the database's encoding, or NULL. */
 extern char *jsonb_string_member(Jsonb *jsonb, const char *key);
 

@@ -410,7 +410,14 @@ provider_take_secrets(json_t *params)
 	json_object_del(params, PARAMS_SECRETS);
 	/* A plugin's worker may ask for them; nobody else needs them twice. */
 	if (json_object_size(values) > 0 && !is_of_host(params))
-		json_object_set_new(params, "secrets", config_secrets_by_id(values));
+	{
+		json_t *secrets = config_secrets_by_id(values);
+		json_t *others = json_object_get(params, "secrets");
+
+		if (others != NULL)
+			json_object_update(secrets, others);
+		json_object_set_new(params, "secrets", secrets);
+	}
 	return values;
 }
 

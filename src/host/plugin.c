@@ -91,6 +91,7 @@ struct PluginRequest
 	json_t *params;
 	json_t *secrets;
 	json_t *company; /* whose it is: a text, or NULL */
+	bool resolves;   /* among the secrets are some that the worker can ask for */
 	json_int_t id;   /* once sent */
 	bool sent;
 	bool hopeless; /* its asker won't wait for as long as the delay is */
@@ -294,7 +295,7 @@ services_company(void *owner, const char *invocation, const char **company)
 		const char *its = json_string_value(request->company);
 
 		if (invocation != NULL ? !is_invocation(request, invocation)
-		                       : json_object_size(request->secrets) == 0)
+		                       : request->secrets == NULL || !request->resolves)
 			continue;
 		/* Who says no company is one of its own. */
 		its = its != NULL ? its : "";
@@ -765,6 +766,21 @@ look(void *data)
 	plugin_release(plugin);
 }
 
+/* Those with a colon in their names are only to be masked. */
+static bool
+are_resolvable(const json_t *secrets)
+{
+	const char *name;
+	json_t *value;
+
+	json_object_foreach((json_t *) secrets, name, value)
+	{
+		if (strchr(name, ':') == NULL)
+			return true;
+	}
+	return false;
+}
+
 static void
 learn_secrets(Plugin *plugin, const PluginRequest *request)
 {
@@ -791,6 +807,7 @@ plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answer
 	request->other = question->other ? request->names + length : NULL;
 	request->params = question->params;
 	request->secrets = question->secrets;
+	request->resolves = are_resolvable(question->secrets);
 	request->company = json_incref(json_object_get(question->params, "companyId"));
 	request->answered = answered;
 	request->data = data;

@@ -150,6 +150,13 @@ start();
 	is($client->answer($holding)->{result}, 'held', 'the other call ends');
 	refused_with(ask('all', 'secrets.resolve', { secretRef => $other_id }), -32603, "Secret not found: $other_id", '... and its secret with it');
 
+	# What nobody can ask for is in nobody's way.
+	$theirs = $host->connect;
+	$theirs->send_call('environmentProbe', params('all', { keep => 1 }, companyId => 'company-2', secrets => { 'raw:a' => 'raw-secret' }));
+	wait_until('it is sent', sub { 1 == grep { $_->{method} eq 'environmentProbe' } @{ $host->stats->{calls} } });
+	is(ask('all', 'secrets.resolve', { secretRef => $id }, secrets => { $id => $secret })->{result}, $secret, 'a secret beside another company\'s call that has none to ask for');
+	close $theirs->{socket};
+
 	# The rate.
 	my $answers = $host->call('environmentProbe',
 		params('rate', { ask => [ map { { method => 'secrets.resolve', params => { secretRef => $id } } } 1 .. 35 ] }, secrets => { $id => 'rate-secret' }))->{result};

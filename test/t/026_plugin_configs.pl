@@ -297,8 +297,8 @@ for my $how ('acquire', 'request')
 	my $run = make_run($node, $company);
 	my $statement = "SELECT envrt_acquire_lease('$company', '$environment', '$run')";
 
-	$statement = "SELECT envrt_await_lease('" . sql("SELECT envrt_request_lease('$company', '$environment', '$run')") . "')" if $how eq 'request';
 	$recorder->calls;
+	$statement = "SELECT envrt_await_lease('" . sql("SELECT envrt_request_lease('$company', '$environment', '$run')") . "')" if $how eq 'request';
 	$message = refused($statement, '38000', qr/put a secret into the id of its lease/, "$how: an id with a secret in it");
 	unlike($message, qr/rotated-secret/, "$how: which is not shown");
 	wait_until_sql($node, "SELECT count(*) = 0 FROM envrt.provider_leases WHERE environment_id = '$environment'", 'the ledger to be empty');
@@ -306,6 +306,13 @@ for my $how ('acquire', 'request')
 }
 is(sql("SELECT count(*) FROM envrt.environment_leases l WHERE l::text LIKE '%rotated-secret%'"), '0', 'it was never in a table');
 $recorder->answer($_) for qw(environmentAcquireLease environmentResumeLease);
+
+# Those in the env of a command are the command's to print, but nobody else's.
+$lease = acquire($node, $company, $recorder->of_driver(apiKey => $reference, noisy => 'environmentExecute'), make_run($node, $company));
+my $of_env = { type => 'secret_ref', secretId => sql("SELECT envrt_create_secret('$company', 'of env', 'value-in-env')"), version => 'latest' };
+is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'true', env => '" . to_json({ T => $of_env }) . "')")->{stdout}, "ok\n", 'a command with a secret in its env');
+$message = refused("SELECT envrt_execute('$lease->{id}', 'die')", '38000', qr/environmentExecute was given \*+ T \*{12}/, 'a secret of another command in what the worker printed');
+unlike($message, qr/value-in-env/, 'it is masked');
 
 # References to what the caller can't see.
 sql(<<"SQL");
