@@ -249,7 +249,7 @@ command_params(const ApiCall *call, const CalledLease *lease, const Command *com
 	bool of_plugin = called_lease_is_of_plugin(lease);
 	json_t *secrets;
 
-	json_object_set_new(params, "lease", called_lease_json(lease));
+	json_object_set_new(params, "lease", called_lease_json(lease, params));
 	json_object_set_new(params, "command", text_json(command->command));
 	json_object_set(params, "args", args_json(command->args));
 	if (command->cwd != NULL)

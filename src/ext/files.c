@@ -141,7 +141,7 @@ transfer_params(const ApiCall *call, const CalledLease *lease, const char *local
 
 	require_transfers(lease);
 	params = called_lease_params(call, lease, "file transfer");
-	lease_json = called_lease_json(lease);
+	lease_json = called_lease_json(lease, params);
 	json_object_set_new(lease_json, "id", json_string(uuid_text(lease->id)));
 	json_object_set_new(params, "lease", lease_json);
 	json_object_set_new(params, "localPath", json_string(text_to_utf8(local_path)));

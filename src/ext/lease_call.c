@@ -131,17 +131,31 @@ time_to_json(TimestampTz time)
 	                tm.tm_hour, tm.tm_min, tm.tm_sec, (int) (fraction / 1000));
 }
 
+/*
+ * What is behind it says the ledger, where there is a row: that of the lease is the user's, who may
+ * have written another's into it.
+ */
 json_t *
-called_lease_json(const CalledLease *lease)
+called_lease_json(const CalledLease *lease, const json_t *params)
 {
 	json_t *json = json_object_new();
+	json_t *metadata = lease->metadata != NULL ? json_from_jsonb(lease->metadata) : NULL;
+	json_t *given = json_object_get(params, "leaseMetadata");
+	json_t *id = json_object_get(params, "providerLeaseId");
 
-	json_object_set_new(json, "providerLeaseId",
-	                    lease->provider_lease_id != NULL
-	                        ? json_string(text_to_utf8(lease->provider_lease_id))
-	                        : json_null());
-	if (lease->metadata != NULL)
-		json_object_set(json, "metadata", json_from_jsonb(lease->metadata));
+	if (id != NULL)
+		json_object_set(json, "providerLeaseId", id);
+	else
+		json_object_set_new(json, "providerLeaseId",
+		                    lease->provider_lease_id != NULL
+		                        ? json_string(text_to_utf8(lease->provider_lease_id))
+		                        : json_null());
+	if (given != NULL && !json_is_object(metadata))
+		metadata = given;
+	else if (given != NULL)
+		json_object_update(metadata, given);
+	if (metadata != NULL)
+		json_object_set(json, "metadata", metadata);
 	json_object_set_new(json, "expiresAt",
 	                    TIMESTAMP_NOT_FINITE(lease->expires_at)
 	                        ? json_null()

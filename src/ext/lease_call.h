@@ -45,7 +45,7 @@ extern bool called_lease_is_of_plugin(const CalledLease *lease);
 extern json_t *called_lease_params(const ApiCall *call, const CalledLease *lease,
                                    const char *operation);
 
-/* The param "lease": what its driver has made of it (a new reference). */
-extern json_t *called_lease_json(const CalledLease *lease);
+/* The param "lease" among those params: what its driver has made of it (a new reference). */
+extern json_t *called_lease_json(const CalledLease *lease, const json_t *params);
 
 #endif

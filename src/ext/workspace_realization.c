@@ -388,7 +388,7 @@ realize_by_plugin(const ApiCall *call, const CalledLease *lease, json_t *workspa
 	json_t *error;
 	json_t *result;
 
-	json_object_set_new(params, "lease", called_lease_json(lease));
+	json_object_set_new(params, "lease", called_lease_json(lease, params));
 	json_object_set(params, "workspace", workspace);
 	result = provider_call("environmentRealizeWorkspace", params,
 	                       2 * (int64) envrt_provider_timeout, &error);

@@ -45,6 +45,27 @@ sub array
 	return "ARRAY[" . join(', ', map { literal($_) } @_) . "]::text[]";
 }
 
+# Whose row of the lease names the sandbox of another company, still is in its own.
+if (has_sandboxes())
+{
+	my $others = make_company($node);
+	my $their_run = make_run($node, $others);
+	my $theirs = acquire($node, $others, make_environment($node, $others, 'sandbox', { provider => 'bubblewrap' }), $their_run)->{id};
+	my ($name, $metadata) = split /\|/, $node->safe_psql('postgres', "SELECT provider_lease_id, metadata FROM envrt.environment_leases WHERE id = '$lease{sandbox}'");
+	my $write = sub { return $node->safe_psql('postgres', "UPDATE envrt.environment_leases SET $_[0] WHERE id = '$lease{sandbox}'") };
+
+	execute($theirs, 'touch', args => array('theirs'));
+	execute($lease{sandbox}, 'touch', args => array('ours'));
+	$write->("provider_lease_id = 'sandbox://bubblewrap/$theirs'");
+	is(execute($lease{sandbox}, 'ls')->{stdout}, "ours\n", 'the sandbox is that of the ledger, whatever the row of the lease says');
+	$write->(q(metadata = metadata || '{"remoteCwd": "/tmp"}'));
+	is(execute($lease{sandbox}, 'ls')->{stdout}, "ours\n", '... and so is what is known of it');
+	$write->("provider_lease_id = '$name', metadata = " . literal($metadata));
+	execute($lease{sandbox}, 'rm', args => array('ours'));
+	release($node, $their_run);
+	$node->safe_psql('postgres', "SELECT envrt_await_cleanup('$theirs')");
+}
+
 for my $driver (sort keys %lease)
 {
 	my $lease = $lease{$driver};
