@@ -70,6 +70,7 @@
 #define DRAIN_MS 10000
 #define MAX_ERROR 500
 #define MAX_ANSWERED 4000
+#define MAX_METHODS 1000
 
 typedef enum
 {
@@ -380,7 +381,8 @@ initialized(Plugin *plugin, const RpcMessage *message)
 		broke_protocol(plugin, how);
 		free(how);
 	}
-	else if (!json_is_array(methods) || json_is_false(json_object_get(message->result, "ok")))
+	else if (!json_is_array(methods) || json_array_size(methods) > MAX_METHODS ||
+	         json_is_false(json_object_get(message->result, "ok")))
 		broke_protocol(plugin, "did not say which methods it has");
 	else
 	{

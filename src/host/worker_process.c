@@ -62,6 +62,9 @@
 /* A worker that lets more requests than this pile up does not read them. */
 #define MAX_UNREAD ((size_t) 4 * ENVRT_MAX_LINE)
 
+/* In a line that it writes. */
+#define MAX_VALUES 250000
+
 #define ENVIRONMENT_SIZE 6
 
 /* Arguments that are for us, before the program's. */
@@ -338,9 +341,47 @@ is_farewell(const char *line, size_t length)
 	return result;
 }
 
+/*
+ * Whether to read it would take far more memory and time than its length is
+ * worth: each value of two bytes takes two hundred.
+ */
+static bool
+has_too_many_values(const char *line, size_t length)
+{
+	const char *end = line + length;
+	size_t values = 0;
+
+	if (length < MAX_VALUES)
+		return false;
+	for (const char *c = line; c < end; c++)
+	{
+		values += *c == ',' || *c == '[' || *c == '{';
+		if (*c != '"')
+			continue;
+		/* To the end of the text. */
+		for (c++; (c = memchr(c, '"', (size_t) (end - c))) != NULL; c++)
+		{
+			const char *escape = c;
+
+			while (escape[-1] == '\\')
+				escape--;
+			if ((c - escape) % 2 == 0)
+				break;
+		}
+		if (c == NULL)
+			break;
+	}
+	return values > MAX_VALUES;
+}
+
 static void
 take_line(WorkerProcess *process, const char *line, size_t length)
 {
+	if (has_too_many_values(line, length))
+	{
+		worker_process_kill(process, "wrote a message with too many values");
+		return;
+	}
 	if (process->stopping && is_farewell(line, length))
 	{
 		if (!uv_is_closing((uv_handle_t *) &process->input))

@@ -174,6 +174,17 @@ for my $act ('hundred megabytes', 'hundred megabytes in a message')
 	good_is_good($act);
 }
 
+# One that is within the limit, but would take a hundred times as much memory.
+{
+	$host->call('envrt/restartPlugin', { key => 'rude' });
+	wait_until('it has ended', sub { plugin('rude')->{state} eq 'idle' });
+	is(length probe('rude', 'long value')->{result}[0], 4_000_000, 'a long text');
+	is_error(probe('rude', 'many values'), '38000', qr/ended during the call/, 'millions of values in a line');
+	like(plugin('rude')->{lastError}, qr/too many values/, '... end the worker');
+	cmp_ok((slurp("/proc/$host->{pid}/status") =~ /^VmHWM:\s+(\d+)/m)[0], '<', 300_000, '... and are not taken into memory') if !$sanitized;
+	good_is_good('millions of values');
+}
+
 # Standard error without end.
 {
 	$host->call('envrt/restartPlugin', { key => 'rude' });
