@@ -386,6 +386,7 @@ $host = start_host(plugins => [ $journals, $rude ]);
 		$client->answer($_) for @ids;
 	}
 	wait_until('it is killed', sub { !is_running($pid) });
+	wait_until('the host knows', sub { (plugin_stats($host, 'envrt.rude')->{pid} // 0) != $pid });
 	like(plugin_stats($host, 'envrt.rude')->{lastError}, qr/owes too many answers/,
 		'a worker that owes a thousand answers is given up');
 }
