@@ -42,8 +42,11 @@
 PG_FUNCTION_INFO_V1(envrt_reload_plugins);
 PG_FUNCTION_INFO_V1(envrt_restart_plugin);
 
-/* Reading folders takes as long as the disk does. */
-#define PLUGINS_TIMEOUT_MS 10000
+/*
+ * Reading folders takes as long as the disk does, and as the programs that
+ * manifests can be: 15 s for each that hangs.  The wait can be cancelled.
+ */
+#define PLUGINS_TIMEOUT_MS (10 * 60 * 1000)
 
 /* Where the scheduler must not wait for who has the table locked, it doesn't. */
 static int

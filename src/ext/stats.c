@@ -29,6 +29,8 @@ PG_FUNCTION_INFO_V1(envrt_plugins);
 PG_FUNCTION_INFO_V1(envrt_plugin_metric_stats);
 
 #define STATS_TIMEOUT_MS 1000
+/* The folders may have to be read first, with programs that are to be run. */
+#define PLUGINS_TIMEOUT_MS 20000
 
 static json_t *
 ask_driver_host(void)
@@ -302,7 +304,7 @@ envrt_plugins(PG_FUNCTION_ARGS)
 
 	compat_begin_result_set(fcinfo);
 	json_array_foreach(
-	    json_object_get(driver_host_ask("envrt/plugins", STATS_TIMEOUT_MS), "plugins"), i, plugin)
+	    json_object_get(driver_host_ask("envrt/plugins", PLUGINS_TIMEOUT_MS), "plugins"), i, plugin)
 	{
 		Datum values[12];
 		bool nulls[12] = {false};

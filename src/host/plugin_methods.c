@@ -19,7 +19,7 @@ typedef struct Method
 	const char *name;
 	enum
 	{
-		KNOW_ALL,    /* waits until the folders have been read */
+		KNOW_ALL,    /* waits until the folders of the path have been read */
 		READ_ANEW,   /* until they have been read once more */
 		KNOW_DRIVER, /* until it is known who has the driver */
 	} wait;

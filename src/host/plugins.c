@@ -516,7 +516,8 @@ plugins_must_wait(bool again)
 {
 	if (again || (stale && !reading.active))
 		read_start(again);
-	return reading.active;
+	/* Until more is known, what was installed is. */
+	return reading.active && (again || path_changed);
 }
 
 PluginsWaiter *

@@ -27,7 +27,7 @@ typedef struct PluginsWaiter PluginsWaiter;
 /* Starts to read them if they must be for this one; false: there is nothing to wait for. */
 extern bool plugins_must_wait_for(const char *plugin_key, const char *driver_key);
 
-/* The same for all of them; with again, they are read anew in any case. */
+/* The same for all of them, as they were read last; with again, they are read anew. */
 extern bool plugins_must_wait(bool again);
 
 /* Calls ready(data) once they have been read, from the event loop. */

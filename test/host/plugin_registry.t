@@ -248,6 +248,11 @@ SKIP:
 	wait_until('it is being read', sub { 1 == grep { $_->{method} eq 'envrt/reloadPlugins' } @{ $host->stats->{calls} } });
 	cmp_ok(elapsed(sub { ok(probe($host, 'good')->{result}, 'a plugin while another one is read') }), '<', 5, '... does not wait');
 	cmp_ok(elapsed(sub { is_deeply($host->call('envrt/findPlugin', { driverKey => 'good' })->{result}, { pluginKey => 'good' }, 'nor does who asks whose a driver is') }), '<', 5, '... which is known');
+	cmp_ok(elapsed(sub {
+				is(entries($host, 'envrt/plugins')->{good}{state}, 'running', 'nor who asks what there is');
+				ok(exists $host->call('envrt/pluginMetrics', {})->{result}, '... what plugins have reported');
+				ok(exists $host->call('envrt/restartPlugin', { key => 'good' })->{result}, '... or has one restarted');
+			}), '<', 5, '... that is known');
 	# Who waits is not put off by the next reload.
 	my $late = $host->connect;
 	my $next = $late->send_call('envrt/reloadPlugins', {});
