@@ -18,8 +18,13 @@
 #include "utils/acl.h"
 #include "utils/guc.h"
 
+/* compat_report_stat() is how long what is left may wait, in milliseconds; 0: nothing, or not
+ * known. */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
+#define compat_report_stat(force) (pgstat_report_stat(force), 0L)
+#else
+#define compat_report_stat(force) pgstat_report_stat(force)
 #endif
 
 #if PG_VERSION_NUM < 160000

@@ -38,6 +38,8 @@
 /* At once, so that others have their turn. */
 #define PURGE_EXECUTIONS 20
 #define PURGE_OUTPUT 1000
+#define PURGE_LOCKED_MS 1000
+#define LOOK_AT_ALL (USECS_PER_SEC * SECS_PER_HOUR)
 
 void
 execution_rows_lock(void)
@@ -350,10 +352,11 @@ TimestampTz
 execution_rows_purge(void)
 {
 	static Statement find = {
-	    "SELECT id FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.<=) $1"
-	    " ORDER BY finished_at LIMIT 1",
-	    1,
-	    {TIMESTAMPTZOID},
+	    "SELECT id, finished_at FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.<=) $1"
+	    " AND finished_at OPERATOR(pg_catalog.>=) $2 ORDER BY finished_at LIMIT 1"
+	    " FOR UPDATE SKIP LOCKED",
+	    2,
+	    {TIMESTAMPTZOID, TIMESTAMPTZOID},
 	};
 	static Statement delete_output = {
 	    "DELETE FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1"
@@ -365,36 +368,58 @@ execution_rows_purge(void)
 	    2,
 	    {UUIDOID, INT8OID},
 	};
-	/* Where the last batch ended: what it has deleted need not be walked over again. */
+	/*
+	 * Where the last batch ended: what it has deleted need not be walked over again, which as long
+	 * as somebody has an old snapshot is there still.  Nothing is finished before what is gone,
+	 * unless a clock was set back, and but for what was locked: now and then all is looked at.
+	 */
 	static pg_uuid_t purged_id;
 	static int64 purged_position = 0;
+	static TimestampTz purged_time = DT_NOBEGIN;
+	static TimestampTz all_at = DT_NOBEGIN;
 	static Statement delete_execution = {
 	    "DELETE FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
 	    1,
 	    {UUIDOID},
 	};
 	static Statement find_next = {
-	    "SELECT finished_at FROM envrt.executions WHERE finished_at IS NOT NULL"
+	    "SELECT finished_at FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.>=) $1"
 	    " ORDER BY finished_at LIMIT 1",
-	    0,
-	    {0},
+	    1,
+	    {TIMESTAMPTZOID},
 	};
 	TimestampTz now = GetCurrentTimestamp();
 	int64 retention_ms = (int64) envrt_execution_retention * 1000;
+	TimestampTz purged_to;
+	TimestampTz not_before = DT_NOBEGIN;
+	TimestampTz next;
+	bool more = false;
 	Datum values[2];
 	bool isnull;
 
 	if (envrt_execution_retention == 0)
 		return DT_NOEND;
+	if (all_at <= now || all_at > now + LOOK_AT_ALL)
+	{
+		purged_time = DT_NOBEGIN;
+		all_at = now + LOOK_AT_ALL;
+	}
+	purged_to = purged_time;
 	for (int i = 0; i < PURGE_EXECUTIONS; i++)
 	{
 		pg_uuid_t *id;
 		int count;
 
 		values[0] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, -retention_ms));
+		values[1] = TimestampTzGetDatum(purged_to);
 		if (statement_execute(&find, values, NULL) == 0)
+		{
+			/* What is due still, somebody has locked. */
+			not_before = TimestampTzPlusMilliseconds(now, PURGE_LOCKED_MS);
 			break;
+		}
 		id = result_uuid(0, 1);
+		purged_to = DatumGetTimestampTz(result_datum(0, 2, &isnull));
 		if (memcmp(id, &purged_id, UUID_LEN) != 0)
 		{
 			purged_id = *id;
@@ -405,13 +430,20 @@ execution_rows_purge(void)
 		count = statement_execute(&delete_output, values, NULL);
 		for (int row = 0; row < count; row++)
 			purged_position = Max(purged_position, DatumGetInt64(result_datum(row, 1, &isnull)));
-		if (count == PURGE_OUTPUT)
-			return now;
+		more = count == PURGE_OUTPUT;
+		if (more)
+			break;
 		statement_execute(&delete_execution, values, NULL);
 	}
-	if (statement_execute(&find_next, NULL, NULL) == 0)
+	/* Not before: where there is an ERROR, nothing is gone. */
+	purged_time = purged_to;
+	if (more)
+		return now;
+	values[0] = TimestampTzGetDatum(purged_time);
+	if (statement_execute(&find_next, values, NULL) == 0)
 		return DT_NOEND;
 	/* (With a moment more, so that it is due then whatever was rounded.) */
-	return TimestampTzPlusMilliseconds(DatumGetTimestampTz(result_datum(0, 1, &isnull)),
+	next = TimestampTzPlusMilliseconds(DatumGetTimestampTz(result_datum(0, 1, &isnull)),
 	                                   retention_ms + 10);
+	return Max(next, not_before);
 }

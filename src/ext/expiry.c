@@ -430,7 +430,6 @@ expiry_tend(SchedulerSlot *slot)
 	/* Somebody has made the table unusable: that is said in the log, and not each second. */
 	if (next == DT_NOBEGIN)
 		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAILED_RETRY_MS);
-	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);

@@ -29,6 +29,7 @@
 
 #include "access/xact.h"
 #include "commands/extension.h"
+#include "compat.h"
 #include "driver_client.h"
 #include "fault_points.h"
 #include "ledger.h"
@@ -205,6 +206,24 @@ something_asked_for(TimestampTz next, bool locked)
 	return asked || ConfigReloadPending;
 }
 
+/*
+ * What was done to tables is for autovacuum to know, which a background worker has to see to.
+ * Returns when to come again for the rest.
+ */
+static TimestampTz
+report_statistics(void)
+{
+	static TimestampTz due = DT_NOEND;
+	TimestampTz now = GetCurrentTimestamp();
+	long left = compat_report_stat(due <= now);
+
+	if (left == 0)
+		due = DT_NOEND;
+	else if (due <= now || due == DT_NOEND)
+		due = TimestampTzPlusMilliseconds(now, left);
+	return due;
+}
+
 static void
 wait_for_something(TimestampTz next)
 {
@@ -212,6 +231,7 @@ wait_for_something(TimestampTz next)
 	pgsocket socket = driver_client_socket(&events);
 	long timeout = -1;
 
+	next = Min(next, report_statistics());
 	if (next != DT_NOEND)
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
 	events = (socket != PGINVALID_SOCKET ? events : 0) | WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |

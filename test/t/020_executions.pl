@@ -483,6 +483,11 @@ for my $driver (sort keys %lease)
 	is(await_execution($id)->{stdout}, "x\n", 'a scheduler that ends there is made up for, once');
 }
 
+# What the scheduler writes is counted, so that autovacuum comes to clean up.
+wait_until_sql($node, "SELECT count(*) = 2 FROM pg_stat_user_tables WHERE schemaname = 'envrt' AND (relname = 'executions' AND n_tup_upd > 0 OR relname = 'execution_output' AND n_tup_ins > 0)",
+	'the scheduler tells what it has done to tables');
+pass('the scheduler tells what it has done to tables');
+
 # Many at once
 {
 	my $count = 100;
@@ -564,12 +569,30 @@ for my $driver (sort keys %lease)
 
 # Retention
 {
+	my $session = EnvrtSession->new($node);
+	my $locked = await_execution(start('ssh', 'true')) && $node->safe_psql('postgres', 'SELECT id FROM envrt.executions ORDER BY finished_at DESC LIMIT 1');
+
+	# A snapshot has what is deleted stay in the index: it is not to be walked over for each that is to go.
+	my $old = EnvrtSession->new($node);
+	$node->safe_psql('postgres', "INSERT INTO envrt.executions (system_identifier, database_id, timeline, instance, id, company_id, environment_id, lease_id, command, args, state, finished_at)"
+		  . " SELECT system_identifier, database_id, timeline, instance, gen_random_uuid(), company_id, environment_id, lease_id, 'true', '{}', 'exited', now() - interval '30 days' + n * interval '1 ms'"
+		  . " FROM envrt.executions, generate_series(1, 3000) n WHERE id = '$locked'; ANALYZE envrt.executions");
+	$old->run('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM envrt.executions');
+	my $read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'executions_finished_idx'";
+	my $before = $node->safe_psql('postgres', $read);
+	$session->run("BEGIN; SELECT FROM envrt.executions WHERE id = '$locked' FOR UPDATE");
 	$node->append_conf('postgresql.conf', "envrt.execution_retention = '1 s'");
 	$node->reload;
+	wait_until_sql($node, 'SELECT count(*) = 1 FROM envrt.executions', 'all are forgotten but what is locked', 60);
+	is($node->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE NOT granted"), '0', '... which is not waited for');
+	$session->run('COMMIT');
+	$old->run('COMMIT');
 	my $id = start('ssh', 'echo kept for a second');
 	await_output($id, 'kept');
-	wait_until_sql($node, 'SELECT count(*) = 0 FROM envrt.executions', 'executions are forgotten');
+	wait_until_sql($node, "SELECT count(*) = 0 FROM envrt.executions WHERE id = '$id'", 'executions are forgotten');
 	is($node->safe_psql('postgres', 'SELECT count(*) FROM envrt.execution_output'), '0', '... with their output');
+	wait_until_sql($node, "SELECT n_tup_del > 3000 FROM pg_stat_user_tables WHERE schemaname = 'envrt' AND relname = 'executions'", 'that is in the statistics');
+	cmp_ok($node->safe_psql('postgres', $read) - $before, '<', 100000, 'and the index was not read again and again');
 }
 
 stop_all();
