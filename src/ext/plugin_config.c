@@ -14,8 +14,8 @@
  *		reference takes its place.  (A string that is the id of a secret is
  *		a reference already.)
  *	3.	A value that the plugin has copied elsewhere as it is becomes the same
- *		reference; and if it is a part of another string, the config can't be
- *		stored.  (A value that the plugin puts elsewhere in another shape, cut
+ *		reference; and if it is a part of another string, or of a name, the config
+ *		can't be stored.  (A value that the plugin puts elsewhere in another shape, cut
  *		or encoded say, is not recognized.)
  *
  * Provider and lease policy of a sandbox are ours to say, not the plugin's.
@@ -26,6 +26,7 @@
 #include "driver_call.h"
 #include "drivers.h"
 #include "json.h"
+#include "miscadmin.h"
 #include "plugin_config.h"
 #include "plugins.h"
 #include "protocol.h"
@@ -133,26 +134,20 @@ restore(Secrets *secrets, json_t *given, json_t *values, json_t *now)
 	return NULL;
 }
 
-/* Step 3, for one string. */
-static json_t *
-take_copy(const Secrets *secrets, const json_t *string)
+/* Step 3: no part of what is stored may be one of the values. */
+static void
+refuse_part(const Secrets *secrets, const char *text, size_t length)
 {
-	const char *text = json_string_value(string);
 	size_t i;
 	json_t *pair;
 
 	json_array_foreach(secrets->pairs, i, pair)
 	{
-		const char *value = json_string_value(json_array_get(pair, 0));
+		const json_t *value = json_array_get(pair, 0);
+		size_t value_length = json_string_length(value);
 
-		if (value != NULL && value[0] != '\0' && strcmp(text, value) == 0)
-			return json_array_get(pair, 1);
-	}
-	json_array_foreach(secrets->pairs, i, pair)
-	{
-		const char *value = json_string_value(json_array_get(pair, 0));
-
-		if (value == NULL || strlen(value) < MIN_CONTAINED || strstr(text, value) == NULL)
+		if (value_length < MIN_CONTAINED ||
+		    memmem(text, length, json_string_value(value), value_length) == NULL)
 			continue;
 		ereport(ERROR,
 		        (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
@@ -160,11 +155,27 @@ take_copy(const Secrets *secrets, const json_t *string)
 		         errhint("Its author should mark the field as \"format\": \"secret-ref\" in the "
 		                 "driver's configSchema.")));
 	}
+}
+
+/* The same, for one string. */
+static json_t *
+take_copy(const Secrets *secrets, const json_t *string)
+{
+	size_t i;
+	json_t *pair;
+
+	json_array_foreach(secrets->pairs, i, pair)
+	{
+		if (json_string_length(string) > 0 && json_equal(json_array_get(pair, 0), string))
+			return json_array_get(pair, 1);
+	}
+	refuse_part(secrets, json_string_value(string), json_string_length(string));
 	return NULL;
 }
 
+/* The same, for all of it; names that the caller has given are no secrets. */
 static json_t *
-take_copies(const Secrets *secrets, json_t *value)
+take_copies(const Secrets *secrets, json_t *value, const json_t *given)
 {
 	const char *key;
 	size_t index;
@@ -172,13 +183,14 @@ take_copies(const Secrets *secrets, json_t *value)
 	json_t *other;
 	void *next;
 
+	CHECK_FOR_INTERRUPTS();
 	if (json_is_string(value))
 		return take_copy(secrets, value);
 	if (json_is_array(value))
 	{
 		json_array_foreach(value, index, member)
 		{
-			if ((other = take_copies(secrets, member)) != NULL)
+			if ((other = take_copies(secrets, member, json_array_get(given, index))) != NULL)
 				json_array_set(value, index, other);
 		}
 	}
@@ -186,7 +198,11 @@ take_copies(const Secrets *secrets, json_t *value)
 	{
 		json_object_foreach_safe(value, next, key, member)
 		{
-			if ((other = take_copies(secrets, member)) != NULL)
+			const json_t *of_given = json_object_get(given, key);
+
+			if (of_given == NULL)
+				refuse_part(secrets, key, strlen(key));
+			if ((other = take_copies(secrets, member, of_given)) != NULL)
 				json_object_set(value, key, other);
 		}
 	}
@@ -321,7 +337,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 	if (config->environment_name != NULL)
 	{
 		secret_fields_visit(schema, normalized, store_raw, &secrets);
-		(void) take_copies(&secrets, normalized);
+		(void) take_copies(&secrets, normalized, given);
 	}
 	if (!json_equal(normalized, given))
 		config->config = whole(config, normalized);

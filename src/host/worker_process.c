@@ -146,6 +146,9 @@ handle_closed(uv_handle_t *handle)
 	if (process->next != NULL)
 		process->next->previous = process->previous;
 	rpc_reader_free(process->reader);
+	/* What it wrote there is not masked yet. */
+	if (process->stderr_bytes.data != NULL)
+		explicit_bzero(process->stderr_bytes.data, process->stderr_bytes.allocated);
 	bytes_free(&process->stderr_bytes);
 	free(process->how);
 	free(process);
@@ -431,6 +434,7 @@ errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 		return;
 	}
 	bytes_append(kept, buffer->base, (size_t) count);
+	explicit_bzero(buffer->base, (size_t) count);
 	if (kept->length > STDERR_KEEP)
 	{
 		memmove(kept->data, kept->data + kept->length - STDERR_KEEP, STDERR_KEEP + 1);

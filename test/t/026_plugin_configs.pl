@@ -213,6 +213,11 @@ is($environment->{config}{auth}{clientToken}{type}, 'secret_ref', 'what it adds 
 $recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, header => 'Bearer value-of-secret' } });
 $before = sql('SELECT count(*) FROM envrt.environments');
 refused(create_statement('sandbox', $recorder->sandbox_config(apiKey => $reference)), '38000', qr/put a secret into another field/, 'one that is a part of something else');
+for my $elsewhere ({ header => "x\0value-of-secret" }, { 'value-of-secret' => 1 }, { headers => [ { 'X-value-of-secret' => 1 } ] })
+{
+	$recorder->answer(environmentValidateConfig => { ok => $true, normalizedConfig => { directory => $directory, %$elsewhere } });
+	refused(create_statement('sandbox', $recorder->sandbox_config(apiKey => $reference)), '38000', qr/put a secret into another field/, 'one behind U+0000 or in a key');
+}
 is(sql('SELECT count(*) FROM envrt.environments'), $before, 'is not stored');
 $recorder->answer('environmentValidateConfig');
 
