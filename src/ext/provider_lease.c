@@ -299,6 +299,16 @@ lease_metadata(const AcquireRequest *request, const Target *target, const json_t
 	return metadata;
 }
 
+/* Whether an id can come back from the tables as it is. */
+static bool
+is_storable(const json_t *id)
+{
+	const char *text = json_string_value(id);
+
+	return strlen(text) == json_string_length(id) &&
+	       strcmp(text_to_utf8(text_from_utf8(text)), text) == 0;
+}
+
 void
 provider_acquired(const AcquireRequest *request, json_t *result, bool resumed, AcquiredLease *lease)
 {
@@ -315,6 +325,12 @@ provider_acquired(const AcquireRequest *request, json_t *result, bool resumed, A
 	if (!json_is_object(result) || (!json_is_string(id) && !json_is_null(id)))
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 		                errmsg("provider \"%s\" answered without a lease", lease->provider)));
+	if (json_is_string(id) && !is_storable(id))
+		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+		                errmsg("provider \"%s\" answered with an id that can't be stored",
+		                       lease->provider),
+		                errdetail("It has characters that this database's encoding does not have."),
+		                errhint("What it has made is destroyed.")));
 	lease->provider_lease_id = json_is_string(id) ? text_from_utf8(json_string_value(id)) : NULL;
 	lease->lease_policy = target.policy;
 	lease->json_metadata = lease_metadata(request, &target, result, resumed);

@@ -295,19 +295,21 @@ for my $how ('acquired', 'requested')
 	is(sql("SELECT envrt_await_cleanup('$lease->{id}')"), 'success', "$how: released");
 	is_deeply([ map { $_->[1]{providerLeaseId} } $recorder->calls ], ['tiny-1'], "$how: by its name");
 }
-# But one that has a secret in it is of no use; it goes again.
-$recorder->answer(environmentAcquireLease => { providerLeaseId => 'with-rotated-secret', metadata => {} });
-for my $how ('acquire', 'request')
+# But one that has a secret in it is of no use, nor one that can't be stored; it goes again.
+for my $case ([ 'acquire', 'with-rotated-secret', qr/put a secret into the id of its lease/ ], [ 'request', 'with-rotated-secret', qr/put a secret into the id of its lease/ ],
+	[ 'acquire', "with-nul\0", qr/answered with an id that can't be stored/ ])
 {
+	my ($how, $id, $pattern) = @$case;
 	my $run = make_run($node, $company);
 	my $statement = "SELECT envrt_acquire_lease('$company', '$environment', '$run')";
 
+	$recorder->answer(environmentAcquireLease => { providerLeaseId => $id, metadata => {} });
 	$recorder->calls;
 	$statement = "SELECT envrt_await_lease('" . sql("SELECT envrt_request_lease('$company', '$environment', '$run')") . "')" if $how eq 'request';
-	$message = refused($statement, '38000', qr/put a secret into the id of its lease/, "$how: an id with a secret in it");
+	$message = refused($statement, '38000', $pattern, "$how: an id that is of no use");
 	unlike($message, qr/rotated-secret/, "$how: which is not shown");
 	wait_until_sql($node, "SELECT count(*) = 0 FROM envrt.provider_leases WHERE environment_id = '$environment'", 'the ledger to be empty');
-	ok((grep { $_->[0] =~ /ReleaseLease|DestroyLease/ && $_->[1]{providerLeaseId} eq 'with-rotated-secret' } $recorder->calls), "$how: what was made goes again");
+	ok((grep { $_->[0] =~ /ReleaseLease|DestroyLease/ && $_->[1]{providerLeaseId} eq $id } $recorder->calls), "$how: what was made goes again");
 }
 is(sql("SELECT count(*) FROM envrt.environment_leases l WHERE l::text LIKE '%rotated-secret%'"), '0', 'it was never in a table');
 $recorder->answer($_) for qw(environmentAcquireLease environmentResumeLease);
