@@ -324,6 +324,13 @@ refused('attributes of megabytes', $top_entry . header('x', type => 'x', size =>
 	is($mode->('closed/f'), '644', '... of any kind');
 }
 
+# What is known already
+utime 1_600_000_000, 1_600_000_000, "$outside/secret";
+spew("$base/list", my $list = `'$program' list -- '$outside' 2>/dev/null`);
+like(`'$program' pack --known -- '$outside' 2>&1 >/dev/null <'$base/list'`, qr/^D 0 0$/m, 'what is in a list is not sent');
+spew("$base/list", substr $list, 0, -1);
+like(`'$program' pack --known -- '$outside' 2>&1 >/dev/null <'$base/list'`, qr/^D 1 9$/m, '... unless the list has no end');
+
 # A list that goes on and on
 like(`yes | '$program' pack --known -- '$outside' 2>&1 >/dev/null`, qr/^D 1 9$/m, 'a list without an end is none');
 
@@ -629,7 +636,7 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 	is_deeply($pull->(localPath => "$base/differing")->{result}, { files => 1, bytes => 4 }, 'what is gone when it is wanted is');
 	is(listing("$base/differing"), 'here', '... and no more');
 	unlink "$bin/tar";
-	spew("$bin/find", "#!/bin/sh\n[ \$2 = -prune ] && exit; printf 'f 1 1 644 1 ./%.9000d\\0' 1\n", 0755);
+	spew("$bin/find", "#!/bin/sh\n[ \$2 = -prune ] && exit; printf 'f 1 1 644 1 ./%.9000d\\0d 1 1.0 755 1.0 .\\0' 1\n", 0755);
 	is_deeply($pull->(localPath => "$base/differing")->{result}, { files => 1, bytes => 4 }, 'after a list that can not be read all is sent');
 	spew("$bin/find", "#!/bin/sh\n[ \$2 = -prune ] && exit; exec yes \"\$(printf 'f 1 1 644 1 ./%.1000d' 1)\" | tr '\\n' '\\0'\n", 0755);
 	is_error($pull->(localPath => "$base/differing", limits => { stallMs => 2000 }), '08006', qr/no progress/, 'a list without an end');
