@@ -185,12 +185,17 @@ make_key(unsigned char *master)
 {
 	const char *path = key_file();
 	unsigned char fingerprint[FINGERPRINT_BYTES];
+	bool has_secrets = database_has_secrets();
+	bool had_key = read_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint), false);
 
-	if (database_has_secrets())
+	/* Who had secrets or a fingerprint before we looked for these had a key before that. */
+	if ((has_secrets || had_key) && read_hex_file(path, master, KEY_BYTES, true))
+		return;
+	if (has_secrets)
 		report_unusable(path, "does not exist, and there are secrets under it",
 		                "Correct envrt.master_key_file, or restore the file from a backup; without "
 		                "it the secrets can't be read.");
-	if (read_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint), false))
+	if (had_key)
 		report_unusable(
 		    path, "does not exist, but this server had one",
 		    "Restore it from a backup. If no database of this server has envrt secrets, "

@@ -62,7 +62,7 @@ for my $mode (qw(silent banner kex auth exec))
 	wait_until('calls hang', sub { $bad->count('accept') >= 8 });
 	my @busy = sort { $a <=> $b } map { elapsed(sub { $answer = $host->acquire(ssh_config($sshd)) }) } 1 .. 21;
 	ok($answer->{result}, 'an acquire beside fifty calls that hang');
-	cmp_ok($busy[10], '<', 2 * $plain[10] + 0.005, '... takes the usual time');
+	cmp_ok($busy[10], '<', 2 * $plain[10] + 0.1, '... does not wait for them');
 	is(scalar @{ $host->stats->{calls} }, 50, '... while they still hang');
 	$client->close;
 	wait_until('dropped', sub { $bad->count('close') == $bad->count('accept') });

@@ -239,6 +239,9 @@ sub lost
 	my $client = $host->connect;
 	my $bystander = $host->connect;
 	my $waiting = $bystander->send_call('environmentProbe', act('never'));
+
+	# (Else the other call could overtake it.)
+	wait_until('it is asked', sub { plugin_stats($host, 'envrt.rude')->{activeCalls} > 0 });
 	my $answer = $client->call('environmentProbe', act($act), 20);
 	my $after = plugin_stats($host, 'envrt.rude');
 
