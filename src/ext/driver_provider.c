@@ -45,6 +45,7 @@
 #include "plugins.h"
 #include "provider_lease.h"
 #include "settings.h"
+#include "shared_state.h"
 #include "tables.h"
 
 /* How often one that can't be resumed is replaced before the acquire gives up. */
@@ -144,13 +145,16 @@ static void
 provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 {
 	json_t *params;
-	json_t *row = provider_create_row(request, &params);
-	bool reuses = provider_policy_reuses(json_string_value(json_object_get(row, "lease_policy")));
+	json_t *row;
+	bool reuses;
 	AcquireRequest asked = *request;
 	FullTransactionId owner;
 	json_t *result = NULL;
 	bool resumed = false;
 
+	forbid_in_scheduler();
+	row = provider_create_row(request, &params);
+	reuses = provider_policy_reuses(json_string_value(json_object_get(row, "lease_policy")));
 	driver_host_connect();
 	owner = GetCurrentFullTransactionId();
 	json_object_set_new(row, "owner",
