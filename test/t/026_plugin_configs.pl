@@ -268,11 +268,12 @@ for my $config ({ apiKey => uc $secret }, { apiKey => $secret, free => $older },
 }
 
 # A text may hold U+0000, and white space around a secret is often not said.
+my $replaced = sql('SHOW server_encoding') eq 'UTF8' ? "\xef\xbf\xbd" : '?';
 sql(qq(SELECT envrt_rotate_secret('$padded', E' padded-secret\\n')));
 $environment = $recorder->sandbox(apiKey => $reference, free => $padded_reference);
 $recorder->answer(environmentAcquireLease => { providerLeaseId => 'lease', metadata => { nul => "a\0rotated-secret", back => '\\u0000', padded => 'the padded-secret' } });
 $lease = acquire($node, $company, $environment, make_run($node, $company));
-is_deeply([ map { $lease->{metadata}{$_} } qw(nul back padded) ], [ "a\xef\xbf\xbd***", '\\u0000', 'the ***' ], 'a secret behind U+0000 and a trimmed one are masked');
+is_deeply([ map { $lease->{metadata}{$_} } qw(nul back padded) ], [ "a$replaced***", '\\u0000', 'the ***' ], 'a secret behind U+0000 and a trimmed one are masked');
 $recorder->answer(environmentExecute => { exitCode => 0, timedOut => $false, stdout => "a\0rotated-secret", stderr => '' });
 is(sql("SELECT encode(stdout, 'escape') FROM envrt_execute_raw('$lease->{id}', 'true')"), 'a\\000***', 'also in bytes');
 is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'true')")->{stdout}, "a\xef\xbf\xbd***", 'and in text, of which nothing is lost');
