@@ -10,7 +10,7 @@
 /* Whether a file of this path has to do with them, and so is sent in any case. */
 extern bool git_refs_include(const char *path);
 
-/* This file has come from the source; and that was the last one of those below target. */
+/* The source has this file; and that was the last one of those below target. */
 extern void git_refs_note(char *const *names, int count);
 extern void git_refs_settle(int target);
 

@@ -594,6 +594,9 @@ unpack_entry(struct archive_entry *entry)
 	if (path == NULL)
 		fail_state("53400", "out of memory");
 	read_names(path);
+	/* Of any kind, and also when it is not taken: the source has it. */
+	if (archive_entry_hardlink(entry) != NULL || archive_entry_filetype(entry) != AE_IFDIR)
+		git_refs_note(names, name_count);
 	if (is_setting(archive_entry_hardlink(entry) != NULL ? S_IFREG : archive_entry_filetype(entry)))
 		;
 	else if (archive_entry_hardlink(entry) == NULL && archive_entry_filetype(entry) == AE_IFDIR)
@@ -607,10 +610,7 @@ unpack_entry(struct archive_entry *entry)
 		if (archive_entry_hardlink(entry) != NULL)
 			make_name(entry, path);
 		else if (archive_entry_filetype(entry) == AE_IFREG)
-		{
 			make_file(entry, levels[depth].fd, name, path);
-			git_refs_note(names, name_count);
-		}
 		else if (archive_entry_filetype(entry) == AE_IFLNK)
 			make_link(entry, levels[depth].fd, name, path);
 	}

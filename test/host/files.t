@@ -142,6 +142,17 @@ for my $case ([ '..', '../outside/secret' ], [ 'an absolute name', "$outside/sec
 	is(readlink "$result->{target}/h", "$outside/secret", 'another name for a link is one of the link');
 }
 is((stat "$outside/secret")[3], 1, '... and the file outside has one name');
+
+# Which branches' files the source has does not depend on what kind of entry they are.
+{
+	my $result = unpack_archive($top_entry
+		  . entry('./x', data => 'b' x 40 . "\n")
+		  . entry('./.git/packed-refs', data => join '', map { 'a' x 40 . " refs/heads/$_\n" } qw(linked stale))
+		  . entry('./.git/refs/heads/linked', type => '1', link => './x')
+		  . $end);
+
+	is(listing("$result->{target}/.git/refs/heads"), 'linked', 'the file of a branch that came as a link stays');
+}
 {
 	my $result = unpack_archive($top_entry
 		  . entry('f', data => 'first')
