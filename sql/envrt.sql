@@ -35,6 +35,7 @@ CREATE TABLE envrt.companies (
     feedback_data_sharing_terms_version text
 );
 CREATE UNIQUE INDEX companies_issue_prefix_idx ON envrt.companies (issue_prefix);
+COMMENT ON INDEX envrt.companies_issue_prefix_idx IS 'An issue prefix belongs to one company';
 COMMENT ON TABLE envrt.companies IS 'Tenants: nothing that belongs to one is ever used for another';
 
 CREATE TABLE envrt.execution_workspaces (
@@ -70,6 +71,11 @@ CREATE INDEX execution_workspaces_company_last_used_idx ON envrt.execution_works
 CREATE INDEX execution_workspaces_company_branch_idx ON envrt.execution_workspaces (company_id, branch_name);
 CREATE INDEX execution_workspaces_company_project_status_idx ON envrt.execution_workspaces (company_id, project_id, status);
 CREATE INDEX execution_workspaces_company_project_workspace_status_idx ON envrt.execution_workspaces (company_id, project_workspace_id, status);
+COMMENT ON INDEX envrt.execution_workspaces_company_source_issue_idx IS 'The workspaces made for an issue';
+COMMENT ON INDEX envrt.execution_workspaces_company_last_used_idx IS 'A company''s workspaces by last use';
+COMMENT ON INDEX envrt.execution_workspaces_company_branch_idx IS 'The workspaces of a branch';
+COMMENT ON INDEX envrt.execution_workspaces_company_project_status_idx IS 'A project''s workspaces by status';
+COMMENT ON INDEX envrt.execution_workspaces_company_project_workspace_status_idx IS 'The workspaces of a project workspace by status';
 COMMENT ON TABLE envrt.execution_workspaces IS 'Checkouts that runs work in; a lease can name one';
 
 CREATE TABLE envrt.environments (
@@ -89,6 +95,9 @@ CREATE TABLE envrt.environments (
 CREATE INDEX environments_company_status_idx ON envrt.environments (company_id, status);
 CREATE INDEX environments_company_name_idx ON envrt.environments (company_id, name);
 CREATE UNIQUE INDEX environments_company_driver_idx ON envrt.environments (company_id, driver) WHERE driver = 'local';
+COMMENT ON INDEX envrt.environments_company_status_idx IS 'A company''s environments by status';
+COMMENT ON INDEX envrt.environments_company_name_idx IS 'A company''s environments by name';
+COMMENT ON INDEX envrt.environments_company_driver_idx IS 'One local environment per company';
 COMMENT ON TABLE envrt.environments IS 'Where work can run: the local machine, an SSH host, a sandbox, or what a plugin provides';
 COMMENT ON COLUMN envrt.environments.config IS 'The driver''s config in its canonical shape (envrt_normalize_config); secrets are references to company_secrets';
 
@@ -121,6 +130,9 @@ CREATE TABLE envrt.agents (
 CREATE INDEX agents_company_reports_to_idx ON envrt.agents (company_id, reports_to);
 CREATE INDEX agents_company_status_idx ON envrt.agents (company_id, status);
 CREATE INDEX agents_company_default_environment_idx ON envrt.agents (company_id, default_environment_id);
+COMMENT ON INDEX envrt.agents_company_reports_to_idx IS 'Who reports to an agent';
+COMMENT ON INDEX envrt.agents_company_status_idx IS 'A company''s agents by status';
+COMMENT ON INDEX envrt.agents_company_default_environment_idx IS 'The agents with a default environment';
 COMMENT ON TABLE envrt.agents IS 'Who runs; an agent can name a default environment';
 
 CREATE TABLE envrt.heartbeat_runs (
@@ -173,8 +185,11 @@ CREATE TABLE envrt.heartbeat_runs (
 );
 CREATE INDEX heartbeat_runs_company_liveness_idx ON envrt.heartbeat_runs (company_id, liveness_state, created_at);
 CREATE INDEX heartbeat_runs_company_agent_started_idx ON envrt.heartbeat_runs (company_id, agent_id, started_at);
+COMMENT ON INDEX envrt.heartbeat_runs_company_liveness_idx IS 'A company''s runs by liveness, in the order of their making';
+COMMENT ON INDEX envrt.heartbeat_runs_company_agent_started_idx IS 'An agent''s runs by their start';
 -- Without it, each DELETE of a run scans the table for the foreign key above.
 CREATE INDEX heartbeat_runs_retry_of_run_idx ON envrt.heartbeat_runs (retry_of_run_id) WHERE retry_of_run_id IS NOT NULL;
+COMMENT ON INDEX envrt.heartbeat_runs_retry_of_run_idx IS 'The retries of a run';
 COMMENT ON TABLE envrt.heartbeat_runs IS 'Runs: one turn of an agent, a CI job, a batch task; leases belong to one';
 COMMENT ON COLUMN envrt.heartbeat_runs.status IS 'succeeded, failed, cancelled and timed_out are final: such a run gets no lease any more';
 
@@ -211,6 +226,12 @@ CREATE INDEX environment_leases_company_execution_workspace_idx ON envrt.environ
 CREATE INDEX environment_leases_company_issue_idx ON envrt.environment_leases (company_id, issue_id);
 CREATE INDEX environment_leases_heartbeat_run_idx ON envrt.environment_leases (heartbeat_run_id);
 CREATE INDEX environment_leases_provider_lease_idx ON envrt.environment_leases (provider_lease_id);
+COMMENT ON INDEX envrt.environment_leases_company_last_used_idx IS 'A company''s leases by last use';
+COMMENT ON INDEX envrt.environment_leases_company_environment_status_idx IS 'The leases of an environment by status';
+COMMENT ON INDEX envrt.environment_leases_company_execution_workspace_idx IS 'The leases of an execution workspace';
+COMMENT ON INDEX envrt.environment_leases_company_issue_idx IS 'The leases of an issue';
+COMMENT ON INDEX envrt.environment_leases_heartbeat_run_idx IS 'The leases of a run';
+COMMENT ON INDEX envrt.environment_leases_provider_lease_idx IS 'The leases of a provider lease';
 -- A reusable provider lease is held by one active lease at a time, whoever writes the rows.
 CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (provider, provider_lease_id)
     WHERE status = 'active' AND lease_policy IN ('reuse_by_environment', 'reuse_by_execution_workspace');
@@ -249,6 +270,9 @@ CREATE TABLE envrt.company_secrets (
 CREATE INDEX company_secrets_company_provider_idx ON envrt.company_secrets (company_id, provider);
 CREATE INDEX company_secrets_company_idx ON envrt.company_secrets (company_id);
 CREATE UNIQUE INDEX company_secrets_company_name_uq ON envrt.company_secrets (company_id, name);
+COMMENT ON INDEX envrt.company_secrets_company_provider_idx IS 'A company''s secrets by provider';
+COMMENT ON INDEX envrt.company_secrets_company_idx IS 'A company''s secrets';
+COMMENT ON INDEX envrt.company_secrets_company_name_uq IS 'A name is that of one secret of its company';
 COMMENT ON TABLE envrt.company_secrets IS 'Secrets by name; their values are in company_secret_versions, encrypted';
 
 CREATE TABLE envrt.company_secret_versions (
@@ -266,6 +290,9 @@ CREATE TABLE envrt.company_secret_versions (
 CREATE INDEX company_secret_versions_value_sha256_idx ON envrt.company_secret_versions (value_sha256);
 CREATE UNIQUE INDEX company_secret_versions_secret_version_uq ON envrt.company_secret_versions (secret_id, version);
 CREATE INDEX company_secret_versions_secret_idx ON envrt.company_secret_versions (secret_id, created_at);
+COMMENT ON INDEX envrt.company_secret_versions_value_sha256_idx IS 'Versions by the hash of their value';
+COMMENT ON INDEX envrt.company_secret_versions_secret_version_uq IS 'The versions of a secret, each of them once';
+COMMENT ON INDEX envrt.company_secret_versions_secret_idx IS 'The versions of a secret in the order of their making';
 COMMENT ON TABLE envrt.company_secret_versions IS 'The encrypted values of secrets, a row a version';
 COMMENT ON COLUMN envrt.company_secret_versions.material IS 'XChaCha20-Poly1305 ciphertext bound to company, secret and version: a row copied elsewhere does not decrypt';
 COMMENT ON COLUMN envrt.company_secret_versions.value_sha256 IS 'A keyed hash (HMAC-SHA-256) of the value, never a plain digest';
@@ -289,6 +316,8 @@ CREATE TABLE envrt.plugins (
 );
 CREATE UNIQUE INDEX plugins_plugin_key_idx ON envrt.plugins (plugin_key);
 CREATE INDEX plugins_status_idx ON envrt.plugins (status);
+COMMENT ON INDEX envrt.plugins_plugin_key_idx IS 'A plugin is installed once';
+COMMENT ON INDEX envrt.plugins_status_idx IS 'Plugins by status';
 COMMENT ON TABLE envrt.plugins IS
 'What this database says of plugins that are installed on the machine: one whose status is not ready can''t be used here; one without a row can. Nothing in a row makes a plugin: what runs is in envrt.plugin_path';
 COMMENT ON COLUMN envrt.plugins.plugin_key IS 'The id in the plugin''s manifest';
@@ -313,6 +342,9 @@ CREATE TABLE envrt.activity_log (
 CREATE INDEX activity_log_company_created_idx ON envrt.activity_log (company_id, created_at);
 CREATE INDEX activity_log_run_id_idx ON envrt.activity_log (run_id);
 CREATE INDEX activity_log_entity_type_id_idx ON envrt.activity_log (entity_type, entity_id);
+COMMENT ON INDEX envrt.activity_log_company_created_idx IS 'A company''s log in order';
+COMMENT ON INDEX envrt.activity_log_run_id_idx IS 'A run''s log';
+COMMENT ON INDEX envrt.activity_log_entity_type_id_idx IS 'What the log says of one thing';
 COMMENT ON TABLE envrt.activity_log IS 'What was done, by whom';
 
 -- ---------------------------------------------------------------------------------------------

@@ -1,15 +1,24 @@
 LOAD 'envrt';
 -- Every object has a comment, and nothing is granted to PUBLIC.
-SELECT c.relkind, c.relname
-FROM pg_class c
-WHERE c.relnamespace = 'envrt'::regnamespace AND c.relkind IN ('r', 'v', 'S')
-  AND obj_description(c.oid, 'pg_class') IS NULL
-ORDER BY 1, 2;
-SELECT p.proname
-FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
-  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'envrt')
-  AND obj_description(p.oid, 'pg_proc') IS NULL;
+WITH objects AS (
+    SELECT classid, objid
+    FROM pg_depend
+    WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
+      AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'envrt')
+    UNION ALL
+    SELECT 'pg_class'::regclass, indexrelid
+    FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE relnamespace = 'envrt'::regnamespace
+      AND indexrelid NOT IN (SELECT conindid FROM pg_constraint WHERE contype IN ('p', 'u'))
+    UNION ALL
+    SELECT 'pg_trigger'::regclass, pg_trigger.oid
+    FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+    WHERE relnamespace = 'envrt'::regnamespace AND NOT tgisinternal
+)
+SELECT pg_describe_object(classid, objid, 0) AS without_comment
+FROM objects
+WHERE obj_description(objid, classid::regclass::name) IS NULL
+ORDER BY 1;
 SELECT obj_description('envrt'::regnamespace, 'pg_namespace') IS NOT NULL AS schema_comment;
 
 SELECT p.oid::regprocedure
