@@ -55,6 +55,8 @@ struct SshChannel
 	bool input_ended; /* and so was told */
 	bool asked;       /* the command was sent */
 	bool paused;      /* the owner wants no output at present */
+	bool told_opened;
+	bool told_accepted;
 	bool told_exit;
 	bool told_drained;
 	const char *to_signal;  /* a signal to be sent; NULL: none */
@@ -162,6 +164,17 @@ ssh_channel_run(struct SshSession *session, const char *command_line, ChannelInp
 }
 
 void
+ssh_channel_take(SshChannel *channel, ChannelInput input, const SshChannelEvents *events,
+                 void *owner)
+{
+	channel->input = input;
+	channel->events = events;
+	channel->owner = owner;
+	channel->told_opened = channel->told_accepted = channel->told_exit = false;
+	ssh_session_advance_soon(channel->list->session);
+}
+
+void
 ssh_channel_abandon(SshChannel *channel, bool kill)
 {
 	channel->owner = NULL;
@@ -256,8 +269,6 @@ advance_opening(SshChannel *channel)
 			break;
 		case SSH_OK:
 			channel->state = ASKING;
-			if (channel->owner != NULL)
-				channel->events->opened(channel->owner);
 			break;
 		default:
 			/* If it was the session that broke, it will tell with a better text. */
@@ -315,8 +326,6 @@ advance_asking(SshChannel *channel)
 			break;
 		case SSH_OK:
 			channel->state = RUNNING;
-			if (channel->owner != NULL)
-				channel->events->accepted(channel->owner);
 			break;
 		default:
 			if (!ssh_is_connected(channel->list->ssh))
@@ -375,6 +384,11 @@ tell_exit(SshChannel *channel)
 static void
 advance_running(SshChannel *channel)
 {
+	if (channel->owner != NULL && !channel->told_accepted)
+	{
+		channel->told_accepted = true;
+		channel->events->accepted(channel->owner);
+	}
 	if (channel->owner != NULL)
 		send_input(channel);
 	if (channel->owner != NULL && channel->events->drained != NULL && channel->input.keep &&
@@ -410,6 +424,12 @@ advance(SshChannel *channel)
 {
 	if (channel->state == OPENING)
 		advance_opening(channel);
+	if ((channel->state == ASKING || channel->state == RUNNING) && channel->owner != NULL &&
+	    !channel->told_opened)
+	{
+		channel->told_opened = true;
+		channel->events->opened(channel->owner);
+	}
 	/* An open channel whose owner has gone need not ask for anything. */
 	if (channel->state == ASKING && channel->owner == NULL && !channel->asked)
 		close_channel(channel);

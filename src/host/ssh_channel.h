@@ -78,6 +78,10 @@ typedef struct ChannelInput
 extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
                                    ChannelInput input, const SshChannelEvents *events, void *owner);
 
+/* It gets another owner, and input; what is already so is told again, but no output. */
+extern void ssh_channel_take(SshChannel *channel, ChannelInput input,
+                             const SshChannelEvents *events, void *owner);
+
 /* More for an input that is kept, when what was given has been sent. */
 extern void ssh_channel_give(SshChannel *channel, const char *data, size_t length);
 

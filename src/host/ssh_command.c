@@ -19,10 +19,10 @@
 #include "ssh_channel.h"
 #include "ssh_command.h"
 #include "ssh_pool.h"
+#include "ssh_shell.h"
 #include "timer.h"
 
-/* A session idle for longer has to show that it is alive within a short time. */
-#define STALE_AFTER_MS 15000
+/* A session that is not fresh has to show that it is alive within a short time. */
 #define STALE_ANSWER_MS 2000
 
 struct SshCommand
@@ -30,7 +30,6 @@ struct SshCommand
 	SshWaiter waiter;
 	SshCommandSpec spec;
 	char *command_line;
-	char *plain_line;
 	SshDestination *destination;
 	uint64_t started;
 	Timer *deadline;
@@ -41,6 +40,7 @@ struct SshCommand
 	bool opened;
 	bool accepted;
 	bool replaced; /* a dead session, once */
+	bool plain;    /* the login shell ran the script */
 	bool overflow;
 	SshCommandResult result;
 	uint64_t end; /* of the command's time; 0: it has not begun */
@@ -55,7 +55,6 @@ free_command(SshCommand *command)
 	bytes_free(&command->result.errors);
 	ssh_destination_release(command->destination);
 	free(command->command_line);
-	free(command->plain_line);
 	free(command);
 }
 
@@ -382,6 +381,8 @@ channel_ended(void *owner, const ChannelEnd *end)
 			                                    : "the remote command was being started",
 			                  end->text);
 	}
+	if (error == NULL && command->plain)
+		ssh_pooled_await_next(pooled);
 	finish(command, error);
 }
 
@@ -408,12 +409,41 @@ session_stale(void *data)
  */
 
 static void
+run(SshCommand *command)
+{
+	SshPooled *pooled = command->pooled;
+	ExecuteStart *start = command->spec.start;
+	ChannelInput input = command->spec.input;
+	SshShell *shell = NULL;
+	char *line;
+
+	command->plain = start != NULL && command->spec.plain && ssh_pooled_has_plain_shell(pooled);
+	if (command->plain)
+		shell = ssh_pooled_take_shell(pooled);
+	if (shell != NULL)
+		command->channel = ssh_shell_take(shell, start, input, &channel_events, command);
+	else
+	{
+		if (command->plain)
+			line = ssh_execute_plain_line(start->marker);
+		else if (start != NULL)
+			line = ssh_execute_command_line(start->marker);
+		else
+			line = xstrdup(command->command_line);
+		command->channel =
+		    ssh_channel_run(ssh_pooled_session(pooled), line, input, &channel_events, command);
+		free(line);
+	}
+	if (start != NULL)
+		start->in_plain = command->plain;
+}
+
+static void
 place_granted(SshWaiter *waiter, SshPooled *pooled)
 {
 	SshCommand *command = (SshCommand *) waiter;
 	uint64_t now = now_ms();
 	uint64_t patience;
-	const char *line = command->command_line;
 
 	/* Another try on another session gets what is left of the time. */
 	if (command->end == 0)
@@ -425,12 +455,9 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 	timer_start(&command->deadline, patience, command_timed_out, command);
 	if (patience > STALE_ANSWER_MS)
 		patience = STALE_ANSWER_MS;
-	if (ssh_pooled_idle_ms(pooled) > STALE_AFTER_MS && !command->replaced)
+	if (ssh_pooled_idle_ms(pooled) > SSH_FRESH_MS && !command->replaced)
 		timer_start(&command->stale, patience, session_stale, command);
-	if (command->plain_line != NULL && ssh_pooled_has_plain_shell(pooled))
-		line = command->plain_line;
-	command->channel = ssh_channel_run(ssh_pooled_session(pooled), line, command->spec.input,
-	                                   &channel_events, command);
+	run(command);
 }
 
 static void
@@ -445,9 +472,7 @@ ssh_command_start(SshDestination *destination, const SshCommandSpec *spec)
 	SshCommand *command = xcalloc(1, sizeof *command);
 
 	command->spec = *spec;
-	command->command_line = xstrdup(spec->command_line);
-	if (spec->plain_line != NULL)
-		command->plain_line = xstrdup(spec->plain_line);
+	command->command_line = spec->command_line ? xstrdup(spec->command_line) : NULL;
 	command->destination = ssh_destination_keep(destination);
 	command->waiter.destination = destination;
 	command->waiter.granted = place_granted;

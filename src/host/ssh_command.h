@@ -12,6 +12,7 @@
 #include "memory.h"
 #include "ssh_channel.h"
 #include "ssh_destination.h"
+#include "ssh_execute_script.h"
 
 typedef struct SshCommand SshCommand;
 
@@ -28,7 +29,8 @@ typedef struct SshCommandSpec
 {
 	Call *call; /* for its state; NULL: none */
 	const char *command_line;
-	const char *plain_line; /* instead, when the login shell is known to be a sh; may be NULL */
+	ExecuteStart *start; /* instead: a script is the input, and is started by what is there */
+	bool plain;          /* ... even a plain sh, which may have waited for it */
 	uint64_t connect_ms;
 	uint64_t command_ms;
 	size_t max_output;

@@ -15,6 +15,10 @@
  * output is closed: what it left in the background may keep that open for
  * ever.  Output that is under way then is waited for until there is a pause in it.
  *
+ * A login shell that was to start it by itself and has ended without a word of the script has
+ * not done so, because of its profile, or because it was ended while it waited
+ * (ssh_shell.c): then the command gets another one, with a sh besides.
+ *
  * A signal goes to the command's process group by a `kill` on a second channel of the
  * same session, since few servers heed the signals of the protocol.  A server that
  * opens none gets it over whatever session the pool has, and failing that by the
@@ -80,7 +84,6 @@ struct Execution
 	const char *signal;    /* to be sent as soon as it is known to whom */
 	SshChannel *killer;    /* the second channel */
 	SshCommand *messenger; /* the same elsewhere */
-	uint64_t accepted_at;
 	uint64_t exited_at;
 	uint64_t checked_at;
 	uint64_t last_output;
@@ -145,7 +148,7 @@ end_elsewhere(const Execution *execution)
 	if (first_ending != NULL)
 		first_ending->previous = ending;
 	first_ending = ending;
-	line = ssh_execute_end_line(&execution->start, (now_ms() - execution->accepted_at) / 1000,
+	line = ssh_execute_end_line(&execution->start, (now_ms() - execution->start.since) / 1000,
 	                            (connect_ms + ENDING_MS) / 1000, (grace_ms + 999) / 1000);
 	spec.command_line = line;
 	spec.connect_ms = connect_ms;
@@ -286,6 +289,18 @@ answer(Execution *execution, const SshCommandResult *result)
 		call_answer(call, message);
 }
 
+static void begin(Execution *execution, bool plain);
+
+static void
+begin_again(Execution *execution)
+{
+	timer_stop(&execution->timer);
+	ssh_execute_start_clear(&execution->start);
+	execution->start = (ExecuteStart){0};
+	execution->state = STARTING;
+	begin(execution, false);
+}
+
 static void
 command_done(void *data, HostError *error, const SshCommandResult *result)
 {
@@ -298,6 +313,9 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 		end_elsewhere(execution);
 		fail(execution, error);
 	}
+	else if (execution->start.state == START_WAITING && execution->start.in_plain &&
+	         !execution->start.stdout_done && !execution->timed_out && execution->call != NULL)
+		begin_again(execution);
 	else if (execution->start.state != START_DONE && !execution->timed_out)
 		fail(execution, not_started_error(execution, result));
 	else
@@ -483,7 +501,8 @@ accepted(void *data)
 	Execution *execution = data;
 
 	execution->state = RUNNING;
-	execution->accepted_at = now_ms();
+	if (execution->start.since == 0)
+		execution->start.since = now_ms();
 	if (execution->call == NULL)
 		terminate(execution);
 	else
@@ -564,6 +583,31 @@ exited(void *data)
  * The beginning
  */
 
+/* plain: also by a login shell that is a sh, without another one. */
+static void
+begin(Execution *execution, bool plain)
+{
+	const ExecuteRequest *request = execution->request;
+	SshCommandSpec spec = {.call = execution->call,
+	                       .start = &execution->start,
+	                       .plain = plain,
+	                       .connect_ms = request->connect_ms,
+	                       .command_ms = request->connect_ms,
+	                       .input = {.data = execution->input.data,
+	                                 .length = execution->input.length,
+	                                 .keep = request->lifeline},
+	                       .accepted = accepted,
+	                       .output = output,
+	                       .progress = progress,
+	                       .exited = exited,
+	                       .done = command_done,
+	                       .data = execution};
+
+	ssh_script_marker(execution->start.marker);
+	execution->keeps_input = request->lifeline;
+	execution->command = ssh_command_start(execution->destination, &spec);
+}
+
 void
 ssh_execute(Call *call, const json_t *params)
 {
@@ -571,9 +615,6 @@ ssh_execute(Call *call, const json_t *params)
 	SshDestination *destination = ssh_destination_new(params, &error);
 	ExecuteRequest *request = NULL;
 	Execution *execution;
-	SshCommandSpec spec = {0};
-	char *line;
-	char *plain_line = NULL;
 	bool by_itself;
 
 	if (error == NULL)
@@ -603,27 +644,7 @@ ssh_execute(Call *call, const json_t *params)
 	execute_request_forget(request);
 	call_set_target(call, destination->target);
 	call_on_cancel(call, cancelled, execution);
-	ssh_script_marker(execution->start.marker);
-	line = ssh_execute_command_line(execution->start.marker);
-	spec.call = call;
-	if (by_itself)
-		plain_line = ssh_execute_plain_line(execution->start.marker);
-	spec.command_line = line;
-	spec.plain_line = plain_line;
-	spec.connect_ms = request->connect_ms;
-	spec.command_ms = request->connect_ms;
-	spec.input.data = execution->input.data;
-	spec.input.length = execution->input.length;
-	spec.input.keep = execution->keeps_input = request->lifeline;
-	spec.accepted = accepted;
-	spec.output = output;
-	spec.progress = progress;
-	spec.exited = exited;
-	spec.done = command_done;
-	spec.data = execution;
-	execution->command = ssh_command_start(destination, &spec);
-	free(line);
-	free(plain_line);
+	begin(execution, by_itself);
 }
 
 void

@@ -12,7 +12,8 @@
  *
  * That sh costs a good part of the time that a short command takes.  Where the first command
  * on a connection finds that the login shell is a sh itself, later ones give it the
- * fixed text without; but not those that make the shell fork, which a large one does slowly.
+ * fixed text without, and may find it waiting for their line (ssh_shell.c); but not those that make
+ * the shell fork, which a large one does slowly.
  *
  * A line that is not all printable ASCII does not go through the shell's `read`,
  * which would have to be trusted with every byte.  The line has dd read it then, as
@@ -58,7 +59,7 @@ static const char fixed_text[] =
     "if kill -0 -$$ 2>/dev/null; then envrt_g=-; "
     "elif command -v setsid >/dev/null; then envrt_e=$(command -v setsid); envrt_g=-; fi; "
     "c() { CDPATH= cd -- \"$1\" || { echo \"$envrt_m cwd\" >&2; exit 1; }; }; "
-    "x() { echo \"$envrt_m\"; echo \"$envrt_m start $envrt_g$$$envrt_h$envrt_p\" >&2; "
+    "x() { echo \"$envrt_m\" && echo \"$envrt_m start $envrt_g$$$envrt_h$envrt_p\" >&2 || exit; "
     "exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; "
     "IFS= read -r envrt_l && eval \"$envrt_l\"";
 
@@ -92,10 +93,14 @@ static const char learn_text[] =
     "/bin/sh|/bin/dash|/bin/bash|/usr/bin/sh|/usr/bin/dash|/usr/bin/bash) envrt_p=\" plain\"; "
     "esac; ";
 
-/* What the user's profile may have made of the shell; what is in eval is read after it. */
-static const char forget_text[] = "unalias -a 2>/dev/null; set +aefuvxC; "
-                                  "unset -f unset cd command echo eval exec exit export kill read "
-                                  "trap dd head rm sleep 2>/dev/null; ";
+/*
+ * What the user's profile may have made of the shell.  This is read before aliases are
+ * gone, so it has none of their names without a backslash; what is in eval is read after it.
+ */
+static const char forget_text[] =
+    "\\unalias -a 2>/dev/null; \\set +aefuvxC; "
+    "\\unset -f unset cd command echo eval exec exit export kill read "
+    "trap dd head rm sleep 2>/dev/null; ";
 
 char *
 ssh_execute_command_line(const char *marker)
@@ -106,7 +111,7 @@ ssh_execute_command_line(const char *marker)
 char *
 ssh_execute_plain_line(const char *marker)
 {
-	return xformat("%senvrt_m=%s; envrt_p=; eval '%s'", forget_text, marker, fixed_text);
+	return xformat("%senvrt_m=%s; envrt_p=; \\eval '%s'", forget_text, marker, fixed_text);
 }
 
 static void

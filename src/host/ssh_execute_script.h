@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "execute_request.h"
 #include "memory.h"
@@ -41,7 +42,9 @@ typedef struct ExecuteStart
 	long pid;         /* START_DONE */
 	bool group;       /* it leads a process group */
 	bool held;        /* it has its lifeline */
+	uint64_t since;   /* when the server had started the shell, in terms of now_ms() */
 	bool plain;       /* the login shell is a sh, and is given what was asked for */
+	bool in_plain;    /* ... and so had to start it by itself */
 	Bytes heads[2];   /* what was written before, of which the beginning may be cut off */
 } ExecuteStart;
 

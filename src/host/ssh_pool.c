@@ -19,6 +19,9 @@
  * and closed after its last command); and when a channel that was closed before
  * its time is not gone after some seconds.
  *
+ * An idle session may have a channel with a shell that waits for the next command (ssh_shell.c).
+ * It is no place: it goes to whoever can use it, or is closed, when a place is given away.
+ *
  * pump() runs from a timer, never from within one of the calls below, so no
  * caller finds its group changed behind its back.
  */
@@ -56,6 +59,7 @@ struct SshPooled
 	bool retired;
 	bool opened; /* some channel, at some time */
 	bool plain_shell;
+	SshShell *shell; /* waits for a command, while the session is idle; may be NULL */
 	json_int_t calls;
 	uint64_t idle_since; /* in terms of now_ms(); 0: not idle */
 	uint64_t idle_ms;    /* how long it had been idle when the last place was given away */
@@ -81,6 +85,7 @@ struct SshGroup
 static SshGroup *first_group;
 
 static void pump(void *data);
+static void end_shell(SshPooled *pooled);
 
 static void
 pump_after(SshGroup *group, uint64_t milliseconds)
@@ -128,6 +133,7 @@ drop(SshPooled *pooled)
 {
 	SshPooled **link = &pooled->group->sessions;
 
+	end_shell(pooled);
 	while (*link != pooled)
 		link = &(*link)->next;
 	*link = pooled->next;
@@ -210,10 +216,17 @@ limit_idle(const SshPooled *newest)
 		timer_start(&oldest->idle, 1, idle_for_long, oldest);
 }
 
+/* Channels that are somebody's. */
+static int
+count_channels(const SshPooled *pooled)
+{
+	return ssh_session_channels(pooled->session) - (pooled->shell != NULL);
+}
+
 static void
 note_idle(SshPooled *pooled)
 {
-	if (pooled->active > 0 || ssh_session_channels(pooled->session) > 0)
+	if (pooled->active > 0 || count_channels(pooled) > 0 || pooled->idle_since != 0)
 		return;
 	pooled->idle_since = now_ms();
 	pooled->idle_since_epoch = epoch_ms();
@@ -295,33 +308,75 @@ has_place(const SshPooled *pooled)
 	uint64_t closing_since = ssh_session_closing_since(pooled->session);
 
 	return !pooled->retired && ssh_session_is_ready(pooled->session) &&
-	       ssh_session_channels(pooled->session) < pooled->limit &&
+	       count_channels(pooled) < pooled->limit &&
 	       (closing_since == 0 || now_ms() - closing_since < CLOSING_SLOW_MS);
 }
 
 static void
-give_places(SshGroup *group)
+check_closing(void *data)
 {
-	SshPooled *pooled = group->sessions;
+	SshPooled *pooled = data;
+	uint64_t since = ssh_session_closing_since(pooled->session);
+	uint64_t age = since ? now_ms() - since : 0;
 
-	while (group->waiters != NULL && pooled != NULL)
-	{
-		SshWaiter *waiter = group->waiters;
+	if (since == 0)
+		return;
+	if (age >= CLOSING_MAX_MS)
+		retire(pooled);
+	else
+		timer_start(&pooled->closing, CLOSING_MAX_MS - age, check_closing, pooled);
+}
 
-		if (!has_place(pooled))
-		{
-			pooled = pooled->next;
-			continue;
-		}
-		group->waiters = waiter->next;
-		waiter->group = NULL;
-		timer_stop(&pooled->idle);
-		pooled->idle_ms = pooled->idle_since ? now_ms() - pooled->idle_since : 0;
-		pooled->idle_since = 0;
-		pooled->active++;
-		pooled->calls++;
-		waiter->granted(waiter, pooled);
-	}
+static void
+watch_closing(SshPooled *pooled)
+{
+	if (pooled->closing == NULL)
+		timer_start(&pooled->closing, CLOSING_MAX_MS, check_closing, pooled);
+}
+
+static void
+shell_gone(void *owner)
+{
+	SshPooled *pooled = owner;
+
+	pooled->shell = NULL;
+	watch_closing(pooled);
+}
+
+/* What happens now may be for it to see (ssh_shell.c). */
+static void
+end_shell(SshPooled *pooled)
+{
+	if (pooled->shell == NULL)
+		return;
+	ssh_shell_end(pooled->shell);
+	shell_gone(pooled);
+}
+
+static void
+give_place(SshPooled *pooled)
+{
+	SshGroup *group = pooled->group;
+	SshWaiter *waiter = group->waiters;
+
+	group->waiters = waiter->next;
+	waiter->group = NULL;
+	timer_stop(&pooled->idle);
+	pooled->idle_ms = pooled->idle_since ? now_ms() - pooled->idle_since : 0;
+	pooled->idle_since = 0;
+	pooled->active++;
+	pooled->calls++;
+	waiter->granted(waiter, pooled);
+	/* Unless it was taken. */
+	end_shell(pooled);
+}
+
+static void
+give_places(const SshGroup *group)
+{
+	for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+		while (group->waiters != NULL && has_place(pooled))
+			give_place(pooled);
 }
 
 static void
@@ -455,33 +510,39 @@ ssh_pooled_has_plain_shell(const SshPooled *pooled)
 	return pooled->plain_shell;
 }
 
+SshShell *
+ssh_pooled_take_shell(SshPooled *pooled)
+{
+	SshShell *shell = pooled->shell;
+
+	pooled->shell = NULL;
+	return shell;
+}
+
+void
+ssh_pooled_await_next(SshPooled *pooled)
+{
+	/* After a long pause there was no sign that another one comes soon. */
+	if (pooled->active == 0 && pooled->idle_ms < SSH_FRESH_MS && !pooled->retired &&
+	    settings.ssh_idle_timeout_ms > 0 && pooled->group->waiters == NULL &&
+	    ssh_session_is_ready(pooled->session))
+		pooled->shell = ssh_shell_start(pooled->session, shell_gone, pooled);
+}
+
 uint64_t
 ssh_pooled_idle_ms(const SshPooled *pooled)
 {
 	return pooled->idle_ms;
 }
 
-static void
-check_closing(void *data)
-{
-	SshPooled *pooled = data;
-	uint64_t since = ssh_session_closing_since(pooled->session);
-	uint64_t age = since ? now_ms() - since : 0;
-
-	if (since == 0)
-		return;
-	if (age >= CLOSING_MAX_MS)
-		retire(pooled);
-	else
-		timer_start(&pooled->closing, CLOSING_MAX_MS - age, check_closing, pooled);
-}
-
 void
 ssh_pool_done(SshPooled *pooled, PlaceState state)
 {
 	pooled->active--;
-	if (pooled->closing == NULL && state == PLACE_ABANDONED)
-		timer_start(&pooled->closing, CLOSING_MAX_MS, check_closing, pooled);
+	for (SshPooled *other = pooled->group->sessions; other != NULL; other = other->next)
+		end_shell(other);
+	if (state == PLACE_ABANDONED)
+		watch_closing(pooled);
 	if (state == PLACE_DOUBTFUL)
 		pooled->retired = true;
 	/* Not from here: the caller may be one of the session's own callbacks. */
@@ -550,8 +611,7 @@ ssh_pool_describe(void)
 			json_object_set_new(row, "user", json_string(group->username));
 			json_object_set_new(row, "companyId",
 			                    group->company_id ? json_string(group->company_id) : json_null());
-			json_object_set_new(row, "channels",
-			                    json_integer(ssh_session_channels(pooled->session)));
+			json_object_set_new(row, "channels", json_integer(count_channels(pooled)));
 			json_object_set_new(row, "idleSince",
 			                    pooled->idle_since ? json_integer(pooled->idle_since_epoch)
 			                                       : json_null());

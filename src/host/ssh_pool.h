@@ -12,6 +12,10 @@
 
 #include "ssh_destination.h"
 #include "ssh_session.h"
+#include "ssh_shell.h"
+
+/* So long after its last command a session is taken to be alive. */
+#define SSH_FRESH_MS 15000
 
 /* A session in the pool. */
 typedef struct SshPooled SshPooled;
@@ -53,6 +57,13 @@ extern uint64_t ssh_pooled_idle_ms(const SshPooled *pooled);
 /* Whether the login shell there is known to be a sh that gets commands as they are. */
 extern void ssh_pooled_set_plain_shell(SshPooled *pooled);
 extern bool ssh_pooled_has_plain_shell(const SshPooled *pooled);
+
+/* A command has ended, its place is given back, and it was not the first for that shell: have one
+ * wait for the next. */
+extern void ssh_pooled_await_next(SshPooled *pooled);
+
+/* One that waits, or NULL. */
+extern SshShell *ssh_pooled_take_shell(SshPooled *pooled);
 
 typedef enum
 {

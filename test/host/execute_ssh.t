@@ -248,25 +248,37 @@ for my $pair (@shells)
 	$server->stop;
 }
 
+# For bash, which reads one or the other.
+sub by_profile
+{
+	my ($home) = @_;
+
+	return qq(SetEnv "HOME=$home" "BASH_ENV=$home/.bashrc");
+}
+
 # A login shell that is a sh does without another one from the second command on, whatever its profile makes of it.
 SKIP:
 {
 	my $shell = (getpwuid $>)[8];
 
-	skip "the login shell is $shell", 5 if $shell !~ m{^(?:/usr)?/bin/bash$};
-	spew("$scratch/profile", <<'END');
-shopt -s expand_aliases
-for name in unset cd command echo eval exec exit export kill read set; do eval "alias $name='echo alias $name'"; done
-cd() { builtin cd /; }
-echo() { builtin echo function; }
-read() { builtin echo function; }
-exec() { builtin echo function; }
-c() { builtin echo function; }
-x() { builtin echo function; }
+	skip "the login shell is $shell", 6 if $shell !~ m{^(?:/usr)?/bin/bash$};
+	mkdir "$scratch/odd";
+	spew("$scratch/odd/.bashrc", <<'END');
+function cd { builtin cd /; }
+function echo { builtin echo function; }
+function read { builtin echo function; }
+function command { builtin echo function; }
+function eval { builtin echo function; }
+function export { builtin echo function; }
+function c { builtin echo function; }
+function x { builtin echo function; }
+builtin echo profile >&2
 set -o nounset -o allexport -o noglob -o xtrace
 IFS=aeiou/-
+shopt -s expand_aliases
+for name in unset cd command echo eval exit export kill read set unalias; do builtin eval "alias $name='echo alias $name'"; done
 END
-	my $odd = EnvrtFixture::Sshd->new(keys => $keys, extra => ["SetEnv BASH_ENV=$scratch/profile"])->start;
+	my $odd = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/odd")])->start;
 	my $new = EnvrtFixture::Sshd->new(keys => $keys)->start;
 
 	# The shell says who it is when it finds no command.
@@ -277,7 +289,115 @@ END
 	is_deeply([ @$result{qw(exitCode stdout stderr)} ], [ 3, "*|a/b-c|it's|$odd->{directory}/home", '' ], '... and is what it was, with any profile');
 	is(result('no-such-command', [], server => $odd)->{exitCode}, 127, '... or is not there');
 	is_error(execute('true', [], cwd => '/no/such', server => $odd), '22023', qr/does not exist/, '... nor its directory');
+	spew("$scratch/odd/.bashrc", "function set { exit; }\n");
+	is(result('sh', [ '-c', 'echo $PPID; exit 3' ], server => $odd)->{exitCode}, 3, 'a profile that is worse');
 	$odd->stop;
+}
+
+# Where commands follow each other the shell of the next one waits for it.
+mkdir "$scratch/ready";
+my $ready = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/ready")])->start;
+my ($last_waiting, $last_idle);
+
+sub start_waiting
+{
+	my %before = map { $_ => 1 } running('envrt_l && eval');
+	my @new;
+
+	result('true', [], server => $ready);
+	wait_until('a shell waits', sub { @new = grep { !$before{$_} } running('envrt_l && eval') });
+	is(scalar @new, 1, 'a shell waits') or diag explain \@new;
+	return $new[0];
+}
+
+sub is_over
+{
+	my ($pid, $name, $seconds) = @_;
+
+	wait_until("$pid is over", sub { !grep { $_ == $pid } running('envrt_l && eval') }, $seconds);
+	pass($name);
+	return;
+}
+
+SKIP:
+{
+	my $shell = (getpwuid $>)[8];
+
+	skip "the login shell is $shell", 1 if $shell !~ m{^(?:/usr)?/bin/bash$};
+	spew("$scratch/ready/.bashrc", "export SAID=one\n");
+	result('true', [], server => $ready);
+	my $pid = start_waiting();
+	my $ready_session = sub { (grep { $_->{port} == $ready->port } @{ $host->stats->{sshSessions} })[0] };
+	my $session = wait_until('the session is idle', sub { my $found = $ready_session->(); $found->{idleSince} && $found });
+	is($session->{channels}, 0, '... and is nobody\'s channel');
+	like(result('cat', ['/proc/self/stat'], server => $ready)->{stdout}, qr/^$pid \(cat\)/, '... for the next command');
+	like(result(sh("echo export SAID=two >$scratch/ready/.bashrc; cat; echo \$SAID; exit 3"), server => $ready, stdinBase64 => encode_base64("in\n", ''))->{stdout},
+		qr/^in\none\n$/, 'a command that changes the profile');
+	is(result(sh('echo $SAID'), server => $ready)->{stdout}, "two\n", '... changes the next one\'s');
+	is_error(execute('true', [], cwd => '/no/such', server => $ready), '22023', qr/does not exist/, 'no directory, by a shell that waited');
+
+	$pid = start_waiting();
+	ok($host->acquire(ssh_config($ready))->{result}, 'another call');
+	is_over($pid, '... and it waits no more');
+	result('true', [], server => $ready);
+	$pid = start_waiting();
+	my $night = night();
+	my $client = $host->connect;
+	$client->send_call('environmentExecute', params('sleep', [$night], server => $ready, timeoutMs => 400_000));
+	wait_until('the command runs', sub { running($night) });
+	is_over($pid, '... nor beside a command that needs more', 5);
+	$client->close;
+	gone($night, '... which ends');
+	is($ready->count_connections, 1, '... on one connection');
+
+	# Whatever it says.
+	spew("$scratch/ready/.bashrc", "echo Welcome; echo Warning >&2\n");
+	result('true', [], server => $ready);
+	start_waiting();
+	$result = result(sh('echo out; echo error >&2'), server => $ready);
+	is_deeply([ @$result{qw(stdout stderr)} ], [ "out\n", "error\n" ], 'what it has said while it waited is left out');
+	spew("$scratch/ready/.bashrc", "echo \$\$ >>$scratch/pids; head -c 2000000 /dev/zero\n");
+	result('true', [], server => $ready) for 1 .. 2;
+	my @pids;
+	wait_until('a third shell starts', sub { @pids = split /\n/, eval { slurp("$scratch/pids") } // ''; @pids == 3 });
+	is_over($pids[2], 'one that says too much', 10);
+	is(result(sh('echo out'), server => $ready)->{stdout}, "out\n", '... waits for nothing');
+	spew("$scratch/ready/.bashrc", "\n");
+
+	# It is ended, asleep, or its connection is lost.
+	result('true', [], server => $ready);
+	$pid = start_waiting();
+	kill 'KILL', $pid;
+	like(result('cat', ['/proc/self/stat'], server => $ready)->{stdout}, qr/^(?!$pid )\d+ \(cat\)/, 'a shell that was killed while it waited');
+	$pid = start_waiting();
+	kill 'STOP', $pid;
+	$client = $host->connect;
+	my $id = $client->send_call('environmentExecute', params('cat', [], server => $ready, stdinBase64 => encode_base64('input', '')));
+	wait_until('the command runs', sub { grep { $_->{state} eq 'running' } @{ $host->stats->{calls} } });
+	kill 'KILL', $pid;
+	is($client->answer($id)->{result}{stdout}, 'input', '... and one that was before it read its command');
+	result('true', [], server => $ready);
+	$pid = start_waiting();
+	kill 'STOP', $pid;
+	$result = result('true', [], server => $ready, timeoutMs => 300, limits => { graceMs => 100 });
+	is_deeply([ @$result{qw(timedOut signal)} ], [ JSON::PP::true, 'SIGKILL' ], '... or that does not read it');
+	kill 'KILL', $pid;
+	result('true', [], server => $ready) for 1 .. 2;
+	$pid = start_waiting();
+	my $before = $ready->count_connections;
+	kill 'KILL', (split ' ', slurp("/proc/$pid/stat") =~ s/.*\) //sr)[1];
+	is_over($pid, 'it ends with its connection');
+	is(result(sh('echo out'), server => $ready)->{stdout}, "out\n", '... and another one is made');
+	is($ready->count_connections, $before + 1, '... for that');
+
+	my $single = EnvrtFixture::Sshd->new(keys => $keys, max_sessions => 1)->start;
+	is(result(sh('echo out'), server => $single)->{stdout}, "out\n", 'a server with a single channel') for 1 .. 4;
+	ok($host->acquire(ssh_config($single))->{result}, '... that a shell has when another call comes');
+	$single->stop;
+
+	result('true', [], server => $ready) for 1 .. 2;
+	$last_waiting = start_waiting();
+	$last_idle = (wait_until('the session is idle', sub { my $found = $ready_session->(); $found->{idleSince} && $found }))->{idleSince};
 }
 
 # Login shells that talk.
@@ -550,6 +670,13 @@ is_error($host->call('envrt/cancel', {}), '22023', qr/id must be/, 'no id');
 #######################################################################
 # Many, and the end
 #######################################################################
+SKIP:
+{
+	skip 'no shell waits', 2 if !$last_waiting;
+	is_over($last_waiting, 'a shell that waited for nothing');
+	is((map { $_->{idleSince} } grep { $_->{port} == $ready->port } @{ $host->stats->{sshSessions} })[0], $last_idle, '... and the session was idle all the time');
+}
+
 $client = $host->connect;
 my @ids = map { $client->send_call('environmentExecute', params(sh("sleep 0.2; echo $_"))) } 1 .. 40;
 my $good = grep { ($client->answer($ids[ $_ - 1 ])->{result}{stdout} // '') eq "$_\n" } 1 .. 40;
