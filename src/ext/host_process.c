@@ -200,6 +200,16 @@ host_process_configure(void)
 	        envrt_plugin_memory)));
 }
 
+/* What still runs for it is for nobody any more. */
+void
+host_process_database_gone(Oid database)
+{
+	if (host.pid == 0)
+		return;
+	send_control(rpc_request(++host.last_id, "databaseGone",
+	                         json_pack("{s:I}", "database", (json_int_t) database)));
+}
+
 static void
 start(void)
 {

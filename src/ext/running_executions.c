@@ -456,6 +456,7 @@ prepare(Running *running, bool queued)
 		running->values = provider_take_secrets(params);
 		running->values_unknown = false;
 		json_object_set_new(params, "executionId", json_string(uuid_text(&running->id)));
+		json_object_set_new(params, "database", json_integer(MyDatabaseId));
 		if (!queued || start_row(running))
 			running->params = json_incref(params);
 	}

@@ -8,6 +8,9 @@
  * until somebody says that it may have got the extension: CREATE EXTENSION
  * and CREATE DATABASE do, at commit (database_ddl.c).
  *
+ * The driver host is told which databases are gone, or have no envrt any more: what runs for
+ * them is ended.
+ *
  * A database is known -> starting -> (its scheduler runs) -> known again,
  * after a delay when it ended by mishap; or absent.  What runs is in the
  * slots in shared memory; a slot is freed here alone, and not while a
@@ -63,6 +66,7 @@ static void
 read_databases(void)
 {
 	List *found = NIL;
+	List *all = NIL;
 	List *old = databases;
 	ListCell *cell;
 	Relation relation;
@@ -79,6 +83,9 @@ read_databases(void)
 		Database *database;
 		MemoryContext context;
 
+		context = MemoryContextSwitchTo(TopMemoryContext);
+		all = lappend_oid(all, form->oid);
+		MemoryContextSwitchTo(context);
 		/* A session in a template would be in the way of CREATE DATABASE. */
 		if (!form->datallowconn || form->datistemplate)
 			continue;
@@ -101,7 +108,15 @@ read_databases(void)
 		if (known != NULL)
 			*database = *known;
 	}
+	foreach (cell, old)
+	{
+		Oid oid = ((Database *) lfirst(cell))->oid;
+
+		if (!list_member_oid(all, oid))
+			host_process_database_gone(oid);
+	}
 	databases = found;
+	list_free(all);
 	list_free_deep(old);
 }
 
@@ -166,6 +181,8 @@ static int
 collect_ended(TimestampTz now)
 {
 	int starting = 0;
+	List *absent = NIL;
+	ListCell *cell;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared_state->nslots; i++)
@@ -191,6 +208,7 @@ collect_ended(TimestampTz now)
 		{
 			database->absent = true;
 			database->failures = 0;
+			absent = lappend_oid(absent, database->oid);
 		}
 		else if (!slot->stopped && !slot->absent)
 		{
@@ -205,6 +223,9 @@ collect_ended(TimestampTz now)
 		}
 	}
 	LWLockRelease(shared_state->lock);
+	foreach (cell, absent)
+		host_process_database_gone(lfirst_oid(cell));
+	list_free(absent);
 	return starting;
 }
 

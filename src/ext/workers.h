@@ -33,6 +33,7 @@ extern void host_process_add_events(WaitEventSet *events);
 extern bool host_process_take_change(void);
 extern void host_process_read(void);
 extern void host_process_configure(void);
+extern void host_process_database_gone(Oid database);
 extern void host_process_stop(const char *reason);
 
 /* database_ddl.c */

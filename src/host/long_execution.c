@@ -16,8 +16,8 @@
  * a line.  Readers come and go; what they did not acknowledge the next one gets.
  *
  * More than KEEP_BYTES that nobody has taken make the command wait.  Where nobody
- * has asked for so long that nobody will, the command is ended and all is forgotten:
- * its database may be gone.
+ * has asked for so long that nobody will, the command is ended and all is forgotten; and
+ * so it is at once when the launcher says that the database is gone.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -57,6 +57,7 @@ typedef struct LongExecution
 	struct LongExecution *next;
 	struct LongExecution *previous;
 	char id[ID_LENGTH + 1];
+	json_int_t database;
 	Call *call; /* NULL: ended */
 	Piece *first_piece;
 	Piece **last_piece;
@@ -396,6 +397,7 @@ long_execution_start(const json_t *params)
 		return error;
 	execution = xcalloc(1, sizeof *execution);
 	memcpy(execution->id, id, ID_LENGTH + 1);
+	execution->database = json_integer_value(json_object_get(params, "database"));
 	execution->last_piece = &execution->first_piece;
 	execution->call = call_begin_for(&sink, execution, method, choice.key);
 	if (execution->call == NULL)
@@ -411,6 +413,7 @@ long_execution_start(const json_t *params)
 
 	copy = json_copy((json_t *) params);
 	json_object_del(copy, "executionId");
+	json_object_del(copy, "database");
 	if (choice.method != NULL)
 		json_object_set_new(copy, "stream", json_true());
 	driver_start(&choice, execution->call, copy);
@@ -491,6 +494,24 @@ long_executions_describe(void)
 		json_array_append_new(list, row);
 	}
 	return list;
+}
+
+void
+long_executions_drop(json_int_t database)
+{
+	LongExecution *next;
+
+	for (LongExecution *execution = first_execution; execution != NULL; execution = next)
+	{
+		next = execution->next;
+		if (execution->database != database)
+			continue;
+		if (execution->call != NULL)
+			cancel(execution);
+		if (execution->reader != NULL)
+			answer_reader(execution);
+		execution_free(execution);
+	}
 }
 
 void

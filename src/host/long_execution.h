@@ -21,6 +21,9 @@ extern HostError *long_execution_forget(const json_t *params);
 /* Owns the call from here on: it is answered when there is something to tell. */
 extern void long_execution_read(Call *call, const json_t *params);
 
+/* Cancels and drops those of a database, which is gone or has no use for them any more. */
+extern void long_executions_drop(json_int_t database);
+
 /* For envrt/stats. */
 extern json_t *long_executions_describe(void);
 

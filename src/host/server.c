@@ -327,6 +327,11 @@ dispatch(Connection *connection, const RpcMessage *message)
 			exit(1);
 		connection_send(connection, rpc_response(json_incref(id), json_true()));
 	}
+	else if (connection->control && strcmp(method, "databaseGone") == 0)
+	{
+		long_executions_drop(json_integer_value(json_object_get(message->params, "database")));
+		connection_send(connection, rpc_response(json_incref(id), json_null()));
+	}
 	else if (connection->control)
 		fail(connection, id, RPC_METHOD_NOT_FOUND,
 		     error_new("42704", "the control channel has no method %s", method));

@@ -178,12 +178,17 @@ sub configure
 {
 	my ($self, %settings) = @_;
 
-	print { $self->{control} }
-	  $json->encode({ jsonrpc => '2.0', id => 1, method => 'configure', params => \%settings }),
-	  "\n";
-	my $line = readline $self->{control};
-	die 'the driver host does not take its configuration' if $line !~ /"result": ?true/;
+	die 'the driver host does not take its configuration' if !$self->control('configure', \%settings)->{result};
 	return;
+}
+
+# A call of the launcher.
+sub control
+{
+	my ($self, $method, $params) = @_;
+
+	print { $self->{control} } $json->encode({ jsonrpc => '2.0', id => 1, method => $method, params => $params }), "\n";
+	return $json->decode(scalar readline $self->{control});
 }
 
 sub is_alive

@@ -14,7 +14,7 @@ use MIME::Base64;
 use Test::More;
 
 my $directory = temporary_directory();
-my $host = start_host(sandboxes => $directory);
+my $host = start_host(sandboxes => $directory, control => {});
 my $client = $host->connect;
 my $lease = lease_id();
 
@@ -245,6 +245,26 @@ sub described
 	is_deeply(read_execution($client, $id, 0, 20)->{result}, { pieces => [], end => undef }, 'a second reader');
 	is_error($other->answer($number), '57014', qr/somebody else/, '... takes the place of the first');
 	$client->call('envrt/executionCancel', { executionId => $id });
+}
+
+#######################################################################
+# Its database is gone
+#######################################################################
+{
+	my %id = map { $_ => start('echo here; sleep 1000', database => $_) } 5, 6;
+	my $ended = start('true', database => 5);
+	my $without = start('sleep 1000');
+	my $other = $host->connect;
+	my $number = $other->send_call('envrt/executionRead', { executionId => $id{5}, after => 1, waitMs => 60000 });
+
+	read_all($ended);
+	wait_until('a reader to wait', sub { scalar grep { $_->{method} eq 'envrt/executionRead' } @{ $host->stats->{calls} } });
+	is_deeply($host->control('databaseGone', { database => 5 }), { jsonrpc => '2.0', id => 1, result => undef }, 'a database is gone');
+	is_error($other->answer($number)->{result}{end}, '57014', qr/cancelled/, '... and what ran for it is cancelled');
+	is_error(read_execution($client, $_, 0), '42704', qr/not known/, '... and forgotten') for $id{5}, $ended;
+	is(scalar(grep { !described($_)->{running} } $id{6}, $without), 0, '... and nothing else');
+	is_error($client->call('databaseGone', { database => 6 }), '42704', qr/no method/, 'who else says so is not heard');
+	$client->call('envrt/executionCancel', { executionId => $_ }) for $id{6}, $without;
 }
 
 $host->stop;

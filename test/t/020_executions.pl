@@ -567,6 +567,33 @@ for my $driver (sort keys %lease)
 	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions WHERE state IN ('queued', 'running')"), '0', 'none runs for ever');
 }
 
+# The extension goes, or its database.
+{
+	my $begin = "SELECT envrt_start_execution(id, 'sh', ARRAY['-c', 'exec sleep 1235.875']) FROM envrt.environment_leases";
+
+	$node->safe_psql('postgres', 'CREATE DATABASE doomed');
+	for my $drop ([ 'DROP EXTENSION envrt', 'doomed' ], [ 'DROP DATABASE doomed', 'postgres' ])
+	{
+		my ($statement, $database) = @$drop;
+
+		$node->safe_psql('doomed', 'CREATE EXTENSION envrt');
+		$node->safe_psql('doomed', "WITH c AS (INSERT INTO envrt.companies (name) VALUES ('Doomed') RETURNING id)"
+			  . " INSERT INTO envrt.agents (company_id, name) SELECT id, 'Doomed' FROM c");
+		$node->safe_psql('doomed', "INSERT INTO envrt.heartbeat_runs (company_id, agent_id, status) SELECT company_id, id, 'running' FROM envrt.agents");
+		$node->safe_psql('doomed', "SELECT envrt_create_environment(id, 'ssh', 'ssh', " . literal(to_json(ssh_config($sshd))) . ') FROM envrt.companies');
+		$node->safe_psql('doomed', 'SELECT envrt_acquire_lease(r.company_id, e.id, r.id) FROM envrt.heartbeat_runs r, envrt.environments e');
+		$node->safe_psql('doomed', $begin);
+		wait_until('the command runs', sub { processes_with('1235.875') == 1 });
+		$node->safe_psql('doomed', 'BEGIN; DROP EXTENSION envrt; ROLLBACK');
+		$node->safe_psql('doomed', $begin);
+		wait_until('a second one runs', sub { processes_with('1235.875') == 2 });
+		$node->safe_psql($database, $statement);
+		wait_until('all are over', sub { !processes_with('1235.875') }, 10);
+		pass("$statement ends what runs");
+	}
+	is(await_execution(start('ssh', 'echo here'))->{stdout}, "here\n", '... and nothing elsewhere');
+}
+
 # Retention
 {
 	my $session = EnvrtSession->new($node);
