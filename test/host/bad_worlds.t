@@ -228,7 +228,8 @@ SKIP:
 	my $sleepy = EnvrtFixture::Sshd->new->start;
 
 	ok($host->acquire(ssh_config($sleepy))->{result}, 'an acquire');
-	sleep 15.5;
+	wait_until('its session has been idle for 15 s',
+		sub { grep { $_->{port} == $sleepy->port && $_->{idleSince} && time * 1000 - $_->{idleSince} > 15_100 } @{ $host->stats->{sshSessions} } });
 	kill 'STOP', $sleepy->sessions;
 	my $took = elapsed(sub { $answer = $host->acquire(ssh_config($sleepy)) });
 	ok($answer->{result} && $took < 4, 'a session that has died in its sleep is replaced');
