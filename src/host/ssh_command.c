@@ -24,6 +24,8 @@
 
 /* A session that is not fresh has to show that it is alive within a short time. */
 #define STALE_ANSWER_MS 2000
+/* So long a login shell may take until it is ready for a script that it does not get before. */
+#define READY_MS 5000
 
 struct SshCommand
 {
@@ -40,7 +42,8 @@ struct SshCommand
 	bool opened;
 	bool accepted;
 	bool replaced; /* a dead session, once */
-	bool plain;    /* the login shell ran the script */
+	bool plain;    /* the login shell is to run the script */
+	bool waited;   /* it did for it: that its server is alive has not been seen */
 	bool overflow;
 	SshCommandResult result;
 	uint64_t end; /* of the command's time; 0: it has not begun */
@@ -111,7 +114,7 @@ ssh_command_detach(SshCommand *command)
 void
 ssh_command_set_plain_shell(SshCommand *command)
 {
-	ssh_pooled_set_plain_shell(command->pooled);
+	ssh_pooled_set_login_shell(command->pooled, LOGIN_SHELL_PLAIN);
 }
 
 void
@@ -197,9 +200,9 @@ static void
 command_timed_out(void *data)
 {
 	SshCommand *command = data;
-	const char *phase = command->accepted ? "running the remote command"
-	                    : command->opened ? "starting the remote command"
-	                                      : "opening a channel";
+	const char *phase = command->accepted && !command->waited ? "running the remote command"
+	                    : command->opened                     ? "starting the remote command"
+	                                                          : "opening a channel";
 	HostError *error = timeout_error(command, command->spec.command_ms, phase,
 	                                 command->spec.accepted ? "envrt.ssh_connect_timeout"
 	                                                        : "envrt.ssh_command_timeout");
@@ -241,6 +244,16 @@ channel_opened(void *owner)
 	timer_stop(&command->stale);
 }
 
+/* It is slow, or what it says does not arrive; it has been given nothing. */
+static void
+not_ready(void *data)
+{
+	SshCommand *command = data;
+
+	ssh_pooled_set_login_shell(command->pooled, LOGIN_SHELL_ODD);
+	ssh_command_leave(command);
+}
+
 static void
 channel_accepted(void *owner)
 {
@@ -250,7 +263,10 @@ channel_accepted(void *owner)
 	set_state(command, "running");
 	if (command->spec.accepted != NULL)
 	{
-		timer_stop(&command->deadline);
+		if (!command->waited)
+			timer_stop(&command->deadline);
+		if (command->spec.start != NULL && command->spec.start->held_back)
+			timer_start(&command->stale, READY_MS, not_ready, command);
 		command->spec.accepted(command->spec.data);
 	}
 }
@@ -273,12 +289,38 @@ channel_data(void *owner, const char *data, size_t length, bool is_stderr)
 	return true;
 }
 
+/* A login shell that is to run the script has said something. */
+static void
+plain_progress(SshCommand *command)
+{
+	ExecuteStart *start = command->spec.start;
+
+	if (command->waited)
+	{
+		command->waited = false;
+		timer_stop(&command->deadline);
+	}
+	if (!start->ready)
+		return;
+	ssh_pooled_set_login_shell(command->pooled, LOGIN_SHELL_READY);
+	if (start->held_back)
+	{
+		start->held_back = false;
+		timer_stop(&command->stale);
+		ssh_channel_give(command->channel, command->spec.input.data, command->spec.input.length);
+		if (!command->spec.input.keep)
+			ssh_channel_end_input(command->channel);
+	}
+}
+
 static void
 channel_progress(void *owner)
 {
 	SshCommand *command = owner;
 	HostError *error = NULL;
 
+	if (command->plain)
+		plain_progress(command);
 	if (command->spec.progress != NULL)
 	{
 		command->spec.progress(command->spec.data);
@@ -382,7 +424,12 @@ channel_ended(void *owner, const ChannelEnd *end)
 			                  end->text);
 	}
 	if (error == NULL && command->plain)
-		ssh_pooled_await_next(pooled);
+	{
+		if (command->spec.start->ready)
+			ssh_pooled_await_next(pooled);
+		else if (end->kind == CHANNEL_EXITED)
+			ssh_pooled_set_login_shell(pooled, LOGIN_SHELL_ODD);
+	}
 	finish(command, error);
 }
 
@@ -408,34 +455,52 @@ session_stale(void *data)
  * The place
  */
 
+static char *
+make_line(const SshCommand *command)
+{
+	const ExecuteStart *start = command->spec.start;
+
+	if (start == NULL)
+		return xstrdup(command->command_line);
+	return command->plain ? ssh_execute_plain_line(start->marker)
+	                      : ssh_execute_command_line(start->marker);
+}
+
 static void
 run(SshCommand *command)
 {
 	SshPooled *pooled = command->pooled;
+	LoginShell login_shell = ssh_pooled_login_shell(pooled);
 	ExecuteStart *start = command->spec.start;
 	ChannelInput input = command->spec.input;
 	SshShell *shell = NULL;
+	bool hold = false;
 	char *line;
 
-	command->plain = start != NULL && command->spec.plain && ssh_pooled_has_plain_shell(pooled);
+	command->plain = start != NULL && command->spec.plain &&
+	                 (login_shell == LOGIN_SHELL_PLAIN || login_shell == LOGIN_SHELL_READY);
 	if (command->plain)
+	{
 		shell = ssh_pooled_take_shell(pooled);
+		hold = shell ? !ssh_shell_is_ready(shell) : login_shell != LOGIN_SHELL_READY;
+	}
+	if (hold)
+		input = (ChannelInput){.keep = true};
+	command->waited = shell != NULL && !hold;
 	if (shell != NULL)
 		command->channel = ssh_shell_take(shell, start, input, &channel_events, command);
 	else
 	{
-		if (command->plain)
-			line = ssh_execute_plain_line(start->marker);
-		else if (start != NULL)
-			line = ssh_execute_command_line(start->marker);
-		else
-			line = xstrdup(command->command_line);
+		line = make_line(command);
 		command->channel =
 		    ssh_channel_run(ssh_pooled_session(pooled), line, input, &channel_events, command);
 		free(line);
 	}
 	if (start != NULL)
+	{
 		start->in_plain = command->plain;
+		start->held_back = hold;
+	}
 }
 
 static void

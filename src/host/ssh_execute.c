@@ -15,9 +15,10 @@
  * output is closed: what it left in the background may keep that open for
  * ever.  Output that is under way then is waited for until there is a pause in it.
  *
- * A login shell that was to start it by itself and has ended without a word of the script has
- * not done so, because of its profile, or because it was ended while it waited
- * (ssh_shell.c): then the command gets another one, with a sh besides.
+ * A login shell that was to start it by itself may end without a word of the script, because of
+ * its profile, or because it was ended while it waited (ssh_shell.c).  If it had said that it was
+ * ready, or was not given the script before, or was not ready in time, the command gets
+ * another one, with a sh besides.
  *
  * A signal goes to the command's process group by a `kill` on a second channel of the
  * same session, since few servers heed the signals of the protocol.  A server that
@@ -236,7 +237,7 @@ not_started_error(const Execution *execution, const SshCommandResult *result)
 	const char *target = execution->destination->target;
 	HostError *error;
 
-	if (words[0] == '\0')
+	if (words[0] == '\0' && !start->ready)
 	{
 		free(words);
 		words = last_words(&start->heads[0]);
@@ -289,6 +290,16 @@ answer(Execution *execution, const SshCommandResult *result)
 		call_answer(call, message);
 }
 
+/* Only if it is certain that nothing has run: what would have said so is known to arrive. */
+static bool
+may_begin_again(const Execution *execution)
+{
+	const ExecuteStart *start = &execution->start;
+
+	return start->in_plain && (start->ready || start->held_back) && !start->stdout_done &&
+	       start->state == START_WAITING && !execution->timed_out && execution->call != NULL;
+}
+
 static void begin(Execution *execution, bool plain);
 
 static void
@@ -313,8 +324,7 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 		end_elsewhere(execution);
 		fail(execution, error);
 	}
-	else if (execution->start.state == START_WAITING && execution->start.in_plain &&
-	         !execution->start.stdout_done && !execution->timed_out && execution->call != NULL)
+	else if (may_begin_again(execution))
 		begin_again(execution);
 	else if (execution->start.state != START_DONE && !execution->timed_out)
 		fail(execution, not_started_error(execution, result));

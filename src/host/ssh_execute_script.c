@@ -13,7 +13,9 @@
  * That sh costs a good part of the time that a short command takes.  Where the first command
  * on a connection finds that the login shell is a sh itself, later ones give it the
  * fixed text without, and may find it waiting for their line (ssh_shell.c); but not those that make
- * the shell fork, which a large one does slowly.
+ * the shell fork, which a large one does slowly.  Such a shell says "<marker> ready" on stdout
+ * before it reads: its profile might have made of it one whose words do not arrive, and when that
+ * had ended, nobody would know whether it had run the command.
  *
  * A line that is not all printable ASCII does not go through the shell's `read`,
  * which would have to be trusted with every byte.  The line has dd read it then, as
@@ -54,14 +56,15 @@
  * Like the one of ssh_script.c it is read alike by every login shell: no single
  * quotes, line breaks, backslashes and exclamation marks.
  */
-static const char fixed_text[] =
+static const char define_text[] =
     "envrt_e=; envrt_g=; envrt_h=; "
     "if kill -0 -$$ 2>/dev/null; then envrt_g=-; "
     "elif command -v setsid >/dev/null; then envrt_e=$(command -v setsid); envrt_g=-; fi; "
     "c() { CDPATH= cd -- \"$1\" || { echo \"$envrt_m cwd\" >&2; exit 1; }; }; "
     "x() { echo \"$envrt_m\" && echo \"$envrt_m start $envrt_g$$$envrt_h$envrt_p\" >&2 || exit; "
-    "exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; "
-    "IFS= read -r envrt_l && eval \"$envrt_l\"";
+    "exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; ";
+
+static const char read_text[] = "IFS= read -r envrt_l && eval \"$envrt_l\"";
 
 /* l GRACE-SECONDS INPUT-BYTES, for a line of printable ASCII that `read -r` reads. */
 static const char lifeline_text[] =
@@ -105,13 +108,14 @@ static const char forget_text[] =
 char *
 ssh_execute_command_line(const char *marker)
 {
-	return xformat("exec sh -c '%s%s' sh %s", learn_text, fixed_text, marker);
+	return xformat("exec sh -c '%s%s%s' sh %s", learn_text, define_text, read_text, marker);
 }
 
 char *
 ssh_execute_plain_line(const char *marker)
 {
-	return xformat("%senvrt_m=%s; envrt_p=; \\eval '%s'", forget_text, marker, fixed_text);
+	return xformat("%senvrt_m=%s; envrt_p=; \\eval '%secho \"$envrt_m ready\" && %s'", forget_text,
+	               marker, define_text, read_text);
 }
 
 static void
@@ -325,7 +329,11 @@ ssh_execute_start_take(ExecuteStart *start, bool is_stderr, const char *bytes, s
 	if (is_stderr)
 		found = find_on_stderr(start, head, &end);
 	else
+	{
+		if (find_marker(start, head, " ready\n", &end) != NULL)
+			start->ready = true;
 		found = find_marker(start, head, "\n", &end);
+	}
 	if (found == NULL)
 	{
 		cut_head(head);

@@ -45,6 +45,8 @@ typedef struct ExecuteStart
 	uint64_t since;   /* when the server had started the shell, in terms of now_ms() */
 	bool plain;       /* the login shell is a sh, and is given what was asked for */
 	bool in_plain;    /* ... and so had to start it by itself */
+	bool ready;       /* ... and has said, on stdout, that it is about to read the script */
+	bool held_back;   /* ... which it is not given before */
 	Bytes heads[2];   /* what was written before, of which the beginning may be cut off */
 } ExecuteStart;
 

@@ -58,7 +58,7 @@ struct SshPooled
 	int active; /* places given away */
 	bool retired;
 	bool opened; /* some channel, at some time */
-	bool plain_shell;
+	LoginShell login_shell;
 	SshShell *shell; /* waits for a command, while the session is idle; may be NULL */
 	json_int_t calls;
 	uint64_t idle_since; /* in terms of now_ms(); 0: not idle */
@@ -499,15 +499,16 @@ ssh_pooled_is_used(const SshPooled *pooled)
 }
 
 void
-ssh_pooled_set_plain_shell(SshPooled *pooled)
+ssh_pooled_set_login_shell(SshPooled *pooled, LoginShell login_shell)
 {
-	pooled->plain_shell = true;
+	if (login_shell > pooled->login_shell)
+		pooled->login_shell = login_shell;
 }
 
-bool
-ssh_pooled_has_plain_shell(const SshPooled *pooled)
+LoginShell
+ssh_pooled_login_shell(const SshPooled *pooled)
 {
-	return pooled->plain_shell;
+	return pooled->login_shell;
 }
 
 SshShell *

@@ -54,9 +54,18 @@ extern SshSession *ssh_pooled_session(const SshPooled *pooled);
 extern bool ssh_pooled_is_used(const SshPooled *pooled);
 extern uint64_t ssh_pooled_idle_ms(const SshPooled *pooled);
 
-/* Whether the login shell there is known to be a sh that gets commands as they are. */
-extern void ssh_pooled_set_plain_shell(SshPooled *pooled);
-extern bool ssh_pooled_has_plain_shell(const SshPooled *pooled);
+/* The login shell there. */
+typedef enum
+{
+	LOGIN_SHELL_UNKNOWN,
+	LOGIN_SHELL_PLAIN, /* a sh that gets commands as they are */
+	LOGIN_SHELL_READY, /* ... and has got as far as to read a script */
+	LOGIN_SHELL_ODD    /* ... and has not */
+} LoginShell;
+
+/* Only what is more than was known. */
+extern void ssh_pooled_set_login_shell(SshPooled *pooled, LoginShell login_shell);
+extern LoginShell ssh_pooled_login_shell(const SshPooled *pooled);
 
 /* A command has ended, its place is given back, and it was not the first for that shell: have one
  * wait for the next. */

@@ -8,8 +8,9 @@
  * script (ssh_execute_script.c).  Whoever needs one takes over its channel, in whatever state that
  * is, and sends the script.
  *
- * Between its start and its command nothing else happens there for that company and user, so that
- * what the last command has made of the user's profile counts for the next one.  It waits
+ * Between its start and its command no other of the commands that share its session ends there or
+ * begins, so that what the last one has made of the user's profile counts for the next.  (Of those
+ * with another key or configuration nothing is known.)  It says that it is ready, and waits
  * for SSH_FRESH_MS at most, and what it says meanwhile is kept as part of the start; one that talks
  * without end is closed.  With its channel, or the connection, its input ends, and it too.
  */
@@ -118,6 +119,12 @@ ssh_shell_start(struct SshSession *session, void (*gone)(void *owner), void *own
 	free(line);
 	timer_start(&shell->timer, SSH_FRESH_MS, give_up, shell);
 	return shell;
+}
+
+bool
+ssh_shell_is_ready(const SshShell *shell)
+{
+	return shell->start.ready;
 }
 
 SshChannel *

@@ -17,6 +17,9 @@ typedef struct SshShell SshShell;
 extern SshShell *ssh_shell_start(struct SshSession *session, void (*gone)(void *owner),
                                  void *owner);
 
+/* It reads. */
+extern bool ssh_shell_is_ready(const SshShell *shell);
+
 /* Its channel's new owner, with the input of its command, and what it has said so far.  Frees it.
  */
 extern SshChannel *ssh_shell_take(SshShell *shell, ExecuteStart *start, ChannelInput input,

@@ -261,7 +261,7 @@ SKIP:
 {
 	my $shell = (getpwuid $>)[8];
 
-	skip "the login shell is $shell", 6 if $shell !~ m{^(?:/usr)?/bin/bash$};
+	skip "the login shell is $shell", 23 if $shell !~ m{^(?:/usr)?/bin/bash$};
 	mkdir "$scratch/odd";
 	spew("$scratch/odd/.bashrc", <<'END');
 function cd { builtin cd /; }
@@ -292,6 +292,43 @@ END
 	spew("$scratch/odd/.bashrc", "function set { exit; }\n");
 	is(result('sh', [ '-c', 'echo $PPID; exit 3' ], server => $odd)->{exitCode}, 3, 'a profile that is worse');
 	$odd->stop;
+
+	# Where what it says does not arrive, nothing shows whether it has run.
+	mkdir "$scratch/silent";
+	my $silent = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/silent")])->start;
+	my $lines = sub { my $count = () = (eval { slurp("$scratch/$_[0]") } // '') =~ /\n/g; return $count };
+	my @run = sh("echo run >>$scratch/runs; echo out");
+	my $profile = "builtin echo profile >>$scratch/profiles\n";
+
+	spew("$scratch/silent/.bashrc", $profile . qq(function echo { builtin echo "\$@" >>$scratch/said; }; readonly -f echo\n));
+	is(result(@run, server => $silent)->{stdout}, "out\n", 'the first command with a profile that silences it') for 1 .. 2;
+	is($lines->('runs'), 2, '... ran once, and so did the second');
+	my $before = $lines->('profiles');
+	is(result(@run, server => $silent)->{stdout}, "out\n", '... and the third');
+	is($lines->('runs'), 3, '... did');
+	is($lines->('profiles') - $before, 1, '... in the first shell that it got');
+	$silent->stop;
+	for my $waiting (0, 1)
+	{
+		$silent = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/silent")])->start;
+		spew("$scratch/silent/.bashrc", $profile);
+		is(result(@run, server => $silent)->{stdout}, "out\n", 'a command with a usual profile') for 1 .. 2;
+		start_waiting($silent);
+		spew("$scratch/silent/.bashrc", "$profile exec >/dev/null 2>&1\n");
+		if ($waiting)
+		{
+			# The next one that waits has read the other profile.
+			start_waiting($silent);
+		}
+		else
+		{
+			$host->acquire(ssh_config($silent));
+		}
+		$before = $lines->('runs');
+		is_error(execute(@run, server => $silent), '38000', qr/the command was not started/, 'a profile that has become silent');
+		is($lines->('runs') - $before, 1, '... under which nothing runs twice');
+		$silent->stop;
+	}
 }
 
 # Where commands follow each other the shell of the next one waits for it.
@@ -301,10 +338,11 @@ my ($last_waiting, $last_idle);
 
 sub start_waiting
 {
+	my ($server) = @_;
 	my %before = map { $_ => 1 } running('envrt_l && eval');
 	my @new;
 
-	result('true', [], server => $ready);
+	result('true', [], server => $server // $ready);
 	wait_until('a shell waits', sub { @new = grep { !$before{$_} } running('envrt_l && eval') });
 	is(scalar @new, 1, 'a shell waits') or diag explain \@new;
 	return $new[0];
@@ -392,6 +430,16 @@ SKIP:
 	is_over($pid, 'it ends with its connection');
 	is(result(sh('echo out'), server => $ready)->{stdout}, "out\n", '... and another one is made');
 	is($ready->count_connections, $before + 1, '... for that');
+
+	# The shell waits, but its server does not answer any more.
+	result('true', [], server => $ready);
+	$pid = start_waiting();
+	my @asleep = $ready->sessions;
+	kill 'STOP', @asleep;
+	is_error(execute('true', [], server => $ready, timeoutMs => 60_000, limits => { connectMs => 500, callMs => 90_000 }),
+		'08006', qr/timed out after 500 ms while starting the remote command/, 'a server that has fallen asleep');
+	kill 'CONT', @asleep;
+	is(result(sh('echo out'), server => $ready)->{stdout}, "out\n", '... and is not asked again');
 
 	my $single = EnvrtFixture::Sshd->new(keys => $keys, max_sessions => 1)->start;
 	is(result(sh('echo out'), server => $single)->{stdout}, "out\n", 'a server with a single channel') for 1 .. 4;
