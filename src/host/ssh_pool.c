@@ -523,10 +523,12 @@ ssh_pooled_take_shell(SshPooled *pooled)
 void
 ssh_pooled_await_next(SshPooled *pooled)
 {
+	for (const SshPooled *other = pooled->group->sessions; other != NULL; other = other->next)
+		if (other->active > 0)
+			return;
 	/* After a long pause there was no sign that another one comes soon. */
-	if (pooled->active == 0 && pooled->idle_ms < SSH_FRESH_MS && !pooled->retired &&
-	    settings.ssh_idle_timeout_ms > 0 && pooled->group->waiters == NULL &&
-	    ssh_session_is_ready(pooled->session))
+	if (pooled->idle_ms < SSH_FRESH_MS && !pooled->retired && settings.ssh_idle_timeout_ms > 0 &&
+	    pooled->group->waiters == NULL && ssh_session_is_ready(pooled->session))
 		pooled->shell = ssh_shell_start(pooled->session, shell_gone, pooled);
 }
 
