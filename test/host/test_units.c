@@ -22,6 +22,7 @@
 
 #include "allowed_hosts.h"
 #include "execute_request.h"
+#include "fair_queue.h"
 #include "glob.h"
 #include "host_error.h"
 #include "known_hosts.h"
@@ -924,6 +925,101 @@ test_masks(void)
 	free(text);
 }
 
+/*
+ * Fair queues
+ */
+
+/* Serves up to `places` items at once, of those named by a letter for the company, and a number. */
+static char *
+serve_order(FairQueue *queue, size_t places, size_t share)
+{
+	static char order[256];
+	size_t length = 0;
+	FairItem *item;
+
+	order[0] = '\0';
+	while (queue->serving < places && (item = fair_queue_next(queue, share)) != NULL)
+	{
+		fair_queue_serve(queue, item);
+		length += (size_t) snprintf(order + length, sizeof order - length, "%s ",
+		                            (const char *) item->data);
+	}
+	return order;
+}
+
+static void
+add_all(FairQueue *queue, FairItem *items, const char *const *names, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+	{
+		char company[2] = {names[i][0], '\0'};
+
+		fair_queue_add(queue, &items[i], company, (void *) names[i]);
+	}
+}
+
+static void
+test_fair_queues(void)
+{
+	static const char *const names[] = {"a1", "a2", "a3", "a4", "a5", "b1", "b2", "c1"};
+	enum
+	{
+		COUNT = sizeof names / sizeof names[0]
+	};
+	FairQueue queue = {0};
+	FairItem items[COUNT] = {0};
+	FairItem other = {0};
+	FairItem nobodys = {0};
+	char *order;
+	bool alternates = true;
+
+	ok(fair_queue_next(&queue, 0) == NULL, "a fair queue is empty at first");
+	add_all(&queue, items, names, 5);
+	is(serve_order(&queue, 3, 0), "a1 a2 a3 ", "one company alone gets all places, in its order");
+	add_all(&queue, items + 5, names + 5, 3);
+	fair_queue_remove(&queue, &items[0]);
+	order = serve_order(&queue, 3, 0);
+	ok(strcmp(order, "b1 ") == 0 || strcmp(order, "c1 ") == 0,
+	   "a place that becomes free goes to one that has none");
+	fair_queue_remove(&queue, &items[1]);
+	order = serve_order(&queue, 3, 0);
+	ok(strcmp(order, "b1 ") == 0 || strcmp(order, "c1 ") == 0, "... and the next to another");
+	fair_queue_remove(&queue, &items[2]);
+	is(serve_order(&queue, 3, 0), "a4 ", "... and then to the first again");
+	is(serve_order(&queue, 8, 1), "", "a company with its share gets no more");
+	is(serve_order(&queue, 8, 2), "b2 a5 ", "... until its share is larger");
+	ok(queue.waiting == 0 && queue.serving == 5, "what waits and is served is counted");
+	for (size_t i = 0; i < COUNT; i++)
+		fair_queue_remove(&queue, &items[i]);
+	ok(queue.companies == NULL && queue.serving == 0, "nothing is left of an empty queue");
+	fair_queue_remove(&queue, &items[0]);
+	ok(items[0].company == NULL, "what is in no queue can be removed");
+
+	/* One that comes anew each time, when there is one place. */
+	add_all(&queue, items, names, 5);
+	for (size_t i = 0; i < 4; i++)
+	{
+		FairItem *item;
+
+		fair_queue_add(&queue, &other, "b", "b");
+		item = fair_queue_next(&queue, 0);
+		fair_queue_serve(&queue, item);
+		fair_queue_remove(&queue, item);
+		if (item != &other)
+			fair_queue_remove(&queue, &other);
+		alternates = alternates && (item == &other) == (i % 2 == 0);
+	}
+	ok(alternates, "a company that comes anew each time does not always come first");
+	fair_queue_remove(&queue, &items[3]);
+	fair_queue_add(&queue, &nobodys, NULL, "nobody's");
+	is(serve_order(&queue, 8, 0), "nobody's a3 a5 ",
+	   "what is nobody's has its turn, and what left has none");
+	for (size_t i = 0; i < COUNT; i++)
+		fair_queue_remove(&queue, &items[i]);
+	fair_queue_remove(&queue, &nobodys);
+	ok(queue.companies == NULL, "... and nothing is left");
+}
+
 int
 main(void)
 {
@@ -943,6 +1039,7 @@ main(void)
 	test_lease_keys();
 	test_masks();
 	test_latency();
+	test_fair_queues();
 	test_execute_start();
 	ok(ends_process(0), "execute: a process of the right age is ended");
 	ok(!ends_process(100), "... and none that is too young");
