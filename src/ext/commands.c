@@ -277,10 +277,11 @@ command_params(const ApiCall *call, const CalledLease *lease, const Command *com
 		call_ms = json_object_get(params, "timeoutMs") != NULL ? PLUGIN_MARGIN_MS : timeout;
 	}
 	json_object_set_new(params, "limits",
-	                    json_pack("{s:I, s:i, s:i, s:i}", "callMs", (json_int_t) call_ms,
+	                    json_pack("{s:I, s:i, s:i, s:i, s:i}", "callMs", (json_int_t) call_ms,
 	                              "connectMs", envrt_ssh_connect_timeout, "graceMs",
-	                              COMMAND_GRACE_MS, "maxOutput", envrt_max_output * 1024));
-	*timeout_ms = timeout + envrt_ssh_connect_timeout + 2 * COMMAND_GRACE_MS;
+	                              COMMAND_GRACE_MS, "drainMs", envrt_output_grace, "maxOutput",
+	                              envrt_max_output * 1024));
+	*timeout_ms = timeout + envrt_ssh_connect_timeout + 2 * COMMAND_GRACE_MS + envrt_output_grace;
 	return params;
 }
 

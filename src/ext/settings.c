@@ -32,6 +32,7 @@ int envrt_provider_timeout = 60000;
 int envrt_max_pull = 10240;
 int envrt_execute_timeout = 300000;
 int envrt_max_output = 1024;
+int envrt_output_grace = 2000;
 int envrt_max_execution_output = 102400;
 int envrt_execution_retention = 604800;
 int envrt_cleanup_attempts = 10;
@@ -231,8 +232,14 @@ settings_define(void)
 	    NULL);
 	DefineCustomIntVariable(
 	    "envrt.max_output", "How much of a command's stdout, and of its stderr, is kept.",
-	    "What comes beyond it is dropped, and the result says so.", &envrt_max_output, 1024, 1,
-	    4096, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	    "Of more than that the first and the last half are kept, and the result's metadata says "
+	    "what is missing.",
+	    &envrt_max_output, 1024, 1, 4096, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.output_grace",
+	    "How long processes that a command leaves behind in a sandbox may hold its output open.",
+	    "They are killed after that time, or when the output is at its end.", &envrt_output_grace,
+	    2000, 0, 60000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable(
 	    "envrt.max_execution_output",
 	    "How much of what a started execution writes is kept in the table.",

@@ -21,6 +21,7 @@ extern int envrt_provider_timeout;
 extern int envrt_max_pull;
 extern int envrt_execute_timeout;
 extern int envrt_max_output;
+extern int envrt_output_grace;
 extern int envrt_max_execution_output;
 extern int envrt_execution_retention;
 extern int envrt_cleanup_attempts;

@@ -21,6 +21,7 @@
 #define DEFAULT_CALL_MS 60000
 #define DEFAULT_CONNECT_MS 10000
 #define DEFAULT_GRACE_MS 2000
+#define DEFAULT_DRAIN_MS 2000
 #define DEFAULT_MAX_OUTPUT (1024 * 1024)
 #define MAX_MS 86400000
 /* What may take longer than commands do that are given no time has a lifeline. */
@@ -176,9 +177,11 @@ take_limits(ExecuteRequest *request, const json_t *params, HostError **error)
 
 	request->timeout_ms = DEFAULT_CALL_MS;
 	request->grace_ms = DEFAULT_GRACE_MS;
+	request->drain_ms = DEFAULT_DRAIN_MS;
 	request->connect_ms = DEFAULT_CONNECT_MS;
 	take_ms(limits, "callMs", "limits.callMs", 1, &request->timeout_ms, error);
 	take_ms(limits, "graceMs", "limits.graceMs", 0, &request->grace_ms, error);
+	take_ms(limits, "drainMs", "limits.drainMs", 0, &request->drain_ms, error);
 	take_ms(limits, "connectMs", "limits.connectMs", 1, &request->connect_ms, error);
 	take_ms(params, "timeoutMs", "timeoutMs", 1, &request->timeout_ms, error);
 	if (most < 0)

@@ -32,6 +32,7 @@ typedef struct ExecuteRequest
 
 	uint64_t timeout_ms; /* of the command: timeoutMs, else limits.callMs */
 	uint64_t grace_ms;   /* between SIGTERM and SIGKILL */
+	uint64_t drain_ms;   /* how long others may hold the output open after the command's end */
 	uint64_t connect_ms;
 	size_t max_output; /* of each stream */
 	bool base64;

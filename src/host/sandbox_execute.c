@@ -208,7 +208,8 @@ time_over(void *data)
 {
 	Execution *execution = data;
 
-	execution->timed_out = true;
+	/* What the command left behind is not the command. */
+	execution->timed_out = !sandbox_run_command_ended(execution->run);
 	end_gently(execution);
 }
 
@@ -350,7 +351,7 @@ start(Execution *execution)
 	execution->output =
 	    execute_output_new(execution->call, execution->request, has_room, execution);
 	execution->run = sandbox_run_start(&execution->arguments, &spec, &execution->request->input,
-	                                   &events, execution, &error);
+	                                   execution->request->drain_ms, &events, execution, &error);
 	explicit_bzero(spec.data, spec.length);
 	bytes_free(&spec);
 	if (execution->run == NULL)

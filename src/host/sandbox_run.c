@@ -11,7 +11,9 @@
  *   ready     its first process has reported; the kernel says by that who it
  *             is, and a descriptor of it is kept; it is put into a cgroup if that is
  *             possible (sandbox_cgroup.c), and gets the word to go on
- *   reported  how the command ended
+ *   reported  how the command ended; what it left behind may go on until the pipes
+ *             have been read to their end, for drain_ms at most while we read, and
+ *             is killed then
  *   exited    bwrap has, which is after all processes of the sandbox: it waits for the
  *             first one, which the kernel ends last
  *   ended     the pipes have been read to their end
@@ -38,6 +40,7 @@
 #include "sandbox_cgroup.h"
 #include "sandbox_files.h"
 #include "sandbox_run.h"
+#include "timer.h"
 
 /* How much of stderr is kept, for the case that it is bwrap's. */
 #define KEPT_ERRORS 2000
@@ -64,6 +67,8 @@ struct SandboxRun
 	uv_write_t write;
 	Bytes kept_errors;
 	SandboxReport report; /* kind 0: none */
+	Timer *drain;         /* runs from the report on */
+	uint64_t drain_ms;
 	int status;
 	bool ready;
 	bool killed;
@@ -113,6 +118,7 @@ static void
 close_all(SandboxRun *run)
 {
 	run->ending = true;
+	timer_stop(&run->drain);
 	close_handle((uv_handle_t *) &run->process);
 	close_handle((uv_handle_t *) &run->input);
 	close_handle((uv_handle_t *) &run->output);
@@ -219,6 +225,32 @@ receive(SandboxRun *run, SandboxReport *report, pid_t *sender)
 	return length;
 }
 
+/*
+ * What the command left behind has had its time, or nothing more to say.  Not before we have
+ * read what is there: that a client is slow is not its fault.
+ */
+static void
+drained(void *data)
+{
+	SandboxRun *run = data;
+
+	if (run->paused && (run->output_open || run->errors_open))
+		timer_start(&run->drain, run->drain_ms, drained, run);
+	else if (!run->exited && run->first >= 0)
+		syscall(SYS_pidfd_send_signal, run->first, SIGKILL, NULL, 0);
+}
+
+static void
+drain_if_ended(SandboxRun *run)
+{
+	if (run->report.kind == 0 || run->exited || run->ending)
+		return;
+	if (!run->output_open && !run->errors_open)
+		drained(run);
+	else if (run->drain == NULL)
+		timer_start(&run->drain, run->drain_ms, drained, run);
+}
+
 static void
 became_ready(SandboxRun *run, pid_t pid)
 {
@@ -256,8 +288,11 @@ read_control(SandboxRun *run)
 			run->events.measured(run->data, &report.usage, report.value != 0);
 		else if (report.kind == SANDBOX_USAGE)
 			continue;
-		else
+		else if (run->report.kind == 0)
+		{
 			run->report = report;
+			drain_if_ended(run);
+		}
 	}
 	/* bwrap's exit is what counts. */
 	if (length == 0)
@@ -279,7 +314,7 @@ control_readable(uv_poll_t *handle, int status, int events)
 void
 sandbox_run_terminate(SandboxRun *run)
 {
-	if (run->ready)
+	if (run->ready && run->report.kind == 0)
 		send_byte(run, SANDBOX_TERMINATE);
 	else
 		sandbox_run_kill(run);
@@ -342,6 +377,7 @@ data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 			run->errors_open = false;
 		else
 			run->output_open = false;
+		drain_if_ended(run);
 		end_if_complete(run);
 		return;
 	}
@@ -353,6 +389,12 @@ data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	explicit_bzero(buffer->base, (size_t) count);
 	if (!room)
 		pause_reading(run);
+}
+
+bool
+sandbox_run_command_ended(const SandboxRun *run)
+{
+	return run->report.kind != 0;
 }
 
 static void
@@ -621,7 +663,7 @@ spawn_run(Descriptors *all, bool made, const SandboxRunEvents *events, void *dat
 }
 
 static SandboxRun *
-start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio,
+start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio, uint64_t drain_ms,
           const SandboxRunEvents *events, void *data, HostError **error)
 {
 	Descriptors all;
@@ -632,6 +674,7 @@ start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio,
 		return NULL;
 	run->all_bytes = ((const SandboxSpec *) spec->data)->all_bytes;
 	run->processes = ((const SandboxSpec *) spec->data)->processes;
+	run->drain_ms = drain_ms;
 	uv_poll_start(&run->process, UV_READABLE, exited);
 	uv_poll_start(&run->control, UV_READABLE, control_readable);
 	start_reading(run);
@@ -639,11 +682,11 @@ start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio,
 }
 
 SandboxRun *
-sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
+sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input, uint64_t drain_ms,
                   const SandboxRunEvents *events, void *data, HostError **error)
 {
 	Stdio stdio = {.input = input, .input_fd = -1, .output_fd = -1};
-	SandboxRun *run = start_run(arguments, spec, &stdio, events, data, error);
+	SandboxRun *run = start_run(arguments, spec, &stdio, drain_ms, events, data, error);
 
 	if (run != NULL && input->length > 0)
 	{
@@ -661,7 +704,7 @@ sandbox_run_start_between(const Bytes *arguments, const Bytes *spec, int input_f
 {
 	Stdio stdio = {.input_fd = input_fd, .output_fd = output_fd};
 
-	return start_run(arguments, spec, &stdio, events, data, error);
+	return start_run(arguments, spec, &stdio, 0, events, data, error);
 }
 
 /*

@@ -32,15 +32,17 @@ typedef struct SandboxRunEvents
 
 /*
  * Starts it.  arguments: the file system (sandbox_root.h); spec: see
- * sandbox_spec.h; input: stdin, which must stay until the end.  Nothing happens
+ * sandbox_spec.h; input: stdin, which must stay until the end; drain_ms: how long, after
+ * the command's end, other processes may hold its output open.  Nothing happens
  * from within.  NULL with *error set.
  */
 extern SandboxRun *sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
-                                     const SandboxRunEvents *events, void *data, HostError **error);
+                                     uint64_t drain_ms, const SandboxRunEvents *events, void *data,
+                                     HostError **error);
 
 /*
  * The same, with stdin and stdout from and to descriptors (the caller's, which are copied; -1: no
- * stdin, or a stdout like above).
+ * stdin, or a stdout like above).  Such a command leaves nothing behind that has a say.
  */
 extern SandboxRun *sandbox_run_start_between(const Bytes *arguments, const Bytes *spec,
                                              int input_fd, int output_fd,
@@ -53,7 +55,11 @@ extern void sandbox_run_arguments(const Bytes *root, Bytes *arguments);
 
 extern void sandbox_run_read_on(SandboxRun *run);
 
-/* SIGTERM to the command's process group; SIGKILL to all. */
+/* Whether the command has ended; what it left behind may still write. */
+extern bool sandbox_run_command_ended(const SandboxRun *run);
+
+/* SIGTERM to the command's process group (when the command has ended, the other); SIGKILL to all.
+ */
 extern void sandbox_run_terminate(SandboxRun *run);
 extern void sandbox_run_kill(SandboxRun *run);
 

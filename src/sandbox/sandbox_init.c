@@ -9,9 +9,15 @@
  *   1. close what is not needed; be unreadable for the others of the same user
  *   2. start the command, in a session of its own, with its limits and with
  *      nothing open but 0, 1 and 2
- *   3. until the command ends: reap, hand on SIGTERM, and look now and then
- *      whether all together use more than they may
- *   4. report how the command ended, and exit: the kernel kills the rest
+ *   3. until no process is left: reap, hand on SIGTERM, report how the command
+ *      ended when it has, and look now and then whether all together use more
+ *      than they may
+ *   4. exit
+ *
+ * Processes that the command leaves behind may still have to write what it sent
+ * through them (a tee, say), so its end is not theirs.  The driver host kills
+ * this process when it has read the output to its end, or has waited for long
+ * enough; the kernel kills the rest then.
  *
  * When the driver host goes away, the control socket ends, and so does this.
  *
@@ -79,6 +85,7 @@ static char *cwd;
 static char **arguments;
 static char **variables;
 static pid_t command;
+static bool command_ended; /* and the host knows how */
 static long page_size;
 static SandboxUsage usage;
 static uint64_t disk_limit; /* what the workspace may hold: what it may be, or is already */
@@ -86,13 +93,20 @@ static bool full_from_start;
 static bool too_deep;       /* the last walk did not see all */
 static uint64_t start_room; /* what the file system had left */
 
-/* Says how it ended, and ends everything. */
-static void __attribute__((noreturn)) finish(SandboxReportKind kind, int value)
+static void
+report_end(SandboxReportKind kind, int value)
 {
 	SandboxReport report = {.kind = (int32_t) kind, .value = value};
 	ssize_t written = write(CONTROL, &report, sizeof report);
 
 	(void) written;
+}
+
+/* Ends everything, and says why unless the host knows the command's end already. */
+static void __attribute__((noreturn)) finish(SandboxReportKind kind, int value)
+{
+	if (!command_ended)
+		report_end(kind, value);
 	_exit(0);
 }
 
@@ -552,9 +566,13 @@ reap(void)
 		if (pid != command)
 			continue;
 		if (WIFEXITED(status))
-			finish(SANDBOX_EXITED, WEXITSTATUS(status));
-		finish(SANDBOX_SIGNALLED, WTERMSIG(status));
+			report_end(SANDBOX_EXITED, WEXITSTATUS(status));
+		else
+			report_end(SANDBOX_SIGNALLED, WTERMSIG(status));
+		command_ended = true;
 	}
+	if (pid < 0 && errno == ECHILD)
+		_exit(0);
 }
 
 static void

@@ -17,6 +17,15 @@ my $directory = temporary_directory();
 my $host = start_host(sandboxes => $directory);
 my $client = $host->connect;
 
+# What came of a stream while the command ran.
+sub streamed
+{
+	my ($reader, $call, $stream) = @_;
+
+	return join '', map { decode_base64($_->{params}{dataBase64}) }
+	  grep { $_->{params}{id} == $call && $_->{params}{stream} eq $stream } @{ $reader->{notifications} // [] };
+}
+
 #######################################################################
 # Leases
 #######################################################################
@@ -312,6 +321,83 @@ TEXT
 	$result = run_perl($client, $id, 'close STDOUT; close STDERR; close STDIN; select undef, undef, undef, 0.5; exit 7');
 	is($result->{exitCode}, 7, 'one that closes its pipes and lives on');
 }
+
+# What goes through processes that outlive the command
+{
+	my @bash = ('bash', '-c');
+	my $result = execute($client, $id, [ @bash, 'exec > >(tee log) 2>&1; echo one; echo two; exit 3' ]);
+
+	is($result->{stdout}, "one\ntwo\n", 'output by way of a process substitution');
+	is($result->{exitCode}, 3, '... with the command\'s own exit code');
+	$result = execute($client, $id, [ @bash, 'exec 2> >(sed s/^/error:/ >&2); echo fire >&2; exit 4' ]);
+	is("$result->{stderr}$result->{exitCode}", "error:fire\n4", '... and of stderr alone');
+	$result = execute($client, $id, [ 'sh', '-c', '(sleep 0.3; echo late) & kill -9 $$' ]);
+	is("$result->{stdout}$result->{signal}", "late\nSIGKILL", 'a background process that writes after the command\'s end');
+	$result = execute($client, $id, [ 'sh', '-c', 'sleep 54321 & echo x' ], limits => { drainMs => 0 });
+	is("$result->{stdout}$result->{exitCode}", "x\n0", 'one that holds the output for longer than is waited');
+	is_gone('54321', '... is ended');
+	$result = execute($client, $id, [ 'sh', '-c', 'sleep 54321 & exit 5' ], timeoutMs => 500, limits => { drainMs => 60000 });
+	ok(!$result->{timedOut}, '... and by the time limit, which the command has kept');
+	is($result->{exitCode}, 5, '... so that it has its exit code');
+	$result = execute($client, $id,
+		[ 'sh', '-c', q{perl -e '@x = map { "x" x (1 << 20) . $_ } 1 .. 150; sleep 60' & perl -e '@x = map { "x" x (1 << 20) . $_ } 1 .. 150; sleep 60' & exit 6} ],
+		config => { memoryMb => 200 }, limits => { drainMs => 60000 });
+	is($result->{exitCode}, 6, '... and by the limit of memory');
+
+	# A client that does not read is no reason to drop what is on its way.
+	my $reader = $host->connect;
+	my $writer = q{use Fcntl; open F, ">", "written"; fcntl(STDOUT, F_SETFL, O_NONBLOCK);
+		my ($n, $full) = (0, 0);
+		while ($full < 20) { my $w = syswrite(STDOUT, "y" x 512); if ($w) { $n += $w; $full = 0 } else { $full++; select undef, undef, undef, 0.02 } }
+		print F $n};
+	my $call = $reader->send_call('environmentExecute',
+		SandboxTest::execute_params($id, [ @bash, 'exec > >(cat); perl -e "$0" 54327', $writer ],
+			stream => JSON::PP::true, timeoutMs => 60000, limits => { drainMs => 100 }));
+	my $file = "$directory/leases/$id/workspace/written";
+	wait_until('the command has ended', sub { -s $file && !processes_with('54327') });
+	select undef, undef, undef, 0.5;
+	is($reader->answer($call)->{result}{exitCode}, 0, 'a command whose reader is slow');
+	is(length streamed($reader, $call, 'stdout'), slurp($file), '... has all of its output in the end');
+}
+
+# The first and the last half of what is too long
+{
+	my $all = join '', map { "$_\n" } 1 .. 30000;
+	my ($result, $metadata);
+	my $kept = sub {
+		my ($bytes) = @_;
+		return substr($bytes, 0, $metadata->{stdoutMissingAt}) . substr($bytes, $metadata->{stdoutMissingAt} + $metadata->{stdoutMissingBytes});
+	};
+
+	for my $most (1000, 1001, 70000)
+	{
+		$result = execute($client, $id, [ 'seq', '30000' ], limits => { maxOutput => $most });
+		$metadata = $result->{metadata};
+		like($result->{stdout}, qr/^1\n2\n.*\n30000\n\z/s, "$most bytes of a long output: its beginning and its end");
+		is(length $result->{stdout}, $most, '... are kept');
+		ok($result->{stdout} eq $kept->($all), '... and it is told what is missing');
+		ok($metadata->{stdoutTruncated}, '... in so many words');
+	}
+	$result = execute($client, $id, [ 'seq', '30000' ], limits => { maxOutput => 1001 }, encoding => 'base64');
+	$metadata = $result->{metadata};
+	is(decode_base64($result->{stdoutBase64}), $kept->($all), '... and the same of bytes');
+	$result = execute($client, $id, [ 'seq', '30000' ], limits => { maxOutput => length $all });
+	ok($result->{stdout} eq $all && !$result->{metadata}{stdoutTruncated}, 'what just fits is whole');
+	$result = execute($client, $id, [ 'seq', '3' ], limits => { maxOutput => 1 });
+	is($result->{stdout}, '1', 'of a byte there is no half');
+
+	for my $most (100 .. 105)
+	{
+		$result = execute($client, $id, [ 'perl', '-e', 'print "\xe2\x82\xac" x 1000' ], limits => { maxOutput => $most });
+		$metadata = $result->{metadata};
+		like($result->{stdout}, qr/^\x{20ac}+\z/, "$most bytes of longer characters: none is cut");
+		is(length($result->{stdout}) * 3 + $metadata->{stdoutMissingBytes}, 3000, '... and all are accounted for');
+	}
+	# In JSON each of these is six bytes.
+	$result = execute($client, $id, [ 'perl', '-e', 'print "A", "\1" x 3_000_000, "Z"' ], limits => { maxOutput => 5_000_000 });
+	like($result->{stdout}, qr/^A\x01+Z\z/, 'what gets too long for an answer');
+	is(length($result->{stdout}) + $result->{metadata}{stdoutMissingBytes}, 3_000_002, '... is cut in the same way');
+}
 {
 	my $leaver = $host->connect;
 	$leaver->send_call('environmentExecute', SandboxTest::execute_params($id, [ 'sleep', '54322' ]));
@@ -347,13 +433,6 @@ TEXT
 #######################################################################
 # Streams, and calls that are cancelled
 #######################################################################
-sub streamed
-{
-	my ($reader, $call, $stream) = @_;
-
-	return join '', map { decode_base64($_->{params}{dataBase64}) }
-	  grep { $_->{params}{id} == $call && $_->{params}{stream} eq $stream } @{ $reader->{notifications} // [] };
-}
 {
 	my $reader = $host->connect;
 	my %stream = (stream => JSON::PP::true, timeoutMs => 60000);
