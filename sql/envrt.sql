@@ -1,5 +1,7 @@
 -- The install script's source; copied to sql/envrt--<version>.sql by make.
 -- Functions go to the schema that CREATE EXTENSION was told, tables and views to schema envrt.
+-- Every name is qualified, since the target schema may be somebody else's: test/lib/check_sql, which
+-- the test run applies, has the rules and the reasons.
 
 \echo Use "CREATE EXTENSION envrt" to load this file. \quit
 
@@ -16,7 +18,7 @@ CREATE TABLE envrt.companies (
     name text NOT NULL,
     description text,
     status text NOT NULL DEFAULT 'active'
-        CONSTRAINT companies_status_check CHECK (status IN ('active', 'paused', 'archived')),
+        CONSTRAINT companies_status_check CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'paused', 'archived'])),
     budget_monthly_cents integer NOT NULL DEFAULT 0,
     spent_monthly_cents integer NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -49,7 +51,7 @@ CREATE TABLE envrt.execution_workspaces (
     name text NOT NULL,
     status text NOT NULL DEFAULT 'active'
         CONSTRAINT execution_workspaces_status_check
-        CHECK (status IN ('active', 'idle', 'in_review', 'archived', 'cleanup_failed')),
+        CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'idle', 'in_review', 'archived', 'cleanup_failed'])),
     cwd text,
     repo_url text,
     base_ref text,
@@ -84,9 +86,9 @@ CREATE TABLE envrt.environments (
     name text NOT NULL,
     description text,
     driver text NOT NULL DEFAULT 'local'
-        CONSTRAINT environments_driver_check CHECK (driver IN ('local', 'ssh', 'sandbox', 'plugin')),
+        CONSTRAINT environments_driver_check CHECK (driver OPERATOR(pg_catalog.=) ANY (ARRAY['local', 'ssh', 'sandbox', 'plugin'])),
     status text NOT NULL DEFAULT 'active'
-        CONSTRAINT environments_status_check CHECK (status IN ('active', 'archived')),
+        CONSTRAINT environments_status_check CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'archived'])),
     config jsonb NOT NULL DEFAULT '{}',
     metadata jsonb,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -94,7 +96,7 @@ CREATE TABLE envrt.environments (
 );
 CREATE INDEX environments_company_status_idx ON envrt.environments (company_id, status);
 CREATE INDEX environments_company_name_idx ON envrt.environments (company_id, name);
-CREATE UNIQUE INDEX environments_company_driver_idx ON envrt.environments (company_id, driver) WHERE driver = 'local';
+CREATE UNIQUE INDEX environments_company_driver_idx ON envrt.environments (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local';
 COMMENT ON INDEX envrt.environments_company_status_idx IS 'A company''s environments by status';
 COMMENT ON INDEX envrt.environments_company_name_idx IS 'A company''s environments by name';
 COMMENT ON INDEX envrt.environments_company_driver_idx IS 'One local environment per company';
@@ -109,7 +111,7 @@ CREATE TABLE envrt.agents (
     title text,
     status text NOT NULL DEFAULT 'idle'
         CONSTRAINT agents_status_check
-        CHECK (status IN ('active', 'paused', 'idle', 'running', 'error', 'pending_approval', 'terminated')),
+        CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'paused', 'idle', 'running', 'error', 'pending_approval', 'terminated'])),
     reports_to uuid REFERENCES envrt.agents,
     capabilities text,
     adapter_type text NOT NULL DEFAULT 'process',
@@ -142,7 +144,7 @@ CREATE TABLE envrt.heartbeat_runs (
     invocation_source text NOT NULL DEFAULT 'on_demand',
     status text NOT NULL DEFAULT 'queued'
         CONSTRAINT heartbeat_runs_status_check
-        CHECK (status IN ('queued', 'scheduled_retry', 'running', 'succeeded', 'failed', 'cancelled', 'timed_out')),
+        CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'scheduled_retry', 'running', 'succeeded', 'failed', 'cancelled', 'timed_out'])),
     started_at timestamptz,
     finished_at timestamptz,
     error text,
@@ -202,10 +204,10 @@ CREATE TABLE envrt.environment_leases (
     heartbeat_run_id uuid REFERENCES envrt.heartbeat_runs ON DELETE SET NULL,
     status text NOT NULL DEFAULT 'active'
         CONSTRAINT environment_leases_status_check
-        CHECK (status IN ('active', 'released', 'expired', 'failed', 'retained')),
+        CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'released', 'expired', 'failed', 'retained'])),
     lease_policy text NOT NULL DEFAULT 'ephemeral'
         CONSTRAINT environment_leases_lease_policy_check
-        CHECK (lease_policy IN ('ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure')),
+        CHECK (lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure'])),
     provider text,
     provider_lease_id text,
     acquired_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -215,7 +217,7 @@ CREATE TABLE envrt.environment_leases (
     failure_reason text,
     cleanup_status text
         CONSTRAINT environment_leases_cleanup_status_check
-        CHECK (cleanup_status IN ('pending', 'success', 'failed')),
+        CHECK (cleanup_status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'success', 'failed'])),
     metadata jsonb,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
@@ -234,18 +236,18 @@ COMMENT ON INDEX envrt.environment_leases_heartbeat_run_idx IS 'The leases of a 
 COMMENT ON INDEX envrt.environment_leases_provider_lease_idx IS 'The leases of a provider lease';
 -- A reusable provider lease is held by one active lease at a time, whoever writes the rows.
 CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (provider, provider_lease_id)
-    WHERE status = 'active' AND lease_policy IN ('reuse_by_environment', 'reuse_by_execution_workspace');
+    WHERE status OPERATOR(pg_catalog.=) 'active' AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']);
 -- What a reuse asks for: whether there has been a lease of the same thing before.
-CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases ((provider_lease_id || (metadata ->> 'image')))
-    WHERE lease_policy = 'reuse_by_environment';
+CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases ((provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) 'image')))
+    WHERE lease_policy OPERATOR(pg_catalog.=) 'reuse_by_environment';
 COMMENT ON INDEX envrt.environment_leases_reuse_idx IS 'Earlier leases of one reusable provider lease and image';
 -- What the scheduler asks for: the lease that ends next.
 CREATE INDEX environment_leases_expiry_idx ON envrt.environment_leases (expires_at)
-    WHERE status IN ('active', 'retained') AND expires_at IS NOT NULL;
+    WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']) AND expires_at IS NOT NULL;
 COMMENT ON INDEX envrt.environment_leases_expiry_idx IS 'The lease that expires next';
 -- Leases that hold something; few, whatever the table's size.
 CREATE INDEX environment_leases_active_idx ON envrt.environment_leases (id)
-    WHERE status IN ('active', 'retained');
+    WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']);
 COMMENT ON INDEX envrt.environment_leases_active_idx IS 'Leases that have not ended';
 COMMENT ON TABLE envrt.environment_leases IS 'Leases: a run''s right to use an environment';
 COMMENT ON COLUMN envrt.environment_leases.status IS 'active until released, expired, failed, or (a failed retain_on_failure lease) retained';
@@ -260,7 +262,7 @@ CREATE TABLE envrt.company_secrets (
     provider text NOT NULL DEFAULT 'local_encrypted',
     external_ref text,
     latest_version integer NOT NULL DEFAULT 1
-        CONSTRAINT company_secrets_latest_version_check CHECK (latest_version > 0),
+        CONSTRAINT company_secrets_latest_version_check CHECK (latest_version OPERATOR(pg_catalog.>) 0),
     description text,
     created_by_agent_id uuid REFERENCES envrt.agents ON DELETE SET NULL,
     created_by_user_id text,
@@ -279,7 +281,7 @@ CREATE TABLE envrt.company_secret_versions (
     id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
     secret_id uuid NOT NULL REFERENCES envrt.company_secrets ON DELETE CASCADE,
     version integer NOT NULL
-        CONSTRAINT company_secret_versions_version_check CHECK (version > 0),
+        CONSTRAINT company_secret_versions_version_check CHECK (version OPERATOR(pg_catalog.>) 0),
     material jsonb NOT NULL,
     value_sha256 text NOT NULL,
     created_by_agent_id uuid REFERENCES envrt.agents ON DELETE SET NULL,
@@ -308,7 +310,7 @@ CREATE TABLE envrt.plugins (
     manifest_json jsonb NOT NULL,
     status text NOT NULL DEFAULT 'installed'
         CONSTRAINT plugins_status_check
-        CHECK (status IN ('installed', 'ready', 'disabled', 'error', 'upgrade_pending', 'uninstalled')),
+        CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['installed', 'ready', 'disabled', 'error', 'upgrade_pending', 'uninstalled'])),
     install_order integer,
     last_error text,
     installed_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -375,7 +377,7 @@ CREATE TABLE envrt.provider_leases (
     plugin_key text,
     lease_policy text NOT NULL
         CONSTRAINT provider_leases_lease_policy_check
-        CHECK (lease_policy IN ('ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure')),
+        CHECK (lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure'])),
     provider_lease_id text,
     config jsonb NOT NULL,
     environment_config jsonb NOT NULL,
@@ -387,12 +389,12 @@ CREATE TABLE envrt.provider_leases (
     fence bigint NOT NULL DEFAULT 1,
     state text NOT NULL DEFAULT 'creating'
         CONSTRAINT provider_leases_state_check
-        CHECK (state IN ('creating', 'held', 'idle', 'cleaning', 'unresolved')),
+        CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held', 'idle', 'cleaning', 'unresolved'])),
     resumed boolean NOT NULL DEFAULT false,
     doomed boolean NOT NULL DEFAULT false,
     cleanup text
         CONSTRAINT provider_leases_cleanup_check
-        CHECK (cleanup IN ('release', 'destroy', 'keep', 'report', 'report_keep')),
+        CHECK (cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy', 'keep', 'report', 'report_keep'])),
     attempts integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz,
     last_error text,
@@ -400,9 +402,9 @@ CREATE TABLE envrt.provider_leases (
     updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 ) WITH (fillfactor = 70, vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE UNIQUE INDEX provider_leases_holder_idx ON envrt.provider_leases (holder_id) WHERE holder_id IS NOT NULL;
-CREATE INDEX provider_leases_due_idx ON envrt.provider_leases (next_attempt_at) WHERE state IN ('idle', 'cleaning');
+CREATE INDEX provider_leases_due_idx ON envrt.provider_leases (next_attempt_at) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning']);
 CREATE INDEX provider_leases_reuse_idx ON envrt.provider_leases (environment_id)
-    WHERE lease_policy IN ('reuse_by_environment', 'reuse_by_execution_workspace');
+    WHERE lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']);
 COMMENT ON INDEX envrt.provider_leases_holder_idx IS 'The provider lease of a lease';
 COMMENT ON INDEX envrt.provider_leases_due_idx IS 'What is to be cleaned up next';
 COMMENT ON INDEX envrt.provider_leases_reuse_idx IS 'The reusable provider leases of an environment';
@@ -433,7 +435,7 @@ CREATE TABLE envrt.lease_requests (
     execution_workspace_mode text,
     expires_in interval,
     state text NOT NULL DEFAULT 'queued'
-        CONSTRAINT lease_requests_state_check CHECK (state IN ('queued', 'failed')),
+        CONSTRAINT lease_requests_state_check CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'failed'])),
     sqlstate text,
     message text,
     detail text,
@@ -441,8 +443,8 @@ CREATE TABLE envrt.lease_requests (
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     finished_at timestamptz
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
-CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (created_at, lease_id) WHERE state = 'queued';
-CREATE INDEX lease_requests_finished_idx ON envrt.lease_requests (finished_at) WHERE state = 'failed';
+CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (created_at, lease_id) WHERE state OPERATOR(pg_catalog.=) 'queued';
+CREATE INDEX lease_requests_finished_idx ON envrt.lease_requests (finished_at) WHERE state OPERATOR(pg_catalog.=) 'failed';
 COMMENT ON INDEX envrt.lease_requests_queued_idx IS 'Requests that wait for the scheduler';
 COMMENT ON INDEX envrt.lease_requests_finished_idx IS 'Failed requests, which are forgotten after a day';
 COMMENT ON TABLE envrt.lease_requests IS
@@ -467,7 +469,7 @@ CREATE TABLE envrt.executions (
     timeout_ms bigint,
     state text NOT NULL DEFAULT 'queued'
         CONSTRAINT executions_state_check
-        CHECK (state IN ('queued', 'running', 'exited', 'failed', 'cancelled', 'lost')),
+        CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running', 'exited', 'failed', 'cancelled', 'lost'])),
     exit_code integer,
     signal text,
     timed_out boolean,
@@ -482,8 +484,8 @@ CREATE TABLE envrt.executions (
     started_at timestamptz,
     finished_at timestamptz
 ) WITH (fillfactor = 70, vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
-CREATE INDEX executions_unfinished_idx ON envrt.executions (created_at, id) WHERE state IN ('queued', 'running');
-CREATE INDEX executions_cancelled_idx ON envrt.executions (id) WHERE state IN ('queued', 'running') AND cancel_requested_at IS NOT NULL;
+CREATE INDEX executions_unfinished_idx ON envrt.executions (created_at, id) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running']);
+CREATE INDEX executions_cancelled_idx ON envrt.executions (id) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running']) AND cancel_requested_at IS NOT NULL;
 CREATE INDEX executions_finished_idx ON envrt.executions (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX executions_lease_idx ON envrt.executions (lease_id);
 COMMENT ON INDEX envrt.executions_unfinished_idx IS 'Executions that wait for the scheduler or run';
@@ -506,7 +508,7 @@ CREATE TABLE envrt.execution_output (
     execution_id uuid NOT NULL,
     position bigint NOT NULL,
     stream text NOT NULL
-        CONSTRAINT execution_output_stream_check CHECK (stream IN ('stdout', 'stderr')),
+        CONSTRAINT execution_output_stream_check CHECK (stream OPERATOR(pg_catalog.=) ANY (ARRAY['stdout', 'stderr'])),
     output text NOT NULL,
     data bytea,
     size bigint NOT NULL,
@@ -538,64 +540,64 @@ SELECT pg_catalog.pg_extension_config_dump('envrt.settings', '');
 -- Environments
 -- ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION envrt_create_environment(company_id uuid, name text, driver text, config jsonb DEFAULT '{}',
+CREATE FUNCTION @extschema@.envrt_create_environment(company_id uuid, name text, driver text, config jsonb DEFAULT '{}',
                                          description text DEFAULT NULL, metadata jsonb DEFAULT NULL)
 RETURNS envrt.environments
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_create_environment(uuid, text, text, jsonb, text, jsonb) IS
+COMMENT ON FUNCTION @extschema@.envrt_create_environment(uuid, text, text, jsonb, text, jsonb) IS
 'Validates the config, moves secrets in it (privateKey, what a plugin''s configSchema marks as a secret-ref) into company secrets, and stores the environment. A plugin''s config is validated by the plugin. Errors: 22023 bad argument or config, 42704 no such company, secret, provider or plugin, 55000 plugin not ready or no driver host, 38000 from the plugin, 23505 a second local environment';
 
-CREATE FUNCTION envrt_ensure_local_environment(company_id uuid)
+CREATE FUNCTION @extschema@.envrt_ensure_local_environment(company_id uuid)
 RETURNS envrt.environments
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_ensure_local_environment(uuid) IS
+COMMENT ON FUNCTION @extschema@.envrt_ensure_local_environment(uuid) IS
 'The company''s one local environment, made if there is none; an existing one is returned as it is. Errors: 42704 no such company';
 
-CREATE FUNCTION envrt_normalize_config(driver text, config jsonb)
+CREATE FUNCTION @extschema@.envrt_normalize_config(driver text, config jsonb)
 RETURNS jsonb
 AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION envrt_normalize_config(text, jsonb) IS
+COMMENT ON FUNCTION @extschema@.envrt_normalize_config(text, jsonb) IS
 'The canonical stored shape of a driver''s config; touches nothing. Errors: 22023 naming the field, all issues in the DETAIL';
 
-CREATE FUNCTION envrt_probe(environment_id uuid, OUT ok boolean, OUT driver text, OUT summary text, OUT details jsonb)
+CREATE FUNCTION @extschema@.envrt_probe(environment_id uuid, OUT ok boolean, OUT driver text, OUT summary text, OUT details jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_probe(uuid) IS
+COMMENT ON FUNCTION @extschema@.envrt_probe(uuid) IS
 'Tries whether an environment can be used; a failing probe is a row with ok = false. Errors: 42704 no such environment, 55000 no driver host';
 
-CREATE FUNCTION envrt_probe_config(company_id uuid, driver text, config jsonb,
+CREATE FUNCTION @extschema@.envrt_probe_config(company_id uuid, driver text, config jsonb,
                                    OUT ok boolean, OUT driver text, OUT summary text, OUT details jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_probe_config(uuid, text, jsonb) IS
+COMMENT ON FUNCTION @extschema@.envrt_probe_config(uuid, text, jsonb) IS
 'Like envrt_probe, for a config that is not stored; nothing is stored, secrets in it are used as they are. Errors: 42704 no such company, 55000 no driver host, 22023 bad config, or one that its plugin does not accept';
 
 -- ---------------------------------------------------------------------------------------------
 -- Leases
 -- ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION envrt_acquire_lease(company_id uuid, environment_id uuid, heartbeat_run_id uuid, issue_id uuid DEFAULT NULL,
+CREATE FUNCTION @extschema@.envrt_acquire_lease(company_id uuid, environment_id uuid, heartbeat_run_id uuid, issue_id uuid DEFAULT NULL,
                                     execution_workspace_id uuid DEFAULT NULL, execution_workspace_mode text DEFAULT NULL,
                                     expires_in interval DEFAULT NULL)
 RETURNS envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) IS
 'Leases the environment to the run, in the caller''s transaction, and returns the active lease. It ends by itself expires_in from now (default: envrt.lease_default_ttl). execution_workspace_mode (default: the workspace''s) goes into its metadata. Errors: 22023 bad argument or config, 42704 no such company, environment, run or workspace, 42501 belongs to another company, 55000 environment not active, run over or no driver host, 55P03 reusable provider lease held, 08001/08004/08006/28000/38000 from the driver';
 
-CREATE FUNCTION envrt_release_leases(heartbeat_run_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
+CREATE FUNCTION @extschema@.envrt_release_leases(heartbeat_run_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
 RETURNS SETOF envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
-COMMENT ON FUNCTION envrt_release_leases(uuid, text, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_release_leases(uuid, text, text) IS
 'Ends all active leases of a run (status released, expired or failed) and returns them; of concurrent calls exactly one gets them, the others no rows, as for a run that does not exist. Errors: 22023 no such status';
 
-CREATE FUNCTION envrt_release_lease(lease_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
+CREATE FUNCTION @extschema@.envrt_release_lease(lease_id uuid, status text DEFAULT 'released', failure_reason text DEFAULT NULL)
 RETURNS SETOF envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
-COMMENT ON FUNCTION envrt_release_lease(uuid, text, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_release_lease(uuid, text, text) IS
 'Ends one active lease (status released, expired or failed) and returns it; no row when it is not active. Errors: 42704 no such lease, 22023 no such status';
 
-CREATE FUNCTION envrt_renew_lease(lease_id uuid, expires_in interval)
+CREATE FUNCTION @extschema@.envrt_renew_lease(lease_id uuid, expires_in interval)
 RETURNS envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_renew_lease(uuid, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_renew_lease(uuid, interval) IS
 'Moves the expiry of an active lease to expires_in from now. Errors: 22023 not positive, 42704 no such lease, 55000 no longer active';
 
 CREATE FUNCTION envrt.on_lease_expiry()
@@ -605,7 +607,7 @@ COMMENT ON FUNCTION envrt.on_lease_expiry() IS
 'Trigger on environment_leases: tells the scheduler, at commit, when a lease is to expire';
 
 CREATE TRIGGER envrt_lease_expiry AFTER INSERT OR UPDATE OF expires_at, status ON envrt.environment_leases
-    FOR EACH ROW WHEN (NEW.expires_at IS NOT NULL AND NEW.status IN ('active', 'retained'))
+    FOR EACH ROW WHEN (NEW.expires_at IS NOT NULL AND NEW.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']))
     EXECUTE FUNCTION envrt.on_lease_expiry();
 COMMENT ON TRIGGER envrt_lease_expiry ON envrt.environment_leases IS 'Tells the scheduler when the lease is to expire, whoever writes it';
 
@@ -616,13 +618,13 @@ COMMENT ON FUNCTION envrt.on_lease_change() IS
 'Trigger on environment_leases: has the scheduler look, after the commit, at the provider leases of leases that began or ended';
 
 CREATE TRIGGER envrt_lease_begun AFTER INSERT ON envrt.environment_leases
-    FOR EACH ROW WHEN (NEW.status IN ('active', 'retained') AND NEW.provider NOT IN ('local', 'ssh', 'fake'))
+    FOR EACH ROW WHEN (NEW.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']) AND NEW.provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake']))
     EXECUTE FUNCTION envrt.on_lease_change();
 CREATE TRIGGER envrt_lease_ended AFTER UPDATE OF status, id ON envrt.environment_leases
-    FOR EACH ROW WHEN (OLD.status IN ('active', 'retained') AND OLD.provider NOT IN ('local', 'ssh', 'fake'))
+    FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']) AND OLD.provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake']))
     EXECUTE FUNCTION envrt.on_lease_change();
 CREATE TRIGGER envrt_lease_deleted AFTER DELETE ON envrt.environment_leases
-    FOR EACH ROW WHEN (OLD.status IN ('active', 'retained') AND OLD.provider NOT IN ('local', 'ssh', 'fake'))
+    FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']) AND OLD.provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake']))
     EXECUTE FUNCTION envrt.on_lease_change();
 CREATE TRIGGER envrt_leases_truncated AFTER TRUNCATE ON envrt.environment_leases
     FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_lease_change();
@@ -644,10 +646,10 @@ COMMENT ON FUNCTION envrt.on_command_lease_end() IS
 'Trigger on environment_leases: has the scheduler look, after the commit, whether executions run in a lease that has ended';
 
 CREATE TRIGGER envrt_command_lease_ended AFTER UPDATE OF status, id ON envrt.environment_leases
-    FOR EACH ROW WHEN (OLD.status = 'active' AND coalesce(OLD.provider, '') NOT IN ('local', 'fake'))
+    FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) 'active' AND coalesce(OLD.provider, '') OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'fake']))
     EXECUTE FUNCTION envrt.on_command_lease_end();
 CREATE TRIGGER envrt_command_lease_deleted AFTER DELETE ON envrt.environment_leases
-    FOR EACH ROW WHEN (OLD.status = 'active' AND coalesce(OLD.provider, '') NOT IN ('local', 'fake'))
+    FOR EACH ROW WHEN (OLD.status OPERATOR(pg_catalog.=) 'active' AND coalesce(OLD.provider, '') OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'fake']))
     EXECUTE FUNCTION envrt.on_command_lease_end();
 CREATE TRIGGER envrt_command_leases_truncated AFTER TRUNCATE ON envrt.environment_leases
     FOR EACH STATEMENT EXECUTE FUNCTION envrt.on_command_lease_end();
@@ -669,101 +671,101 @@ CREATE TRIGGER envrt_environment_changed AFTER UPDATE OF driver, status, config 
 ALTER TABLE envrt.environments ENABLE ALWAYS TRIGGER envrt_environment_changed;
 COMMENT ON TRIGGER envrt_environment_changed ON envrt.environments IS 'Has the scheduler look at idle provider leases';
 
-CREATE FUNCTION envrt_resume_lease(lease_id uuid)
+CREATE FUNCTION @extschema@.envrt_resume_lease(lease_id uuid)
 RETURNS jsonb
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_resume_lease(uuid) IS
+COMMENT ON FUNCTION @extschema@.envrt_resume_lease(uuid) IS
 'Has the provider of an active lease resume what is behind it; {providerLeaseId, metadata, expiresAt} as it answers. Errors: 42704 no such lease, 55000 not active, 0A000 the driver has no resume, 38000 from the provider';
 
-CREATE FUNCTION envrt_destroy_lease(lease_id uuid)
+CREATE FUNCTION @extschema@.envrt_destroy_lease(lease_id uuid)
 RETURNS envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_destroy_lease(uuid) IS
+COMMENT ON FUNCTION @extschema@.envrt_destroy_lease(uuid) IS
 'Ends an active or retained lease as failed; after the commit what is behind it is destroyed, also where it could be reused. Errors: 42704 no such lease, 55000 has ended already, 0A000 the driver has no destroy';
 
-CREATE FUNCTION envrt_await_cleanup(lease_id uuid, timeout interval DEFAULT '30 s')
+CREATE FUNCTION @extschema@.envrt_await_cleanup(lease_id uuid, timeout interval DEFAULT '30 s')
 RETURNS text
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_await_cleanup(uuid, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_await_cleanup(uuid, interval) IS
 'Waits until the cleanup_status of a lease that has ended is no longer pending, and returns it: success or failed; null when there was nothing to clean; pending when the timeout was first. Errors: 42704 no such lease, 55000 not ended, or ended by the very transaction that asks';
 
-CREATE FUNCTION envrt_retry_cleanup(lease_id uuid)
+CREATE FUNCTION @extschema@.envrt_retry_cleanup(lease_id uuid)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_retry_cleanup(uuid) IS
+COMMENT ON FUNCTION @extschema@.envrt_retry_cleanup(uuid) IS
 'Has a cleanup that failed, that waits for its next attempt, or that is unresolved tried again at once. Not undone by a ROLLBACK. Errors: 42704 nothing to clean up for this lease, 55000 no scheduler';
 
-CREATE FUNCTION envrt_request_lease(company_id uuid, environment_id uuid, heartbeat_run_id uuid, issue_id uuid DEFAULT NULL,
+CREATE FUNCTION @extschema@.envrt_request_lease(company_id uuid, environment_id uuid, heartbeat_run_id uuid, issue_id uuid DEFAULT NULL,
                                     execution_workspace_id uuid DEFAULT NULL, execution_workspace_mode text DEFAULT NULL,
                                     expires_in interval DEFAULT NULL)
 RETURNS uuid
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, interval) IS
 'Like envrt_acquire_lease, but the lease is acquired by the scheduler after the commit, without an outside call here: for triggers. Returns the id the lease will have; expires_in counts from then. Errors: those of bad arguments here, those of the acquire in envrt_await_lease';
 
-CREATE FUNCTION envrt_await_lease(lease_id uuid, timeout interval DEFAULT '30 s')
+CREATE FUNCTION @extschema@.envrt_await_lease(lease_id uuid, timeout interval DEFAULT '30 s')
 RETURNS envrt.environment_leases
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_await_lease(uuid, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_await_lease(uuid, interval) IS
 'Waits for a lease of envrt_request_lease and returns it. Errors: those of the acquire, 42704 no such lease or request, 55000 requested by the very transaction that asks, 57014 the timeout was first';
 
 -- ---------------------------------------------------------------------------------------------
 -- Commands in a lease
 -- ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION envrt_execute(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
+CREATE FUNCTION @extschema@.envrt_execute(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
                               stdin text DEFAULT NULL, timeout interval DEFAULT NULL,
                               OUT exit_code integer, OUT signal text, OUT timed_out boolean, OUT stdout text, OUT stderr text, OUT metadata jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_execute(uuid, text, text[], text, jsonb, text, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_execute(uuid, text, text[], text, jsonb, text, interval) IS
 'Runs a command in an active lease and waits for it. A command that fails is a row: exit_code, or signal, or timed_out after timeout (default: the environment''s timeoutMs, else envrt.execute_timeout); output beyond envrt.max_output is dropped, metadata says so (what a plugin answers stays as it is). A value of env is a string, or {"type": "secret_ref", "secretId", "version"}. Errors: 22023 bad argument, 42704 no such lease or secret, 42501 no right to use secrets in env, 0A000 the driver runs no commands, 55000 lease not active or no driver host, 08001/08004/08006/28000/38000 from the driver';
 
-CREATE FUNCTION envrt_execute_raw(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
+CREATE FUNCTION @extschema@.envrt_execute_raw(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
                                   stdin bytea DEFAULT NULL, timeout interval DEFAULT NULL,
                                   OUT exit_code integer, OUT signal text, OUT timed_out boolean, OUT stdout bytea, OUT stderr bytea, OUT metadata jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) IS
 'Like envrt_execute, with stdin, stdout and stderr byte for byte';
 
-CREATE FUNCTION envrt_realize_workspace(lease_id uuid, workspace jsonb DEFAULT '{}')
+CREATE FUNCTION @extschema@.envrt_realize_workspace(lease_id uuid, workspace jsonb DEFAULT '{}')
 RETURNS jsonb
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_realize_workspace(uuid, jsonb) IS
+COMMENT ON FUNCTION @extschema@.envrt_realize_workspace(uuid, jsonb) IS
 'Says where a workspace is in an active lease: {cwd, metadata}. workspace: {localPath, remotePath, cwd, mode, metadata}, whose metadata.workspaceRealizationRequest may say where it comes from. A plugin''s lease has the plugin make the workspace, and its answer as it is; else metadata.workspaceRealization is a record of both sides, and nothing is done outside. Errors: 22023 bad argument, 42704 no such lease, 55000 lease not active or no driver host, 38000 from the plugin';
 
-CREATE FUNCTION envrt_start_execution(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
+CREATE FUNCTION @extschema@.envrt_start_execution(lease_id uuid, command text, args text[] DEFAULT '{}', cwd text DEFAULT NULL, env jsonb DEFAULT '{}',
                                       stdin text DEFAULT NULL, timeout interval DEFAULT NULL)
 RETURNS uuid
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_start_execution(uuid, text, text[], text, jsonb, text, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_start_execution(uuid, text, text[], text, jsonb, text, interval) IS
 'Like envrt_execute, but the command is run after the commit, by the scheduler, whoever goes away meanwhile; returns its id in envrt.executions. Its output comes in envrt.execution_output. It ends with its lease. Without a timeout and timeoutMs in the environment it may take a day. Errors: those of envrt_execute that do not need the driver''s answer';
 
-CREATE FUNCTION envrt_await_execution(execution_id uuid, timeout interval DEFAULT NULL,
+CREATE FUNCTION @extschema@.envrt_await_execution(execution_id uuid, timeout interval DEFAULT NULL,
                                       OUT exit_code integer, OUT signal text, OUT timed_out boolean, OUT stdout text, OUT stderr text, OUT metadata jsonb)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_await_execution(uuid, interval) IS
+COMMENT ON FUNCTION @extschema@.envrt_await_execution(uuid, interval) IS
 'Waits until an execution has ended (timeout null: for ever) and returns what envrt_execute would have; of each stream the first envrt.max_output. Errors: 42704 no such execution, 55000 started by the very transaction that asks, 57014 the timeout was first, or it was cancelled, 08006 it is lost, those of the driver';
 
-CREATE FUNCTION envrt_cancel_execution(execution_id uuid)
+CREATE FUNCTION @extschema@.envrt_cancel_execution(execution_id uuid)
 RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_cancel_execution(uuid) IS
+COMMENT ON FUNCTION @extschema@.envrt_cancel_execution(uuid) IS
 'Has an execution ended, at the commit: SIGTERM, and SIGKILL two seconds later. False when it has ended already. Errors: 42704 no such execution';
 
-CREATE FUNCTION envrt_follow_execution(execution_id uuid, after bigint DEFAULT 0)
+CREATE FUNCTION @extschema@.envrt_follow_execution(execution_id uuid, after bigint DEFAULT 0)
 RETURNS SETOF envrt.execution_output
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_follow_execution(uuid, bigint) IS
+COMMENT ON FUNCTION @extschema@.envrt_follow_execution(uuid, bigint) IS
 'The rows of envrt.execution_output after a position, each as soon as it is there, until the execution has ended. In the select list of a cursor (psql: \set FETCH_COUNT 1) rows arrive while it runs; in FROM they come all at once. Errors: 42704 no such execution, 55000 started by the very transaction that asks';
 
-CREATE FUNCTION envrt_push_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
+CREATE FUNCTION @extschema@.envrt_push_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_push_files(uuid, text, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_push_files(uuid, text, text) IS
 'Copies a file, or what is in a directory, from the server (local_path, absolute) into the workspace of an active lease (remote_path, relative to the workspace or absolute below it; default: the workspace). Permissions and links are kept, each file appears at once and complete, nothing is removed, and what is equal there need not be sent. Returns the number of files and links that were sent, and bytes. Needs pg_read_server_files. Progress: envrt.stat_transfers. Errors: 22023 bad argument, 42704 no such lease, 42501 not allowed, or a file of the server''s own, 0A000 the driver moves no files, 55000 lease not active, 58P01 no such file, 53100 disk full, 53400 a limit of the sandbox, 08006 no progress for envrt.provider_timeout, 08001/08004/28000/38000 from the driver';
 
-CREATE FUNCTION envrt_pull_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
+CREATE FUNCTION @extschema@.envrt_pull_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_pull_files(uuid, text, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_pull_files(uuid, text, text) IS
 'The other way round: from the workspace to the server, whose files become those of the server''s user. local_path is made when it is missing, not what it is in. What is made is writable for nobody but that user, and what would have a git run programs of the workspace is left out. Needs pg_write_server_files. Errors: as envrt_push_files, and 53400 more than envrt.max_pull, 42501 a file that is such a setting of a git';
 
 CREATE FUNCTION envrt.use_secrets_in_env()
@@ -776,16 +778,16 @@ COMMENT ON FUNCTION envrt.use_secrets_in_env() IS
 -- Ledger
 -- ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION envrt_claim_instance(action text)
+CREATE FUNCTION @extschema@.envrt_claim_instance(action text)
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_claim_instance(text) IS
+COMMENT ON FUNCTION @extschema@.envrt_claim_instance(text) IS
 'Says what this server is to provider leases in its ledger that another one made (a copy''s or a predecessor''s): take_over, it is their successor and looks after them from now on; forget, they are somebody else''s, their rows are dropped and leases without a provider lease of this server''s are ended. For superusers; at once, not undone by a ROLLBACK. Returns the number of ledger rows concerned. Errors: 22023 no such action, 42501 no superuser, 55000 no scheduler';
 
-CREATE FUNCTION envrt_forget_provider_lease(lease_id uuid)
+CREATE FUNCTION @extschema@.envrt_forget_provider_lease(lease_id uuid)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_forget_provider_lease(uuid) IS
+COMMENT ON FUNCTION @extschema@.envrt_forget_provider_lease(uuid) IS
 'Drops a ledger row that is unresolved, or whose cleanup has failed for good, once a person has seen to it. At once, not undone by a ROLLBACK. Errors: 42704 no such row, 55000 it is neither, or no scheduler';
 
 CREATE FUNCTION envrt.own_instance(OUT system_identifier bigint, OUT database_id oid, OUT timeline bigint, OUT instance uuid)
@@ -817,32 +819,32 @@ COMMENT ON VIEW envrt.stat_cleanup IS
 -- Plugins
 -- ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION envrt_plugins(OUT plugin_key text, OUT version text, OUT display_name text, OUT path text, OUT state text, OUT pid integer,
+CREATE FUNCTION @extschema@.envrt_plugins(OUT plugin_key text, OUT version text, OUT display_name text, OUT path text, OUT state text, OUT pid integer,
                               OUT started_at timestamptz, OUT restarts bigint, OUT last_error text, OUT calls bigint, OUT failed_calls bigint,
                               OUT active_calls integer)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_plugins() IS
+COMMENT ON FUNCTION @extschema@.envrt_plugins() IS
 'The plugins that are installed in envrt.plugin_path, as the driver host knows them; see the view envrt.stat_plugins. No row without a driver host';
 
 CREATE VIEW envrt.stat_plugins AS
     SELECT coalesce(h.plugin_key, p.plugin_key) AS plugin_key, p.id AS plugin_id, p.status, h.plugin_key IS NOT NULL AS installed,
            coalesce(h.version, p.version) AS version, h.display_name, h.path, h.state, h.pid, h.started_at, h.restarts,
            coalesce(h.last_error, p.last_error) AS last_error, h.calls, h.failed_calls, h.active_calls
-    FROM envrt_plugins() h FULL JOIN envrt.plugins p ON p.plugin_key OPERATOR(pg_catalog.=) h.plugin_key;
+    FROM @extschema@.envrt_plugins() h FULL JOIN envrt.plugins p ON p.plugin_key OPERATOR(pg_catalog.=) h.plugin_key;
 COMMENT ON VIEW envrt.stat_plugins IS
 'Plugins: their row in this database (plugin_id, status; null: none, which does no harm), whether they are installed, and of those that are: state of the worker (idle: not needed yet; starting, running; waiting: for its next start after it ended; invalid: the manifest is wrong), process, restarts, last error, calls served, failed and in flight';
 
-CREATE FUNCTION envrt_reload_plugins()
+CREATE FUNCTION @extschema@.envrt_reload_plugins()
 RETURNS SETOF envrt.plugins
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_reload_plugins() IS
+COMMENT ON FUNCTION @extschema@.envrt_reload_plugins() IS
 'Has the driver host read the folders of envrt.plugin_path again, and makes a row for each plugin found: ready, or error when its manifest is wrong. Those that are gone become uninstalled; disabled and upgrade_pending stay. Returns all rows. Running workers of plugins that have not changed go on. Errors: 55000 no driver host';
 
-CREATE FUNCTION envrt_restart_plugin(plugin_key text)
+CREATE FUNCTION @extschema@.envrt_restart_plugin(plugin_key text)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_restart_plugin(text) IS
+COMMENT ON FUNCTION @extschema@.envrt_restart_plugin(text) IS
 'Ends the plugin''s worker, for the whole server; the next call starts it again, without a delay after crashes. Errors: 42704 no such plugin is installed, 55000 no driver host';
 
 CREATE FUNCTION envrt.plugin_metric_stats(OUT plugin_key text, OUT name text, OUT tags jsonb, OUT last double precision, OUT count bigint,
@@ -860,57 +862,57 @@ COMMENT ON VIEW envrt.stat_plugin_metrics IS
 -- Runs
 -- ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION envrt_on_heartbeat_run()
+CREATE FUNCTION @extschema@.envrt_on_heartbeat_run()
 RETURNS trigger
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_on_heartbeat_run() IS
+COMMENT ON FUNCTION @extschema@.envrt_on_heartbeat_run() IS
 'Trigger on a table of runs: ends the leases of a run that is over or deleted, in the same transaction. failed and timed_out: as failed, with the run''s error as failure_reason; else released';
 
-CREATE FUNCTION envrt_attach_runs(runs regclass)
+CREATE FUNCTION @extschema@.envrt_attach_runs(runs regclass)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_attach_runs(regclass) IS
+COMMENT ON FUNCTION @extschema@.envrt_attach_runs(regclass) IS
 'Puts envrt_on_heartbeat_run on a table with the columns id uuid and status (and perhaps error); again: no change. The caller needs the right to make triggers on it, and EXECUTE on envrt_on_heartbeat_run. Errors: 22023 no such columns, 42804 a status that is no text, 42501 not allowed, 42809 no table';
 
-CREATE FUNCTION envrt_detach_runs(runs regclass)
+CREATE FUNCTION @extschema@.envrt_detach_runs(runs regclass)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_detach_runs(regclass) IS 'Takes the triggers of envrt_attach_runs off a table; no error when there are none';
+COMMENT ON FUNCTION @extschema@.envrt_detach_runs(regclass) IS 'Takes the triggers of envrt_attach_runs off a table; no error when there are none';
 
-SELECT envrt_attach_runs('envrt.heartbeat_runs');
+SELECT @extschema@.envrt_attach_runs('envrt.heartbeat_runs'::pg_catalog.regclass);
 
 -- ---------------------------------------------------------------------------------------------
 -- Secrets
 -- ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION envrt_create_secret(company_id uuid, name text, value text, description text DEFAULT NULL)
+CREATE FUNCTION @extschema@.envrt_create_secret(company_id uuid, name text, value text, description text DEFAULT NULL)
 RETURNS uuid
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_create_secret(uuid, text, text, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_create_secret(uuid, text, text, text) IS
 'Stores a company''s secret, encrypted. The value is part of the statement: use envrt_create_sealed_secret where statements are logged. Errors: 22023 name or value empty or too long (255 bytes, 64 kB), 23505 name taken, 42704 no such company, 55000 master key missing or wrong';
 
-CREATE FUNCTION envrt_rotate_secret(secret_id uuid, value text)
+CREATE FUNCTION @extschema@.envrt_rotate_secret(secret_id uuid, value text)
 RETURNS integer
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_rotate_secret(uuid, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_rotate_secret(uuid, text) IS
 'Stores a new version of a secret and returns its number. Errors: 22023 value empty or longer than 64 kB, 42704 no such secret, 55000 master key missing or wrong';
 
-CREATE FUNCTION envrt_sealing_key()
+CREATE FUNCTION @extschema@.envrt_sealing_key()
 RETURNS bytea
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_sealing_key() IS
+COMMENT ON FUNCTION @extschema@.envrt_sealing_key() IS
 'The public key (32 bytes, X25519) that clients seal secrets to with libsodium''s crypto_box_seal, over the JSON object {companyId, name, version, value}. Errors: 55000 master key missing or wrong';
 
-CREATE FUNCTION envrt_create_sealed_secret(company_id uuid, name text, sealed bytea, description text DEFAULT NULL)
+CREATE FUNCTION @extschema@.envrt_create_sealed_secret(company_id uuid, name text, sealed bytea, description text DEFAULT NULL)
 RETURNS uuid
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_create_sealed_secret(uuid, text, bytea, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_create_sealed_secret(uuid, text, bytea, text) IS
 'Like envrt_create_secret, with a value sealed by the client for this company and name and version 1. Errors: 22023 not sealed to this key, or for something else';
 
-CREATE FUNCTION envrt_rotate_sealed_secret(secret_id uuid, sealed bytea)
+CREATE FUNCTION @extschema@.envrt_rotate_sealed_secret(secret_id uuid, sealed bytea)
 RETURNS integer
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) IS
+COMMENT ON FUNCTION @extschema@.envrt_rotate_sealed_secret(uuid, bytea) IS
 'Like envrt_rotate_secret, with a value sealed by the client for the next version. Errors: 22023 not sealed to this key, or for something else';
 
 -- ---------------------------------------------------------------------------------------------
@@ -1018,50 +1020,50 @@ COMMENT ON VIEW envrt.stat_fault_points IS 'Armed fault points: how often they w
 -- Privileges: nothing for PUBLIC; statistics for monitoring roles
 -- ---------------------------------------------------------------------------------------------
 
-REVOKE ALL ON FUNCTION envrt_create_environment(uuid, text, text, jsonb, text, jsonb) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_ensure_local_environment(uuid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_normalize_config(text, jsonb) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_probe(uuid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_probe_config(uuid, text, jsonb) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_release_leases(uuid, text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_release_lease(uuid, text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_renew_lease(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_create_environment(uuid, text, text, jsonb, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_ensure_local_environment(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_normalize_config(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_probe(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_probe_config(uuid, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_acquire_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_release_leases(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_release_lease(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_renew_lease(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_lease_expiry() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_lease_change() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_command_lease_end() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_environment_change() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_resume_lease(uuid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_destroy_lease(uuid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_await_cleanup(uuid, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_retry_cleanup(uuid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_await_lease(uuid, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_execute(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_realize_workspace(uuid, jsonb) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_start_execution(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_await_execution(uuid, interval) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_cancel_execution(uuid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_follow_execution(uuid, bigint) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_push_files(uuid, text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_pull_files(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_resume_lease(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_destroy_lease(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_await_cleanup(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_retry_cleanup(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_request_lease(uuid, uuid, uuid, uuid, uuid, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_await_lease(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_execute(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_execute_raw(uuid, text, text[], text, jsonb, bytea, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_realize_workspace(uuid, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_start_execution(uuid, text, text[], text, jsonb, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_await_execution(uuid, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_cancel_execution(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_follow_execution(uuid, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_push_files(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_pull_files(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_claim_instance(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_forget_provider_lease(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_claim_instance(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_forget_provider_lease(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.own_instance() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_plugins() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_reload_plugins() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_restart_plugin(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_plugins() FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_reload_plugins() FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_restart_plugin(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.plugin_metric_stats() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_on_heartbeat_run() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_attach_runs(regclass) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_detach_runs(regclass) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_create_secret(uuid, text, text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_rotate_secret(uuid, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_sealing_key() FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_create_sealed_secret(uuid, text, bytea, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION envrt_rotate_sealed_secret(uuid, bytea) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_on_heartbeat_run() FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_attach_runs(regclass) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_detach_runs(regclass) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_create_secret(uuid, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_rotate_secret(uuid, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_sealing_key() FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_create_sealed_secret(uuid, text, bytea, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_rotate_sealed_secret(uuid, bytea) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.driver_host_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.call_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.latency_stats() FROM PUBLIC;
@@ -1076,5 +1078,5 @@ REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
 GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.latency_stats(), envrt.ssh_session_stats(), envrt.sandbox_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
 GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_latency, envrt.stat_ssh_sessions, envrt.stat_sandboxes, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
-GRANT EXECUTE ON FUNCTION envrt_plugins(), envrt.plugin_metric_stats() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@.envrt_plugins(), envrt.plugin_metric_stats() TO pg_monitor;
 GRANT SELECT ON envrt.stat_plugins, envrt.stat_plugin_metrics TO pg_monitor;

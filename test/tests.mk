@@ -83,9 +83,12 @@ CLANG_FORMAT ?= clang-format
 CPPCHECK ?= cppcheck
 WARNING_COMPILERS ?= gcc clang
 
-.PHONY: check-format check-warnings check-cppcheck
+.PHONY: check-format check-sql check-warnings check-cppcheck
 check-format:
 	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
+
+check-sql:
+	test/lib/check_sql sql/envrt.sql $(wildcard sql/envrt--*--*.sql)
 
 # Every file by every compiler, each a target of its own for make -j.  The server's headers are
 # not ours to keep clean; its function interface has parameters that not every function needs,

@@ -87,6 +87,7 @@ run_regress()
 
 if wanted checks; then
 	check format make -s check-format
+	check names make -s check-sql
 	check warnings make -s -k -j"$(nproc)" check-warnings
 	check cppcheck make -s check-cppcheck
 fi
