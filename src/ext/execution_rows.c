@@ -248,8 +248,11 @@ execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
 		json_t *metadata = json_object_get(end->result, "metadata");
 
 		metadata = json_guard(json_is_object(metadata) ? json_copy(metadata) : json_object_new());
-		if (end->truncated)
+		if (end->missing > 0)
+		{
 			json_object_set_new(metadata, "outputTruncated", json_true());
+			json_object_set_new(metadata, "outputMissingBytes", json_integer(end->missing));
+		}
 		nulls[2] = json_is_integer(exit_code) ? ' ' : 'n';
 		values[2] = Int32GetDatum((int32) json_integer_value(exit_code));
 		nulls[3] = signal != NULL ? ' ' : 'n';
@@ -290,7 +293,7 @@ piece_bytes(const json_t *piece, size_t *length)
 	return bytes;
 }
 
-void
+bool
 execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPosition *to, int64 most)
 {
 	static Statement insert = {
@@ -312,10 +315,9 @@ execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPositio
 
 		if (number <= to->position)
 			continue;
+		if (to->size >= most)
+			return false;
 		to->position = number;
-		to->truncated = to->truncated || to->size >= most;
-		if (to->truncated)
-			continue;
 		data = piece_bytes(piece, &length);
 		if (data == NULL || stream == NULL)
 			continue;
@@ -327,6 +329,7 @@ execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPositio
 		values[5] = Int64GetDatum(to->size);
 		statement_execute(&insert, values, replaced ? NULL : "    n ");
 	}
+	return true;
 }
 
 void

@@ -34,7 +34,7 @@ typedef struct ExecutionEnd
 	const char *message;
 	const char *detail;
 	const char *hint;
-	bool truncated; /* not all of its output was kept */
+	int64 missing; /* bytes of its output that were not kept */
 } ExecutionEnd;
 
 /* How far the output of one is kept. */
@@ -42,7 +42,6 @@ typedef struct OutputPosition
 {
 	int64 position; /* of the last piece, or 0 */
 	int64 size;     /* what it takes, about */
-	bool truncated; /* there was more */
 } OutputPosition;
 
 /*
@@ -73,8 +72,11 @@ extern bool execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end);
 /* How far it is kept. */
 extern void execution_output_position(const pg_uuid_t *id, OutputPosition *position);
 
-/* Keeps pieces of output as the driver host gives them, up to such a size. */
-extern void execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPosition *to,
+/*
+ * Keeps pieces of output as the driver host gives them, in order, until they take
+ * such a size; false: there are more of them, and *to says up to where they are kept.
+ */
+extern bool execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPosition *to,
                                     int64 most);
 
 /* Forgets what ended long ago; when the next one is due, DT_NOEND: none. */

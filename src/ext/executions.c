@@ -240,85 +240,171 @@ raise_end(const pg_uuid_t *id, const Execution *execution)
 	                execution->hint != NULL ? errhint("%s", execution->hint) : 0));
 }
 
-/* What a stream says, up to envrt.max_output. */
+/* What a stream says: all of it, or the first and the last half of envrt.max_output. */
 typedef struct Collected
 {
 	StringInfoData text;
-	bool truncated;
+	int64 missing_at; /* so many characters are before what is missing; -1: nothing is */
+	int64 bytes;      /* of the command's that are in the text */
 } Collected;
 
-static void
-collect(Collected *collected, const char *text)
+typedef struct OutputRow
 {
-	int most = envrt_max_output * 1024;
-	int length = strlen(text);
+	Datum position;
+	char *text;
+	int length;
+	int bytes; /* that the command wrote: more or less than the text has, if those were no text */
+} OutputRow;
 
-	if (collected->truncated)
-		return;
-	if (collected->text.len + length > most)
+/* The next rows of a stream, in the context; how many they are, at most OUTPUT_ROWS. */
+#define OUTPUT_ROWS 64
+static int
+read_output(const pg_uuid_t *id, Statement *find, const char *stream, Datum position,
+            OutputRow rows[OUTPUT_ROWS])
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum values[3] = {UUIDPGetDatum(id), position, CStringGetTextDatum(stream)};
+	ApiCall ledger;
+	int count;
+
+	CHECK_FOR_INTERRUPTS();
+	ledger_enter(&ledger);
+	count = statement_execute_latest(find, values, NULL);
+	for (int i = 0; i < count; i++)
 	{
-		length = pg_mbcliplen(text, length, most - collected->text.len);
-		collected->truncated = true;
+		bool isnull;
+		MemoryContext previous = MemoryContextSwitchTo(context);
+
+		rows[i].position = result_datum(i, 1, &isnull);
+		rows[i].text = result_text(i, 2);
+		rows[i].length = strlen(rows[i].text);
+		rows[i].bytes = DatumGetInt32(result_datum(i, 3, &isnull));
+		MemoryContextSwitchTo(previous);
 	}
-	appendBinaryStringInfo(&collected->text, text, length);
+	api_leave(&ledger);
+	return count;
 }
 
-/* Stdout and stderr so far, in this order. */
-static void
-collect_output(const pg_uuid_t *id, Collected streams[2])
+/* The first characters of a stream that have `most` bytes or less; true: that is all of it. */
+static bool
+collect_first(const pg_uuid_t *id, const char *stream, int most, Collected *collected)
 {
 	static Statement find = {
-	    "SELECT position, stream, output FROM envrt.execution_output"
+	    "SELECT position, output, COALESCE(pg_catalog.octet_length(data),"
+	    " pg_catalog.octet_length(output)) FROM envrt.execution_output"
 	    " WHERE execution_id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.>) $2"
-	    " AND stream OPERATOR(pg_catalog.<>) $3 ORDER BY position LIMIT 64",
+	    " AND stream OPERATOR(pg_catalog.=) $3 ORDER BY position LIMIT 64",
 	    3,
 	    {UUIDOID, INT8OID, TEXTOID},
 	};
-	MemoryContext context = CurrentMemoryContext;
-	Datum nothing = CStringGetTextDatum("");
-	/* Of a stream that is full no more is read. */
-	Datum full[2] = {CStringGetTextDatum("stdout"), CStringGetTextDatum("stderr")};
-	Datum values[3] = {UUIDPGetDatum(id), Int64GetDatum(0), nothing};
+	OutputRow rows[OUTPUT_ROWS];
+	Datum position = Int64GetDatum(0);
 	int count;
 
-	for (int i = 0; i < 2; i++)
-	{
-		initStringInfo(&streams[i].text);
-		streams[i].truncated = false;
-	}
 	do
 	{
-		ApiCall ledger;
-
-		CHECK_FOR_INTERRUPTS();
-		values[2] = streams[0].truncated ? full[0] : streams[1].truncated ? full[1] : nothing;
-		ledger_enter(&ledger);
-		count = statement_execute_latest(&find, values, NULL);
+		count = read_output(id, &find, stream, position, rows);
 		for (int i = 0; i < count; i++)
 		{
-			bool isnull;
-			char *text = result_text(i, 3);
-			MemoryContext previous = MemoryContextSwitchTo(context);
+			int room = most - collected->text.len;
 
-			collect(&streams[strcmp(result_text(i, 2), "stderr") == 0], text);
-			values[1] = result_datum(i, 1, &isnull);
-			MemoryContextSwitchTo(previous);
+			position = rows[i].position;
+			if (rows[i].length > room)
+			{
+				int length = pg_mbcliplen(rows[i].text, rows[i].length, room);
+
+				appendBinaryStringInfo(&collected->text, rows[i].text, length);
+				collected->bytes += length;
+				return false;
+			}
+			appendBinaryStringInfo(&collected->text, rows[i].text, rows[i].length);
+			collected->bytes += rows[i].bytes;
+			pfree(rows[i].text);
 		}
-		api_leave(&ledger);
 	}
-	while (count == 64 && !(streams[0].truncated && streams[1].truncated));
+	while (count == OUTPUT_ROWS);
+	return true;
 }
 
-/* {..., "stdoutTruncated": true} where that is news. */
+/* The last characters of a stream that have `most` bytes or less. */
+static void
+collect_last(const pg_uuid_t *id, const char *stream, int most, Collected *collected)
+{
+	static Statement find = {
+	    "SELECT position, output, COALESCE(pg_catalog.octet_length(data),"
+	    " pg_catalog.octet_length(output)) FROM envrt.execution_output"
+	    " WHERE execution_id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.<) $2"
+	    " AND stream OPERATOR(pg_catalog.=) $3 ORDER BY position DESC LIMIT 64",
+	    3,
+	    {UUIDOID, INT8OID, TEXTOID},
+	};
+	OutputRow rows[OUTPUT_ROWS];
+	Datum position = Int64GetDatum(PG_INT64_MAX);
+	char *text = palloc(most + 1);
+	int start = most;
+	int count;
+
+	do
+	{
+		count = read_output(id, &find, stream, position, rows);
+		for (int i = 0; i < count; i++)
+		{
+			int skipped = 0;
+
+			position = rows[i].position;
+			while (rows[i].length - skipped > start)
+				skipped += pg_mblen(rows[i].text + skipped);
+			start -= rows[i].length - skipped;
+			memcpy(text + start, rows[i].text + skipped, rows[i].length - skipped);
+			collected->bytes += skipped > 0 ? rows[i].length - skipped : rows[i].bytes;
+			pfree(rows[i].text);
+			if (skipped > 0)
+				count = 0;
+		}
+	}
+	while (count == OUTPUT_ROWS && start > 0);
+	appendBinaryStringInfo(&collected->text, text + start, most - start);
+	pfree(text);
+}
+
+static void
+collect_stream(const pg_uuid_t *id, const char *stream, Collected *collected)
+{
+	int most = envrt_max_output * 1024;
+	int last = most / 2;
+
+	initStringInfo(&collected->text);
+	collected->bytes = 0;
+	collected->missing_at = -1;
+	if (collect_first(id, stream, most, collected))
+		return;
+	resetStringInfo(&collected->text);
+	collected->bytes = 0;
+	(void) collect_first(id, stream, most - last, collected);
+	collected->missing_at = pg_mbstrlen_with_len(collected->text.data, collected->text.len);
+	collect_last(id, stream, last, collected);
+}
+
+/* {..., "stdoutTruncated": true, ...} where that is news. */
 static Jsonb *
 metadata_with(Jsonb *metadata, const Collected streams[2])
 {
-	static const char *const names[] = {"stdoutTruncated", "stderrTruncated"};
+	static const char *const names[] = {"stdout", "stderr"};
 	json_t *json = metadata != NULL ? json_from_jsonb(metadata) : json_guard(json_object_new());
 
 	for (int i = 0; i < 2; i++)
-		if (streams[i].truncated)
-			json_object_set_new(json, names[i], json_true());
+	{
+		const json_t *all = json_object_get(json, psprintf("%sBytes", names[i]));
+
+		if (streams[i].missing_at < 0)
+			continue;
+		json_object_set_new(json, psprintf("%sTruncated", names[i]), json_true());
+		json_object_set_new(json, psprintf("%sMissingAt", names[i]),
+		                    json_integer(streams[i].missing_at));
+		if (json_is_integer(all))
+			json_object_set_new(json, psprintf("%sMissingBytes", names[i]),
+			                    json_integer(json_integer_value(all) - streams[i].bytes));
+	}
 	return jsonb_from_json(json);
 }
 
@@ -330,7 +416,8 @@ execution_result(FunctionCallInfo fcinfo, const pg_uuid_t *id, const Execution *
 	bool nulls[6] = {false};
 	Collected streams[2];
 
-	collect_output(id, streams);
+	collect_stream(id, "stdout", &streams[0]);
+	collect_stream(id, "stderr", &streams[1]);
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	BlessTupleDesc(desc);

@@ -15,6 +15,10 @@
  *					that it can forget it
  *		ended		by the last answer, and the driver host may forget all
  *
+ * Of output over envrt.max_execution_output the beginning is kept as it comes.  Once
+ * that is full, the driver host keeps the last of it and drops what lies between, and
+ * answers when the command has ended.
+ *
  * No transaction is open while the driver host is awaited.  One is lost whose
  * driver host is not the one that is there now, or does not know it: another
  * driver host never runs it again.
@@ -66,6 +70,8 @@
 #define READ_WAIT_MS 60000
 #define READ_MS (READ_WAIT_MS + 30000)
 #define CANCEL_MS 30000
+/* The end of a long output that is kept, at most; the driver host keeps no more. */
+#define LAST_BYTES (128 * 1024)
 
 typedef enum Phase
 {
@@ -86,6 +92,7 @@ typedef struct Running
 	bool accepted;         /* ... and the row says so */
 	bool position_unknown; /* it is in the table */
 	OutputPosition output;
+	bool last_only; /* the driver host was told to keep the last of it only */
 	bool check_lease;
 	bool to_cancel;
 	bool cancelled; /* the driver host was told */
@@ -543,6 +550,19 @@ load_values(Running *running)
 	MemoryContextSwitchTo(context);
 }
 
+/* How much of the output is kept of its end, and how much at most of its beginning. */
+static int64
+most_at_last(void)
+{
+	return Min((int64) envrt_max_execution_output * 1024 / 2, LAST_BYTES);
+}
+
+static int64
+most_at_first(void)
+{
+	return (int64) envrt_max_execution_output * 1024 - most_at_last();
+}
+
 static void
 read_on(Running *running)
 {
@@ -550,6 +570,10 @@ read_on(Running *running)
 
 	json_object_set_new(params, "after", json_integer(running->output.position));
 	json_object_set_new(params, "waitMs", json_integer(READ_WAIT_MS));
+	if (running->output.size >= most_at_first())
+		running->last_only = true;
+	if (running->last_only)
+		json_object_set_new(params, "keepLast", json_integer(most_at_last()));
 	running->phase = PHASE_READING;
 	if (!driver_client_call("envrt/executionRead", params, READ_MS, answered, running))
 		running->phase = PHASE_READ;
@@ -601,21 +625,25 @@ find_position(Running *running)
 	MemoryContextSwitchTo(context);
 }
 
-/* Keep what has been read; false when it has to be read again. */
+/*
+ * Keep what has been read; false when it has to be read again.  *all: there is no more of
+ * it; else it is to be read again as the last of the output, or what there is of that.
+ */
 static bool
-keep_output(Running *running, const json_t *pieces)
+keep_output(Running *running, const json_t *pieces, bool *all)
 {
 	MemoryContext context = CurrentMemoryContext;
 	OutputPosition position = running->output;
 	volatile bool kept = false;
+	volatile bool complete = false;
 
 	PG_TRY();
 	{
 		ApiCall call;
 
 		execution_rows_begin(&call);
-		execution_output_insert(&running->id, pieces, &position,
-		                        (int64) envrt_max_execution_output * 1024);
+		complete = execution_output_insert(&running->id, pieces, &position,
+		                                   running->last_only ? PG_INT64_MAX : most_at_first());
 		ledger_commit(&call, false);
 		kept = true;
 	}
@@ -630,6 +658,7 @@ keep_output(Running *running, const json_t *pieces)
 		running->output = position;
 		ConditionVariableBroadcast(&shared_state->leases_changed);
 	}
+	*all = complete;
 	return kept;
 }
 
@@ -681,7 +710,7 @@ take_end(Running *running, json_t *end)
 		/* The answer stays until it is written. */
 		exited = set_end(running, "exited");
 		exited->result = result;
-		exited->truncated = running->output.truncated;
+		exited->missing = json_integer_value(json_object_get(running->result, "droppedBytes"));
 	}
 }
 
@@ -690,6 +719,7 @@ take_answer(Running *running)
 {
 	json_t *pieces = json_object_get(running->result, "pieces");
 	json_t *end = json_object_get(running->result, "end");
+	bool all = true;
 
 	if (running->values_unknown && has_words(running->result))
 	{
@@ -714,9 +744,9 @@ take_answer(Running *running)
 		set_lost(running, "The driver host does not know it any more.");
 	else if (running->error != NULL)
 		retry_later(running, RETRY_MS);
-	else if (json_array_size(pieces) > 0 && !keep_output(running, pieces))
+	else if (json_array_size(pieces) > 0 && !keep_output(running, pieces, &all))
 		retry_later(running, LOCKED_RETRY_MS);
-	else if (json_is_object(end))
+	else if (all && json_is_object(end))
 		take_end(running, end);
 	if (running->end == NULL || running->end->result == NULL)
 		drop_answer(running);

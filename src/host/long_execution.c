@@ -15,6 +15,10 @@
  * more, so that a command that writes a line at a time does not cost him an answer
  * a line.  Readers come and go; what they did not acknowledge the next one gets.
  *
+ * A reader that wants no more of the output but its end says so (keepLast): from then on
+ * the oldest pieces are dropped instead of kept, the command never waits, and the next
+ * pieces are answered with its end.  What was dropped is counted in the answer.
+ *
  * More than KEEP_BYTES that nobody has taken make the command wait.  Where nobody
  * has asked for so long that nobody will, the command is ended and all is forgotten; and
  * so it is at once when the launcher says that the database is gone.
@@ -43,12 +47,17 @@
 #define MAX_RESULT ((size_t) 1024 * 1024)
 /* What a piece costs besides its bytes. */
 #define PIECE_COST 512
+/* What it counts beside its bytes for keepLast; a row of envrt.execution_output counts the same. */
+#define PIECE_SIZE 64
+/* The most that keepLast keeps. */
+#define MAX_KEEP_LAST ((size_t) 128 * 1024)
 
 typedef struct Piece
 {
 	struct Piece *next;
 	json_int_t position;
-	size_t bytes;
+	size_t bytes;    /* that it takes here */
+	size_t length;   /* of the output in it */
 	json_t *content; /* position, stream, and dataBase64 or text */
 } Piece;
 
@@ -62,7 +71,10 @@ typedef struct LongExecution
 	Piece *first_piece;
 	Piece **last_piece;
 	size_t bytes;
+	size_t size; /* by what keepLast counts */
 	json_int_t position;
+	size_t keep_last;   /* 0: everything, until a reader has it */
+	json_int_t dropped; /* bytes */
 	bool behind;
 	json_t *end; /* {result} or {error} */
 
@@ -100,21 +112,45 @@ unknown(const json_t *params)
 	return error_new("42704", "execution \"%s\" is not known", id != NULL ? id : "");
 }
 
+static void
+drop_first_piece(LongExecution *execution)
+{
+	Piece *piece = execution->first_piece;
+
+	execution->first_piece = piece->next;
+	if (piece->next == NULL)
+		execution->last_piece = &execution->first_piece;
+	execution->bytes -= piece->bytes;
+	execution->size -= piece->length + PIECE_SIZE;
+	json_decref(piece->content);
+	free(piece);
+}
+
 /* Drops the pieces up to a position. */
 static void
 drop_pieces(LongExecution *execution, json_int_t position)
 {
-	Piece *piece;
+	while (execution->first_piece != NULL && execution->first_piece->position <= position)
+		drop_first_piece(execution);
+}
 
-	while ((piece = execution->first_piece) != NULL && piece->position <= position)
+/* Drops what is too much of the last output to be kept. */
+static void
+drop_oldest(LongExecution *execution)
+{
+	while (execution->keep_last > 0 && execution->size > execution->keep_last &&
+	       execution->first_piece != NULL)
 	{
-		execution->first_piece = piece->next;
-		if (piece->next == NULL)
-			execution->last_piece = &execution->first_piece;
-		execution->bytes -= piece->bytes;
-		json_decref(piece->content);
-		free(piece);
+		execution->dropped += (json_int_t) execution->first_piece->length;
+		drop_first_piece(execution);
 	}
+}
+
+/* Whether the pieces are to be answered only when there is no more to come. */
+static bool
+keeps_back(const LongExecution *execution)
+{
+	return execution->keep_last > 0 && execution->end == NULL;
 }
 
 static void
@@ -152,8 +188,8 @@ pieces_json(const LongExecution *execution)
 	json_t *pieces = json_array();
 	size_t bytes = 0;
 
-	for (const Piece *piece = execution->first_piece; piece != NULL && bytes < ANSWER_BYTES;
-	     piece = piece->next)
+	for (const Piece *piece = keeps_back(execution) ? NULL : execution->first_piece;
+	     piece != NULL && bytes < ANSWER_BYTES; piece = piece->next)
 	{
 		json_array_append(pieces, piece->content);
 		bytes += piece->bytes;
@@ -175,6 +211,8 @@ answer_reader(LongExecution *execution)
 	/* The end comes with the last of the output, not before. */
 	json_object_set(result, "end",
 	                execution->end != NULL && piece == NULL ? execution->end : json_null());
+	if (execution->dropped > 0)
+		json_object_set_new(result, "droppedBytes", json_integer(execution->dropped));
 	drop_reader(execution);
 	timer_start(&execution->unasked, FORGOTTEN_MS, unasked_for_long, execution);
 	call_answer(reader, result);
@@ -190,6 +228,8 @@ static void
 tell_reader(LongExecution *execution)
 {
 	if (execution->reader == NULL)
+		return;
+	if (keeps_back(execution))
 		return;
 	if (execution->end != NULL || execution->bytes >= ANSWER_BYTES)
 		answer_reader(execution);
@@ -212,6 +252,7 @@ long_execution_read(Call *call, const json_t *params)
 	LongExecution *execution = find(params);
 	json_int_t after = json_integer_value(json_object_get(params, "after"));
 	json_int_t wait_ms = json_integer_value(json_object_get(params, "waitMs"));
+	json_int_t keep_last = json_integer_value(json_object_get(params, "keepLast"));
 	HostError *error;
 
 	if (execution == NULL)
@@ -233,6 +274,12 @@ long_execution_read(Call *call, const json_t *params)
 	execution->reader = call;
 	call_on_cancel(call, reader_gone, execution);
 	drop_pieces(execution, after);
+	if (keep_last > 0)
+	{
+		execution->keep_last =
+		    (size_t) keep_last < MAX_KEEP_LAST ? (size_t) keep_last : MAX_KEEP_LAST;
+		drop_oldest(execution);
+	}
 	if (wait_ms < 0 || wait_ms > MAX_WAIT_MS)
 		wait_ms = MAX_WAIT_MS;
 	timer_start(&execution->reader_wait, (uint64_t) wait_ms, time_to_answer, execution);
@@ -249,19 +296,36 @@ long_execution_read(Call *call, const json_t *params)
  * What the driver says
  */
 
+/* How many bytes base64 stands for. */
+static size_t
+base64_bytes(const json_t *value)
+{
+	const char *text = json_string_value(value);
+	size_t length = json_string_length(value);
+	size_t padding = 0;
+
+	while (padding < 2 && padding < length && text[length - 1 - padding] == '=')
+		padding++;
+	return length / 4 * 3 - (length >= 4 ? padding : 0);
+}
+
 static void
 keep_piece(LongExecution *execution, json_t *content)
 {
+	const json_t *base64 = json_object_get(content, "dataBase64");
+	const json_t *text = json_object_get(content, "text");
 	Piece *piece = xcalloc(1, sizeof *piece);
 
 	piece->position = ++execution->position;
-	piece->bytes = json_string_length(json_object_get(content, "dataBase64")) +
-	               json_string_length(json_object_get(content, "text")) + PIECE_COST;
+	piece->bytes = json_string_length(base64) + json_string_length(text) + PIECE_COST;
+	piece->length = base64_bytes(base64) + json_string_length(text);
 	json_object_set_new(content, "position", json_integer(piece->position));
 	piece->content = content;
 	*execution->last_piece = piece;
 	execution->last_piece = &piece->next;
 	execution->bytes += piece->bytes;
+	execution->size += piece->length + PIECE_SIZE;
+	drop_oldest(execution);
 }
 
 static bool
@@ -274,7 +338,7 @@ notified(void *data, json_t *params)
 	if (execution->bytes > KEEP_BYTES)
 		execution->behind = true;
 	/* Not now: a driver is in the middle of something. */
-	if (execution->reader != NULL && execution->gathering == NULL)
+	if (execution->reader != NULL && execution->gathering == NULL && !keeps_back(execution))
 		timer_start(&execution->gathering, execution->bytes >= ANSWER_BYTES ? 0 : GATHER_MS,
 		            time_to_answer, execution);
 	return !execution->behind;

@@ -322,6 +322,19 @@ my $keyed = make_environment($node, $company, 'sandbox', { provider => 'recorder
 	is(length $result->{stdout}, 65536, 'envrt_await_execution returns no more than envrt.max_output');
 	ok($result->{metadata}{stdoutTruncated}, '... and says so');
 	is(length output($id, 'stdout'), 300000, '... while the table has all of it');
+	# Half of what is written goes to each stream.
+	$id = start('ssh', 'i=0; while [ $i -lt 30000 ]; do echo $i; i=$((i + 1)); echo €$i >&2; done');
+	$result = await_execution($id);
+	for my $stream (qw(stdout stderr))
+	{
+		my ($all, $text) = map { Encode::decode('UTF-8', $_) } output($id, $stream), $result->{$stream};
+		my ($at, $missing) = @{ $result->{metadata} }{"${stream}MissingAt", "${stream}MissingBytes"};
+		my $first = substr $all, 0, $at;
+		my $last = substr $text, $at;
+
+		ok($text eq $first . substr($all, -length $last), "$stream has its beginning and its end");
+		is(length(Encode::encode('UTF-8', $first . $last)) + $missing, length Encode::encode('UTF-8', $all), '... and what is missing is counted');
+	}
 	$node->append_conf('postgresql.conf', "envrt.max_execution_output = '100 kB'");
 	$node->reload;
 	wait_until_sql($node, "SELECT current_setting('envrt.max_execution_output') = '100kB'");
@@ -330,8 +343,17 @@ my $keyed = make_environment($node, $company, 'sandbox', { provider => 'recorder
 			$id = start('ssh', 'head -c 1000000 /dev/zero | tr "\\0" x');
 			await_execution($id)->{metadata}{outputTruncated};
 		});
-	cmp_ok(length output($id, 'stdout'), '<', 200000, 'the table keeps no more than envrt.max_execution_output');
-	is(await_execution($id)->{metadata}{stdoutBytes}, 1000000, '... and counts the rest');
+	my $kept = length output($id, 'stdout');
+	cmp_ok($kept, '<', 150000, 'the table keeps no more than envrt.max_execution_output');
+	is_deeply([ @{ await_execution($id)->{metadata} }{qw(stdoutBytes outputMissingBytes)} ], [ 1000000, 1000000 - $kept ], '... and counts the rest');
+	for my $driver (sort keys %environment)
+	{
+		$id = start($driver, 'seq 1 200000; echo the reason; exit 3');
+		my $result = await_execution($id);
+		like(output($id, 'stdout'), qr/^1\n2\n.*\n200000\nthe reason\n\z/s, "$driver: the table keeps the beginning and the end");
+		like($result->{stdout}, qr/^1\n2\n.*\n200000\nthe reason\n\z/s, '... and so does the result');
+		is($result->{exit_code}, 3, '... of a command that was not held up');
+	}
 	$node->append_conf('postgresql.conf', "envrt.max_execution_output = '100 MB'");
 	$node->reload;
 	wait_until('the scheduler has the setting', sub { !exists await_execution(start('ssh', 'head -c 200000 /dev/zero'))->{metadata}{outputTruncated} });
