@@ -22,14 +22,13 @@
 #include "json.h"
 #include "lease_call.h"
 #include "miscadmin.h"
+#include "protected_paths.h"
 #include "protocol.h"
 #include "provider_lease.h"
 #include "settings.h"
 #include "storage/fd.h"
 #include "tables.h"
 #include "utils/acl.h"
-#include "utils/guc.h"
-#include "utils/varlena.h"
 
 PG_FUNCTION_INFO_V1(envrt_push_files);
 PG_FUNCTION_INFO_V1(envrt_pull_files);
@@ -54,26 +53,6 @@ require_right(const ApiCall *call, bool push)
  * What is never transferred
  */
 
-static void
-protect(json_t *list, const char *path)
-{
-	if (path != NULL && path[0] == '/')
-		json_array_append_new(list, json_string(text_to_utf8(path)));
-}
-
-/* The directories of a setting that is a list of them. */
-static void
-protect_list(json_t *list, const char *setting)
-{
-	char *copy = pstrdup(setting != NULL ? setting : "");
-	List *paths = NIL;
-	ListCell *cell;
-
-	if (SplitDirectoriesString(copy, ',', &paths))
-		foreach (cell, paths)
-			protect(list, lfirst(cell));
-}
-
 /* The data directory, what it links to, and what the settings name (a new reference). */
 static json_t *
 protected_paths(void)
@@ -83,19 +62,14 @@ protected_paths(void)
 	DIR *directory = AllocateDir(tablespaces);
 	struct dirent *entry;
 
-	protect(list, DataDir);
-	protect(list, psprintf("%s/pg_wal", DataDir));
+	protect_path(list, DataDir);
+	protect_path(list, psprintf("%s/pg_wal", DataDir));
 	while ((entry = ReadDirExtended(directory, tablespaces, DEBUG1)) != NULL)
 		if (entry->d_name[0] != '.')
-			protect(list, psprintf("%s/%s", tablespaces, entry->d_name));
+			protect_path(list, psprintf("%s/%s", tablespaces, entry->d_name));
 	if (directory != NULL)
 		FreeDir(directory);
-	protect(list, envrt_sandbox_directory);
-	protect(list, envrt_master_key_file);
-	protect(list, ConfigFileName);
-	protect(list, HbaFileName);
-	protect(list, IdentFileName);
-	protect_list(list, envrt_plugin_path);
+	protect_settings(list);
 	return list;
 }
 

@@ -31,6 +31,7 @@
 #include "jsonrpc.h"
 #include "miscadmin.h"
 #include "postmaster/postmaster.h"
+#include "protected_paths.h"
 #include "protocol.h"
 #include "settings.h"
 #include "shared_state.h"
@@ -165,12 +166,15 @@ host_process_configure(void)
 {
 	json_t *allowed;
 	json_t *plugin_path;
+	json_t *hidden;
 	ListCell *cell;
 
 	if (host.pid == 0)
 		return;
 	allowed = json_array();
 	plugin_path = json_array();
+	hidden = json_array();
+	protect_settings(hidden);
 	foreach (cell, settings_list(envrt_allowed_hosts))
 	{
 		json_t *entry = json_string(lfirst(cell));
@@ -191,13 +195,13 @@ host_process_configure(void)
 	send_control(rpc_request(
 	    host.configure_id, "configure",
 	    json_pack(
-	        "{s:i, s:i, s:i, s:o, s:o, s:s?, s:s, s:b, s:i, s:i, s:i}", "sshIdleTimeoutMs",
+	        "{s:i, s:i, s:i, s:o, s:o, s:s?, s:s, s:o, s:b, s:i, s:i, s:i}", "sshIdleTimeoutMs",
 	        envrt_ssh_idle_timeout, "sshSessionsPerHost", envrt_ssh_sessions_per_host, "maxCalls",
 	        envrt_max_calls, "allowedHosts", allowed, "pluginPath", plugin_path, "sandboxDirectory",
 	        *envrt_sandbox_directory != '\0' ? envrt_sandbox_directory : NULL, "dataDirectory",
-	        DataDir, "sandboxOnDataFileSystem", envrt_sandbox_on_data_filesystem, "sandboxMemoryMb",
-	        envrt_sandbox_memory, "sandboxProcesses", envrt_sandbox_processes, "pluginMemoryMb",
-	        envrt_plugin_memory)));
+	        DataDir, "hiddenPaths", hidden, "sandboxOnDataFileSystem",
+	        envrt_sandbox_on_data_filesystem, "sandboxMemoryMb", envrt_sandbox_memory,
+	        "sandboxProcesses", envrt_sandbox_processes, "pluginMemoryMb", envrt_plugin_memory)));
 }
 
 /* What still runs for it is for nobody any more. */

@@ -43,6 +43,7 @@ sandbox_place_configure(const json_t *params)
 {
 	const json_t *directory = json_object_get(params, "sandboxDirectory");
 	const json_t *data_directory = json_object_get(params, "dataDirectory");
+	json_t *hidden = json_object_get(params, "hiddenPaths");
 	const json_t *any = json_object_get(params, "sandboxOnDataFileSystem");
 
 	if (directory != NULL)
@@ -54,6 +55,11 @@ sandbox_place_configure(const json_t *params)
 	{
 		free(settings.data_directory);
 		settings.data_directory = copy_path(data_directory);
+	}
+	if (hidden != NULL)
+	{
+		json_decref(settings.hidden);
+		settings.hidden = json_incref(hidden);
 	}
 	if (any != NULL)
 		settings.any_file_system = json_is_true(any);
@@ -71,6 +77,7 @@ sandbox_place_clear(void)
 {
 	free(settings.directory);
 	free(settings.data_directory);
+	json_decref(settings.hidden);
 	settings = (SandboxPlace){0};
 }
 
@@ -81,6 +88,8 @@ sandbox_place_now(void)
 
 	place->directory = settings.directory ? xstrdup(settings.directory) : NULL;
 	place->data_directory = settings.data_directory ? xstrdup(settings.data_directory) : NULL;
+	/* Nobody changes it: the next settings are another list. */
+	place->hidden = json_incref(settings.hidden);
 	place->any_file_system = settings.any_file_system;
 	return place;
 }
@@ -92,6 +101,7 @@ sandbox_place_free(SandboxPlace *place)
 		return;
 	free(place->directory);
 	free(place->data_directory);
+	json_decref(place->hidden);
 	free(place);
 }
 

@@ -21,6 +21,7 @@ typedef struct SandboxPlace
 {
 	char *directory; /* NULL: sandboxes are off */
 	char *data_directory;
+	json_t *hidden; /* paths that no sandbox may see; NULL: none */
 	bool any_file_system;
 } SandboxPlace;
 

@@ -13,9 +13,12 @@
  *
  * bwrap mounts all of it nosuid and, but for /dev, nodev.
  *
- * Sandboxes run as the server's user, so what this user may read, they may:
- * should the data directory, its tablespaces, or the sandbox directory itself
- * lie below the machine's /usr, they are hidden.
+ * Sandboxes run as the server's user, so what this user may read, they may.  So what
+ * belongs to the server and lies below the machine's /usr is hidden: the data directory
+ * with its tablespaces, and what the settings name (the master key, the folders of
+ * plugins and sandboxes).  A directory gets an empty one over it, a file /dev/null, which
+ * can't be opened there.  Of a file that is still to be made its directory is hidden.  An
+ * image in which such a thing lies is not used.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -128,44 +131,153 @@ add_machine(Bytes *arguments)
  * What must not be seen
  */
 
-static void
+static bool
+is_below(const char *path, const char *directory)
+{
+	size_t length = strlen(directory);
+
+	return strncmp(path, directory, length) == 0 && (path[length] == '/' || path[length] == '\0');
+}
+
+/* Whether a sandbox without an image sees what is at this (real) path. */
+static bool
+is_seen(const char *path)
+{
+	static const char *const bound[] = {"/usr",   "/bin",   "/sbin",   "/lib",
+	                                    "/lib32", "/lib64", "/libx32", "/etc/alternatives"};
+
+	for (size_t i = 0; i < sizeof bound / sizeof bound[0]; i++)
+		if (is_below(path, bound[i]))
+			return true;
+	return false;
+}
+
+/*
+ * The real path of what is there, or of the directory in which the server may still make
+ * it; NULL: neither is.
+ */
+static char *
+real_path(const char *path, bool *exists)
+{
+	char *real = realpath(path, NULL);
+	char *parent;
+	char *slash;
+
+	*exists = real != NULL;
+	if (real != NULL)
+		return real;
+	parent = xstrdup(path);
+	slash = strrchr(parent, '/');
+	if (slash != NULL && slash != parent)
+	{
+		*slash = '\0';
+		real = access(parent, W_OK) == 0 ? realpath(parent, NULL) : NULL;
+	}
+	free(parent);
+	return real;
+}
+
+/* Programs need what else is there. */
+static bool
+is_needed(const char *path)
+{
+	const char *below = is_below(path, "/usr") ? path + strlen("/usr") : path;
+
+	return *below == '\0' || strchr(below + 1, '/') == NULL;
+}
+
+static HostError *
 hide(Bytes *arguments, const char *path)
 {
-	static const char *const bound[] = {"/usr/",   "/bin/",   "/sbin/",   "/lib/",
-	                                    "/lib32/", "/lib64/", "/libx32/", "/etc/alternatives/"};
-	char *real = path ? realpath(path, NULL) : NULL;
+	HostError *error = NULL;
 	struct stat info;
+	bool exists;
+	char *real = path ? real_path(path, &exists) : NULL;
 
-	for (size_t i = 0; real != NULL && i < sizeof bound / sizeof bound[0]; i++)
-		if (strncmp(real, bound[i], strlen(bound[i])) == 0 && stat(real, &info) == 0 &&
-		    S_ISDIR(info.st_mode))
+	if (real != NULL && is_seen(real) && stat(real, &info) == 0)
+	{
+		if (!exists && is_needed(real))
+		{
+			error = error_new("55000", "what the server's settings name can't be hidden from "
+			                           "sandboxes");
+			error_hint(error, "A file that such a setting (envrt.master_key_file, say) names is "
+			                  "missing, and its directory is one that programs need. Make the "
+			                  "file, or have it elsewhere.");
+		}
+		else if (S_ISDIR(info.st_mode))
 			add(arguments, "--size", "4096", "--tmpfs", real, "--remount-ro", real);
+		else
+			add(arguments, "--ro-bind", "/dev/null", real);
+	}
 	free(real);
+	return error;
 }
 
 /* A data directory, its WAL and its tablespaces. */
-static void
+static HostError *
 hide_database(Bytes *arguments, const char *data_directory)
 {
 	char *path = xformat("%s/pg_tblspc", data_directory);
 	DIR *directory = opendir(path);
 	const struct dirent *entry;
+	HostError *error = NULL;
 
-	while (directory != NULL && (entry = readdir(directory)) != NULL)
+	while (directory != NULL && error == NULL && (entry = readdir(directory)) != NULL)
 	{
 		char *tablespace = xformat("%s/%s", path, entry->d_name);
 
 		if (entry->d_name[0] != '.')
-			hide(arguments, tablespace);
+			error = hide(arguments, tablespace);
 		free(tablespace);
 	}
 	if (directory != NULL)
 		closedir(directory);
 	free(path);
 	path = xformat("%s/pg_wal", data_directory);
-	hide(arguments, path);
+	if (error == NULL)
+		error = hide(arguments, path);
 	free(path);
-	hide(arguments, data_directory);
+	return error != NULL ? error : hide(arguments, data_directory);
+}
+
+static HostError *
+hide_all(const SandboxPlace *place, Bytes *arguments)
+{
+	HostError *error = hide(arguments, place->directory);
+	size_t index;
+	json_t *path;
+
+	if (error == NULL && place->data_directory != NULL)
+		error = hide_database(arguments, place->data_directory);
+	json_array_foreach(place->hidden, index, path) if (error == NULL) error =
+	    hide(arguments, json_string_value(path));
+	return error;
+}
+
+/* An image's own files are all that is seen of it: nothing in it is hidden. */
+static HostError *
+check_image(const SandboxPlace *place, const char *path, const char *image)
+{
+	char *root = realpath(path, NULL);
+	HostError *error = NULL;
+	size_t index;
+	json_t *hidden;
+
+	json_array_foreach(place->hidden, index, hidden)
+	{
+		bool exists;
+		char *real = real_path(json_string_value(hidden), &exists);
+
+		if (error == NULL && root != NULL && real != NULL && is_below(real, root))
+		{
+			error = error_new("55000", "the image \"%s\" holds what is the server's", image);
+			error_hint(error, "A setting of the server names a file or a folder in it: move that "
+			                  "elsewhere.");
+		}
+		free(real);
+	}
+	free(root);
+	return error;
 }
 
 static void
@@ -204,15 +316,15 @@ sandbox_root_arguments(const SandboxPlace *place, int fd, const char *image, con
 
 		error = sandbox_folder_check_image(fd, image);
 		if (error == NULL)
+			error = check_image(place, path, image);
+		if (error == NULL)
 			error = add_image(arguments, path, image);
 		free(path);
 	}
 	else
 	{
 		add_machine(arguments);
-		hide(arguments, place->directory);
-		if (place->data_directory != NULL)
-			hide_database(arguments, place->data_directory);
+		error = hide_all(place, arguments);
 	}
 	if (error != NULL)
 		return error;

@@ -16,8 +16,14 @@ use Test::More;
 my $sandboxes = temporary_directory();
 # Where a data directory would be hidden: below /usr.
 my $data = '/usr/share/perl';
+# What the server's settings name: a file, a directory, a file by way of a link, one that nobody makes,
+# and one in an image.
+my @hidden = ('/usr/share/common-licenses/GPL-2', '/usr/share/base-files', "$sandboxes/link", '/usr/lib/missing/key', "$sandboxes/images/own/key");
+symlink '/usr/share/common-licenses/BSD', $hidden[2] or die "symlink: $!";
+mkdir "$sandboxes/images" or die "mkdir: $!";
+mkdir "$sandboxes/images/$_" or die "mkdir: $!" for qw(own other);
 my $host = start_host(control =>
-	  { sandboxDirectory => $sandboxes, dataDirectory => $data, sandboxOnDataFileSystem => JSON::PP::true });
+	  { sandboxDirectory => $sandboxes, dataDirectory => $data, hiddenPaths => \@hidden, sandboxOnDataFileSystem => JSON::PP::true });
 my $client = $host->connect;
 my $id = lease_id();
 my $neighbour = lease_id();
@@ -84,6 +90,23 @@ PERL
 	ok(@inside && $inside[0], 'there is something in the data directory');
 	is(output_of($client, $id, "ls -A '$data'"), '', 'a data directory below /usr is hidden');
 	like(execute($client, $id, [ 'touch', "$data/x" ])->{stderr}, qr/Read-only file system/, '... and can\'t be written to');
+}
+for my $path ($hidden[0], readlink $hidden[2])
+{
+	ok(-s $path, "$path has something in it");
+	is(output_of($client, $id, "cat '$path' 2>/dev/null; cp '$path' copy 2>/dev/null; cat copy 2>/dev/null"), '', '... that no sandbox sees');
+}
+ok(scalar(@{ [ glob "$hidden[1]/*" ] }), "$hidden[1] has something in it");
+is(output_of($client, $id, "ls -A '$hidden[1]'"), '', '... that no sandbox sees');
+ok(length output_of($client, $id, 'cat /usr/share/common-licenses/Artistic') > 1000, '... and what is beside it is there');
+for my $image (qw(own other))
+{
+	my $lease = lease_id();
+	acquire($client, $lease, config => { image => $image });
+	my $answer = $client->call('environmentExecute', SandboxTest::execute_params($lease, ['true'], config => { image => $image }));
+
+	is_error($answer, '55000', qr/^the image "own" holds what is the server's/, 'an image in which the server has a file') if $image eq 'own';
+	is($answer->{result}{exitCode}, 127, '... and one in which it has none') if $image eq 'other';
 }
 for my $path (qw(/x /usr/x /usr/bin/x /etc/x /dev/x /dev/pts/x /proc/x /bin/x /.envrt-init /etc/passwd /usr/bin/env
 	/proc/sys/kernel/hostname /proc/sysrq-trigger /proc/sys/vm/drop_caches /proc/1/oom_score_adj /proc/1/mem))
