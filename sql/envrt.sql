@@ -234,8 +234,9 @@ COMMENT ON INDEX envrt.environment_leases_company_execution_workspace_idx IS 'Th
 COMMENT ON INDEX envrt.environment_leases_company_issue_idx IS 'The leases of an issue';
 COMMENT ON INDEX envrt.environment_leases_heartbeat_run_idx IS 'The leases of a run';
 COMMENT ON INDEX envrt.environment_leases_provider_lease_idx IS 'The leases of a provider lease';
--- A reusable provider lease is held by one active lease at a time, whoever writes the rows.
-CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (provider, provider_lease_id)
+-- A reusable provider lease is held by one active lease at a time, whoever writes the rows. What a
+-- plugin names alike for two companies is not for one of them to keep from the other.
+CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (company_id, provider, provider_lease_id)
     WHERE status OPERATOR(pg_catalog.=) 'active' AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']);
 -- What a reuse asks for: whether there has been a lease of the same thing before.
 CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases ((provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) 'image')))
@@ -253,7 +254,7 @@ COMMENT ON TABLE envrt.environment_leases IS 'Leases: a run''s right to use an e
 COMMENT ON COLUMN envrt.environment_leases.status IS 'active until released, expired, failed, or (a failed retain_on_failure lease) retained';
 COMMENT ON COLUMN envrt.environment_leases.cleanup_status IS 'What became of the provider lease after the end: pending, success, failed; null when there was nothing to clean';
 COMMENT ON COLUMN envrt.environment_leases.metadata IS 'What the driver said, and driver and executionWorkspaceMode as they were at acquire';
-COMMENT ON INDEX envrt.environment_leases_holder_idx IS 'One active lease per reusable provider lease';
+COMMENT ON INDEX envrt.environment_leases_holder_idx IS 'One active lease of a company per reusable provider lease';
 
 CREATE TABLE envrt.company_secrets (
     id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
@@ -671,6 +672,16 @@ CREATE TRIGGER envrt_environment_changed AFTER UPDATE OF driver, status, config 
 ALTER TABLE envrt.environments ENABLE ALWAYS TRIGGER envrt_environment_changed;
 COMMENT ON TRIGGER envrt_environment_changed ON envrt.environments IS 'Has the scheduler look at idle provider leases';
 
+CREATE FUNCTION envrt.on_environment_delete()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'envrt_on_environment_delete' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.on_environment_delete() IS
+'Trigger on environments: deletes the secrets that were made when the environment was created, unless another environment refers to them';
+
+CREATE TRIGGER envrt_environment_deleted AFTER DELETE ON envrt.environments
+    FOR EACH ROW EXECUTE FUNCTION envrt.on_environment_delete();
+COMMENT ON TRIGGER envrt_environment_deleted ON envrt.environments IS 'Deletes the secrets that were made for the environment';
+
 CREATE FUNCTION @extschema@.envrt_resume_lease(lease_id uuid)
 RETURNS jsonb
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -915,6 +926,12 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.envrt_rotate_sealed_secret(uuid, bytea) IS
 'Like envrt_rotate_secret, with a value sealed by the client for the next version. Errors: 22023 not sealed to this key, or for something else';
 
+CREATE FUNCTION @extschema@.envrt_delete_secret(secret_id uuid)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.envrt_delete_secret(uuid) IS
+'Deletes a secret and all its versions. What has been made with it can still be cleaned up. Errors: 42704 no such secret, 55006 an environment''s config or an execution that has not ended refers to it';
+
 -- ---------------------------------------------------------------------------------------------
 -- Views
 -- ---------------------------------------------------------------------------------------------
@@ -1033,6 +1050,7 @@ REVOKE ALL ON FUNCTION envrt.on_lease_expiry() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_lease_change() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_command_lease_end() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_environment_change() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.on_environment_delete() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_resume_lease(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_destroy_lease(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_await_cleanup(uuid, interval) FROM PUBLIC;
@@ -1064,6 +1082,7 @@ REVOKE ALL ON FUNCTION @extschema@.envrt_rotate_secret(uuid, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_sealing_key() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_create_sealed_secret(uuid, text, bytea, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_rotate_sealed_secret(uuid, bytea) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_delete_secret(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.driver_host_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.call_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.latency_stats() FROM PUBLIC;

@@ -35,6 +35,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "provider_lease.h"
 #include "settings.h"
 #include "shared_state.h"
 #include "storage/lmgr.h"
@@ -48,9 +49,13 @@
 #define MAX_PER_ENVIRONMENT 32
 #define CANDIDATES 256
 
+/* In last_error: such a name no row can have, so nothing that lives is meant by it. */
+#define UNSPEAKABLE "the provider gave this an id that can't be stored"
+
 #define REPORT_RETRY_MS 1000
 #define MAX_REPORT_RETRY_MS 30000
 #define LOST_RETRY_MS 500
+#define SAME_RETRY_MS 100
 #define MAX_LOSSES 1
 #define BACKOFF_MS 1000
 #define MAX_BACKOFF_MS (5 * 60 * 1000)
@@ -61,6 +66,7 @@
 typedef enum CleanupResult
 {
 	CLEANUP_DONE,
+	CLEANUP_FOUND,   /* what was made, which the ledger did not know */
 	CLEANUP_UNKNOWN, /* nobody knows whether it exists */
 	CLEANUP_ERROR,
 	CLEANUP_LOST /* no answer */
@@ -74,6 +80,8 @@ typedef struct Cleanup
 	bool has_holder;
 	pg_uuid_t environment_id;
 	char provider[128];
+	char *maker; /* who calls it so: LEDGER_MAKER_OF */
+	char *name;  /* providerLeaseId; NULL: not known */
 	bool keep;
 	int attempts;
 	int64 fence; /* as the row had it when it was taken */
@@ -81,6 +89,7 @@ typedef struct Cleanup
 	json_t *values; /* of secrets in them */
 	const char *method;
 	CleanupResult result;
+	json_t *found; /* the answer, when something was found */
 	char error[1024];
 	/* While it is being finished. */
 	bool lease_blocked; /* the lease's cleanup_status could not be set */
@@ -131,6 +140,10 @@ cleanup_free(Cleanup *cleanup)
 {
 	json_decref(cleanup->params);
 	json_decref(cleanup->values);
+	json_decref(cleanup->found);
+	pfree(cleanup->maker);
+	if (cleanup->name != NULL)
+		pfree(cleanup->name);
 	pfree(cleanup);
 }
 
@@ -183,6 +196,12 @@ cleanup_answered(void *data, const DriverAnswer *answer)
 		        "the provider was lost while it made this, and can't be asked what exists",
 		        sizeof(cleanup->error));
 	}
+	else if (outcome != NULL && strcmp(outcome, "found") == 0)
+	{
+		cleanup->result = CLEANUP_FOUND;
+		cleanup->found = json_incref(unconstify(json_t *, answer->result));
+		provider_mask_answer(cleanup->found, NULL, cleanup->values);
+	}
 	else
 		cleanup->result = CLEANUP_DONE;
 	dlist_delete(&cleanup->node);
@@ -207,6 +226,36 @@ static bool
 is_under_way(const pg_uuid_t *lease_id)
 {
 	return in_list(&in_flight, lease_id) || in_list(&answered, lease_id);
+}
+
+static bool
+is_same_thing(const Cleanup *cleanup, const char *maker, const char *name)
+{
+	return cleanup->name != NULL && name != NULL && cleanup->method != NULL &&
+	       strcmp(cleanup->name, name) == 0 && strcmp(cleanup->maker, maker) == 0;
+}
+
+/* Whether something of that name is being told already. */
+static bool
+thing_is_under_way(const char *maker, const char *name, const List *chosen)
+{
+	dlist_iter iter;
+	ListCell *cell;
+
+	dlist_foreach(iter, &in_flight)
+	{
+		if (is_same_thing(dlist_container(Cleanup, node, iter.cur), maker, name))
+			return true;
+	}
+	foreach (cell, chosen)
+	{
+		const Cleanup *cleanup = lfirst(cell);
+
+		if (cleanup->name != NULL && name != NULL && strcmp(cleanup->name, name) == 0 &&
+		    strcmp(cleanup->maker, maker) == 0)
+			return true;
+	}
+	return false;
 }
 
 static bool
@@ -280,17 +329,27 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 {
 	static Statement find = {
 	    "SELECT lease_id, holder_id, environment_id, driver OPERATOR(pg_catalog.||) ':' "
-	    "OPERATOR(pg_catalog.||) driver_key FROM envrt.provider_leases"
-	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
-	    " AND next_attempt_at OPERATOR(pg_catalog.<=) $5 AND" LEDGER_OWN
-	    " AND environment_id OPERATOR(pg_catalog.<>) ALL ($6)"
-	    " AND (driver OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) driver_key)"
-	    " OPERATOR(pg_catalog.<>) ALL ($7)"
-	    " ORDER BY next_attempt_at LIMIT 256",
+	    "OPERATOR(pg_catalog.||) driver_key, provider_lease_id, " LEDGER_MAKER_OF(
+	        "") " FROM envrt.provider_leases"
+	            " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
+	            " AND next_attempt_at OPERATOR(pg_catalog.<=) $5 AND" LEDGER_OWN
+	            " AND environment_id OPERATOR(pg_catalog.<>) ALL ($6)"
+	            " AND (driver OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) driver_key)"
+	            " OPERATOR(pg_catalog.<>) ALL ($7)"
+	            " ORDER BY next_attempt_at LIMIT 256",
 	    7,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDARRAYOID, TEXTARRAYOID},
 	};
+	/* Its turn comes when the other one of its name has been answered. */
+	static Statement postpone = {
+	    "UPDATE envrt.provider_leases SET next_attempt_at = $2"
+	    " WHERE lease_id OPERATOR(pg_catalog.=) ANY ($1)",
+	    2,
+	    {UUIDARRAYOID, TIMESTAMPTZOID},
+	};
 	Datum values[7];
+	Datum others[CANDIDATES];
+	int nothers = 0;
 	List *chosen = NIL;
 	int count;
 
@@ -304,13 +363,23 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 	{
 		pg_uuid_t *environment_id = result_uuid(row, 3);
 		char *provider = result_text(row, 4);
+		char *name = result_text(row, 5);
+		char *maker = result_text(row, 6);
 		Cleanup *cleanup;
 
 		/* A person's retry may have made it due while it is tried. */
 		if (is_under_way(result_uuid(row, 1)) || !may_start(environment_id, provider, chosen))
 			continue;
+		if (thing_is_under_way(maker, name, chosen))
+		{
+			others[nothers++] = UUIDPGetDatum(result_uuid(row, 1));
+			continue;
+		}
 		cleanup = MemoryContextAllocZero(TopMemoryContext, sizeof(Cleanup));
 		cleanup->lease_id = *result_uuid(row, 1);
+		cleanup->maker = MemoryContextStrdup(TopMemoryContext, maker);
+		if (name != NULL)
+			cleanup->name = MemoryContextStrdup(TopMemoryContext, name);
 		if (result_uuid(row, 2) != NULL)
 		{
 			cleanup->holder_id = *result_uuid(row, 2);
@@ -322,6 +391,13 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 		MemoryContextSwitchTo(context);
 		chosen = lappend(chosen, cleanup);
 	}
+	if (nothers > 0)
+	{
+		values[0] = PointerGetDatum(uuid_array(others, nothers));
+		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, SAME_RETRY_MS));
+		statement_execute(&postpone, values, NULL);
+		MemoryContextSwitchTo(context);
+	}
 	return chosen;
 }
 
@@ -332,9 +408,37 @@ set_text(json_t *object, const char *key, const char *text)
 		json_object_set_new(object, key, json_string(text_to_utf8(text)));
 }
 
-/* The call's params from the row that was just taken; the result's columns are those of `take`. */
+/*
+ * Whether another row lives by the name of this one, which another server may
+ * have made.  What they name is that row's from now on: it ends it.
+ */
+static bool
+is_of_another(const Cleanup *cleanup)
+{
+	static Statement find = {
+	    "SELECT 1 FROM envrt.provider_leases p WHERE p.provider_lease_id OPERATOR(pg_catalog.=) $1"
+	    " AND " LEDGER_MAKER_OF("p.") " OPERATOR(pg_catalog.=) $2"
+	                                  " AND p.lease_id OPERATOR(pg_catalog.<>) $3" LEDGER_LIVE_OF(
+	                                      "p.") " LIMIT 1",
+	    3,
+	    {TEXTOID, TEXTOID, UUIDOID},
+	};
+	Datum values[3];
+
+	if (cleanup->name == NULL)
+		return false;
+	values[0] = CStringGetTextDatum(cleanup->name);
+	values[1] = CStringGetTextDatum(cleanup->maker);
+	values[2] = UUIDPGetDatum(&cleanup->lease_id);
+	return statement_execute(&find, values, NULL) > 0;
+}
+
+/*
+ * The call's params from the row that was just taken; the result's columns are those of `take`.
+ * Nothing is called for what is another row's.
+ */
 static void
-make_call(Cleanup *cleanup, int row)
+make_call(Cleanup *cleanup, int row, bool of_another)
 {
 	bool isnull;
 	Datum datum;
@@ -342,6 +446,7 @@ make_call(Cleanup *cleanup, int row)
 	json_t *config;
 	json_t *params;
 	bytea *secrets = NULL;
+	pg_uuid_t company_id = *result_uuid(row, 9);
 
 	cleanup->attempts = DatumGetInt32(result_datum(row, 2, &isnull));
 	cleanup->fence = DatumGetInt64(result_datum(row, 11, &isnull));
@@ -350,6 +455,8 @@ make_call(Cleanup *cleanup, int row)
 		cleanup->keep = strcmp(kind, "report_keep") == 0;
 		return;
 	}
+	if (of_another)
+		return;
 	cleanup->keep = strcmp(kind, "keep") == 0;
 	cleanup->method =
 	    strcmp(kind, "destroy") == 0 ? "environmentDestroyLease" : "environmentReleaseLease";
@@ -375,12 +482,19 @@ make_call(Cleanup *cleanup, int row)
 	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
 	if (cleanup->keep)
 		json_object_set_new(params, "keep", json_true());
+	/* A plugin may have given it the name of something that lives: let it be said first. */
+	if (cleanup->name == NULL && result_text(row, 8) != NULL &&
+	    (result_text(row, 12) == NULL || strcmp(result_text(row, 12), UNSPEAKABLE) != 0))
+		json_object_set_new(params, "identify", json_true());
 	/* Last: to decrypt them, statements of their own are run. */
 	if (secrets != NULL)
 	{
 		json_t *values;
 
-		config = config_fill_secrets(config, &cleanup->lease_id, secrets, &values);
+		/* The newest first; next, should that be what fails, those that it was made with. */
+		config =
+		    config_fill_secrets(config, &cleanup->lease_id,
+		                        cleanup->attempts % 2 == 1 ? &company_id : NULL, secrets, &values);
 		cleanup->values = json_incref(values);
 		json_object_set_new(params, "secrets", config_secrets_by_id(values));
 	}
@@ -398,7 +512,7 @@ take(List *chosen, TimestampTz now)
 	    "pg_catalog.now()"
 	    " WHERE lease_id OPERATOR(pg_catalog.=) $1"
 	    " RETURNING cleanup, attempts, config, secrets, metadata, provider_lease_id, driver_key, "
-	    "plugin_key, company_id, host_instance, fence",
+	    "plugin_key, company_id, host_instance, fence, last_error",
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},
 	};
@@ -408,11 +522,12 @@ take(List *chosen, TimestampTz now)
 	{
 		Cleanup *cleanup = lfirst(cell);
 		Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
+		bool of_another = is_of_another(cleanup);
 
 		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, call_timeout() + 1000));
 		if (statement_execute(&update, values, NULL) == 0)
 			elog(ERROR, "ledger row \"%s\" has vanished", uuid_text(&cleanup->lease_id));
-		make_call(cleanup, 0);
+		make_call(cleanup, 0, of_another);
 	}
 }
 
@@ -701,6 +816,17 @@ given_up(const Cleanup *cleanup)
 	       (cleanup->result == CLEANUP_ERROR && cleanup->attempts >= envrt_cleanup_attempts);
 }
 
+/*
+ * What can't be released is kept for reuse all the same: whether it is of use
+ * is for its provider to say when it is resumed.
+ */
+static bool
+is_done(const Cleanup *cleanup)
+{
+	return cleanup->result == CLEANUP_DONE ||
+	       (cleanup->result == CLEANUP_ERROR && cleanup->keep && given_up(cleanup));
+}
+
 static int64
 backoff_ms(int attempts)
 {
@@ -762,6 +888,34 @@ write_done(const Cleanup *cleanup)
 		statement_execute(&delete, values, NULL);
 }
 
+/* What was made has a name now, and may be another row's by it: look again before it is told. */
+static void
+write_found(const Cleanup *cleanup)
+{
+	static Statement name = {
+	    "UPDATE envrt.provider_leases SET provider_lease_id = $3, metadata = coalesce(metadata, "
+	    "$4), last_error = $5, attempts = attempts OPERATOR(pg_catalog.-) 1,"
+	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now() WHERE" AS_TAKEN,
+	    5,
+	    {UUIDOID, INT8OID, TEXTOID, JSONBOID, TEXTOID},
+	};
+	const json_t *id = json_object_get(cleanup->found, "providerLeaseId");
+	json_t *metadata = json_object_get(cleanup->found, "metadata");
+	bool storable = json_is_string(id) && provider_id_is_storable(id);
+	Datum values[5] = {UUIDPGetDatum(&cleanup->lease_id), Int64GetDatum(cleanup->fence)};
+	char nulls[6] = "     ";
+
+	if (storable)
+		values[2] = CStringGetTextDatum(text_from_utf8(json_string_value(id)));
+	else
+		values[4] = CStringGetTextDatum(UNSPEAKABLE);
+	if (json_is_object(metadata))
+		values[3] = JsonbPGetDatum(jsonb_from_json(metadata));
+	for (int i = 2; i < 5; i++)
+		nulls[i] = values[i] == (Datum) 0 ? 'n' : ' ';
+	statement_execute(&name, values, nulls);
+}
+
 static void
 write_not_done(const Cleanup *cleanup)
 {
@@ -771,14 +925,6 @@ write_not_done(const Cleanup *cleanup)
 	    " WHERE" AS_TAKEN,
 	    5,
 	    {UUIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT4OID},
-	};
-	/* What can't be released is not fit for reuse: it is destroyed instead. */
-	static Statement destroy = {
-	    "UPDATE envrt.provider_leases SET last_error = $3, cleanup = 'destroy', attempts = 0,"
-	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
-	    " WHERE" AS_TAKEN,
-	    3,
-	    {UUIDOID, INT8OID, TEXTOID},
 	};
 	static Statement unresolved = {
 	    "UPDATE envrt.provider_leases SET state = 'unresolved', last_error = $3, next_attempt_at "
@@ -792,16 +938,11 @@ write_not_done(const Cleanup *cleanup)
 	bool lost = cleanup->result == CLEANUP_LOST;
 	bool over = given_up(cleanup) && !cleanup->lease_blocked;
 
+	/* Who waits for its end need not wait for another try. */
+	freed = true;
 	if (cleanup->result == CLEANUP_UNKNOWN && !cleanup->lease_blocked)
 	{
 		statement_execute(&unresolved, values, NULL);
-		freed = true;
-		return;
-	}
-	if (given_up(cleanup) && cleanup->keep)
-	{
-		statement_execute(&destroy, values, NULL);
-		freed = true;
 		return;
 	}
 	values[3] = TimestampTzGetDatum(
@@ -826,9 +967,9 @@ write_answers(List *ended, bool try_leases)
 		Cleanup *cleanup = lfirst(cell);
 
 		cleanup->lease_blocked = false;
-		if (cleanup->result == CLEANUP_DONE)
+		if (is_done(cleanup))
 			successes = lappend(successes, cleanup);
-		else if (given_up(cleanup) && !(cleanup->keep && cleanup->result == CLEANUP_ERROR))
+		else if (given_up(cleanup))
 			failures = lappend(failures, cleanup);
 	}
 	if (successes != NIL)
@@ -839,8 +980,10 @@ write_answers(List *ended, bool try_leases)
 	{
 		Cleanup *cleanup = lfirst(cell);
 
-		if (cleanup->result == CLEANUP_DONE)
+		if (is_done(cleanup))
 			write_done(cleanup);
+		else if (cleanup->result == CLEANUP_FOUND)
+			write_found(cleanup);
 		else
 			write_not_done(cleanup);
 	}
@@ -864,7 +1007,14 @@ log_failures(List *ended)
 			         errhint("Look whether the provider has it, then SELECT "
 			                 "envrt_forget_provider_lease('%s').",
 			                 uuid_text(&cleanup->lease_id))));
-		else if (given_up(cleanup) && !cleanup->keep)
+		else if (given_up(cleanup) && cleanup->keep)
+			ereport(
+			    WARNING,
+			    (errmsg("provider lease \"%s\" is kept for reuse though it could not be released",
+			            uuid_text(&cleanup->lease_id)),
+			     errdetail_internal("%s", text_from_utf8(cleanup->error)),
+			     errhint("Its provider may have left it running.")));
+		else if (given_up(cleanup))
 			ereport(WARNING,
 			        (errmsg("cleanup of provider lease \"%s\" has failed after %d attempts",
 			                uuid_text(&cleanup->lease_id), cleanup->attempts),

@@ -12,9 +12,12 @@
  * with the id of another company's secret is an error as any such reference
  * is: a plugin works for many companies at once, and might ask for it.
  *
- * A provider lease must be cleaned up with the secrets it was made with, also
- * when these have been rotated or deleted: so the ledger keeps their values,
- * encrypted and bound to its row's key (secrets.c).
+ * Whatever is done to a provider lease later is done with the version that its
+ * reference names, "latest" being the newest at each call: the one it was made
+ * with may have been revoked.  But it must be cleaned up also when its secrets
+ * have been deleted, or the newest is a mistake: so the ledger keeps the values
+ * it was made with, encrypted and bound to its row's key (secrets.c), for when
+ * nothing newer is to be had or is of use.
  */
 #include "postgres.h"
 
@@ -149,12 +152,39 @@ config_seal_secrets(const pg_uuid_t *key, const json_t *values)
 	return json_object_size(values) > 0 ? secrets_seal(key, values) : NULL;
 }
 
+/* Put the newest in the place of those that were the newest once, as far as they can be had. */
+static void
+renew_latest(const pg_uuid_t *company_id, json_t *values)
+{
+	const char *name;
+	json_t *value;
+	void *next;
+
+	json_object_foreach_safe(values, next, name, value)
+	{
+		size_t length = strcspn(name, ":");
+		char id[37];
+		json_t *newest;
+
+		strlcpy(id, name, Min(length + 1, sizeof(id)));
+		if (strcmp(name + length, ":latest") != 0 || !is_uuid_text(id))
+			continue;
+		newest = secret_newest(company_id,
+		                       DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(id))));
+		if (newest != NULL)
+			json_object_set(values, name, newest);
+	}
+}
+
 json_t *
-config_fill_secrets(json_t *config, const pg_uuid_t *key, bytea *sealed, json_t **values)
+config_fill_secrets(json_t *config, const pg_uuid_t *key, const pg_uuid_t *company_id,
+                    bytea *sealed, json_t **values)
 {
 	json_t *filled = json_guard(json_deep_copy(config));
 
 	*values = secrets_open(key, sealed);
+	if (company_id != NULL)
+		renew_latest(company_id, *values);
 	replace_in(filled, NULL, *values);
 	return filled;
 }

@@ -18,10 +18,13 @@
  */
 extern json_t *config_resolve_secrets(json_t *config, const pg_uuid_t *company_id, json_t **values);
 
-/* What config_fill_secrets needs to do the same when the secrets are gone; NULL without any. */
+/*
+ * What config_fill_secrets needs to do the same when the secrets are gone; NULL without any.
+ * With a company, what is named by "latest" is the newest that can be had now.
+ */
 extern bytea *config_seal_secrets(const pg_uuid_t *key, const json_t *values);
-extern json_t *config_fill_secrets(json_t *config, const pg_uuid_t *key, bytea *sealed,
-                                   json_t **values);
+extern json_t *config_fill_secrets(json_t *config, const pg_uuid_t *key,
+                                   const pg_uuid_t *company_id, bytea *sealed, json_t **values);
 
 /*
  * The values by the ids of their secrets (a new reference, or NULL when out of

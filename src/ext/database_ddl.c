@@ -14,23 +14,38 @@
  * which keeps the launcher from starting another, until the transaction is
  * over; if the database is still there it gets its scheduler back then.  Only
  * for who owns the database: others would stop it for nothing.
+ *
+ * With the ledger goes all that is known of what exists at providers.  Whoever
+ * drops it is told how much that is: for the table, however it comes to be
+ * dropped, by a look at it in the object access hook; for a database by its
+ * scheduler, which counts before it ends.
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
 #include "compat.h"
+#include "executor/tuptable.h"
+#include "instance.h"
 #include "ledger_hints.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "shared_state.h"
 #include "tcop/utility.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 #include "utils/wait_event.h"
 #include "workers.h"
 
@@ -46,10 +61,76 @@ static bool extension_dropped = false;
 static bool holding = false; /* some slot is held by us */
 
 static void
+report_left_behind(int64 count, const char *hint)
+{
+	if (count > 0)
+		ereport(WARNING,
+		        (errmsg_plural(INT64_FORMAT " provider lease is left behind",
+		                       INT64_FORMAT " provider leases are left behind",
+		                       (unsigned long) count, count),
+		         errdetail("The ledger that is dropped is all that knows of what exists at the "
+		                   "providers, and nobody ends it there."),
+		         errhint("%s", hint)));
+}
+
+/*
+ * Count what plugins have made by the ledger that is about to be dropped (what is on this
+ * machine goes with it: the driver host is told).  Its indexes may be
+ * gone already, and so may all that statements would need: so by hand.
+ */
+static int64
+count_rows(Oid relid)
+{
+	Relation relation = table_open(relid, NoLock);
+	TupleTableSlot *slot = table_slot_create(relation, NULL);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TableScanDesc scan = table_beginscan(relation, snapshot, 0, NULL);
+	AttrNumber system = get_attnum(relid, "system_identifier");
+	AttrNumber database = get_attnum(relid, "database_id");
+	AttrNumber uuid = get_attnum(relid, "instance");
+	AttrNumber plugin = get_attnum(relid, "plugin_key");
+	Instance own;
+	bool known = instance_get(&own);
+	int64 count = 0;
+
+	while (known && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		(void) slot_getattr(slot, plugin, &isnull);
+		if (isnull)
+			continue;
+		if ((uint64) DatumGetInt64(slot_getattr(slot, system, &isnull)) == own.system_identifier &&
+		    DatumGetObjectId(slot_getattr(slot, database, &isnull)) == own.database &&
+		    memcmp(DatumGetUUIDP(slot_getattr(slot, uuid, &isnull)), &own.uuid, UUID_LEN) == 0)
+			count++;
+	}
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(relation, NoLock);
+	return count;
+}
+
+static bool
+is_ledger(Oid relid)
+{
+	char *name = get_rel_name(relid);
+
+	return name != NULL && strcmp(name, "provider_leases") == 0 &&
+	       get_rel_namespace(relid) == get_namespace_oid("envrt", true);
+}
+
+static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
 {
 	if (previous_object_access_hook)
 		previous_object_access_hook(access, classId, objectId, subId, arg);
+	if (access == OAT_DROP && classId == RelationRelationId && subId == 0 && is_ledger(objectId))
+		report_left_behind(count_rows(objectId),
+		                   "ROLLBACK, release the leases, archive the environments, and drop it "
+		                   "when envrt.stat_cleanup has no rows any more.");
 	if (access == OAT_POST_CREATE && classId == DatabaseRelationId)
 		database_created = true;
 	else if (access == OAT_POST_CREATE && classId == ExtensionRelationId)
@@ -100,17 +181,21 @@ transaction_end(XactEvent event, void *arg)
 	database_created = extension_created = extension_dropped = holding = false;
 }
 
-/* Have the database's scheduler end, and stay away until the transaction is over. */
-static void
+/*
+ * Have the database's scheduler end, and stay away until the transaction is over.
+ * Returns how many provider leases it had then; -1: not known.
+ */
+static int64
 hold_database(const char *name)
 {
 	Oid database = name != NULL ? get_database_oid(name, true) : InvalidOid;
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_WAIT_MS);
 	SchedulerSlot *slot;
 	bool held = false;
+	int64 count = -1;
 
 	if (!OidIsValid(database) || !object_ownercheck_database(database, GetUserId()))
-		return;
+		return -1;
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	slot = scheduler_slot(database);
 	if (slot != NULL && slot->held_by == 0)
@@ -124,7 +209,7 @@ hold_database(const char *name)
 	}
 	LWLockRelease(shared_state->lock);
 	if (!held)
-		return;
+		return -1;
 
 	ConditionVariablePrepareToSleep(&shared_state->scheduler_changed);
 	for (;;)
@@ -134,6 +219,7 @@ hold_database(const char *name)
 
 		LWLockAcquire(shared_state->lock, LW_SHARED);
 		ended = slot->state == SCHEDULER_ENDED;
+		count = ended ? slot->left_behind : -1;
 		LWLockRelease(shared_state->lock);
 		/* Late: the statement itself says what is in its way. */
 		if (ended || left == 0)
@@ -142,6 +228,7 @@ hold_database(const char *name)
 		                                   PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();
+	return count;
 }
 
 /* The database that a statement needs free of sessions, or NULL. */
@@ -185,8 +272,13 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	Node *statement = pstmt->utilityStmt;
 	const char *name = needed_database(statement);
 
-	if (name != NULL)
-		hold_database(name);
+	int64 count = name != NULL ? hold_database(name) : -1;
+
+	if (IsA(statement, DropdbStmt))
+		report_left_behind(count,
+		                   "They have to be ended at their providers by hand. Before a database is "
+		                   "dropped, release its leases, archive its environments, and wait until "
+		                   "envrt.stat_cleanup has no rows there.");
 	/* Whether it takes connections or is a template decides about its scheduler. */
 	if (IsA(statement, AlterDatabaseStmt))
 		database_created = true;

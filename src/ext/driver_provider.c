@@ -31,7 +31,13 @@
  *									destroyed, or expires
  *
  * A reusable one that another lease holds is waited for as long as
- * envrt.reuse_wait_timeout says.
+ * envrt.reuse_wait_timeout says.  One that is on its way back, or out, and the
+ * end of what has the same name at the provider, are always waited for.
+ *
+ * What is idle may hold a week's work.  So a resume that fails is tried again,
+ * for as long as envrt.reuse_retry says, and then the acquire fails and what
+ * was idle is so again.  Only when the provider says that it has it no more
+ * another one is made, and the lease says in whose place (replacedLease).
  */
 #include "postgres.h"
 
@@ -42,14 +48,23 @@
 #include "json.h"
 #include "ledger_hints.h"
 #include "ledger_request.h"
+#include "miscadmin.h"
+#include "pgstat.h"
 #include "plugins.h"
 #include "provider_lease.h"
 #include "settings.h"
 #include "shared_state.h"
+#include "storage/latch.h"
 #include "tables.h"
+#include "utils/timestamp.h"
 
-/* How often one that can't be resumed is replaced before the acquire gives up. */
-#define MAX_TRIES 3
+pg_noreturn static void
+report_cleaned_up(void)
+{
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+	                errmsg("the provider lease was cleaned up while it was acquired"),
+	                errdetail("lease_acquire_failed"), errhint("Try again.")));
+}
 
 /* A request to the ledger about one row that must be there. */
 static void
@@ -59,9 +74,7 @@ tell_ledger(LedgerVerb verb, const json_t *row)
 
 	ledger_ask(verb, jsonb_from_json(row), 0, &reply);
 	if (reply.outcome != LEDGER_DONE)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		                errmsg("the provider lease was cleaned up while it was acquired"),
-		                errdetail("lease_acquire_failed"), errhint("Try again.")));
+		report_cleaned_up();
 }
 
 /* Whether an error says for sure that nothing was made. */
@@ -74,42 +87,65 @@ nothing_was_made(const json_t *error)
 	return outcome != NULL && strcmp(outcome, "absent") == 0;
 }
 
-/* Whether a resume's answer is about what was to be resumed. */
-bool
-provider_resumed(const json_t *row, const json_t *result)
+static void
+sleep_for(long ms)
 {
-	const json_t *id = json_object_get(row, "provider_lease_id");
-
-	return json_is_null(id) || json_equal(id, json_object_get(result, "providerLeaseId"));
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+	                 PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
 }
 
-/* Have what was idle resumed; NULL, and it is discarded, when the provider can't. */
+/* Have what was idle resumed; NULL when its provider has it no more. */
 static json_t *
-resume(const AcquireRequest *request)
+resume(AcquireRequest *request)
 {
-	json_t *row = provider_row(request->key, true);
-	json_t *params;
-	json_t *error;
-	json_t *result;
+	TimestampTz begun = GetCurrentTimestamp();
 
-	if (row == NULL)
-		return NULL;
-	params = provider_call_params(row);
-	plugins_restrict(params);
-	result =
-	    provider_call("environmentResumeLease", params, 2 * (int64) envrt_provider_timeout, &error);
-	if (error != NULL || !provider_resumed(row, result))
+	for (long pause = PROVIDER_RESUME_PAUSE_MS;;
+	     pause = Min(2 * pause, PROVIDER_RESUME_MAX_PAUSE_MS))
 	{
-		json_t *failed = provider_row_name(request);
+		json_t *idle = provider_row(request->key, true);
+		const char *id = json_string_value(json_object_get(idle, "provider_lease_id"));
+		const char *reason;
+		json_t *params;
+		json_t *error;
+		json_t *result;
+		AcquireRequest other = *request;
+		json_t *stray;
+		TimestampTz until;
 
-		json_object_set_new(failed, "last_error",
-		                    error != NULL
-		                        ? json_incref(json_object_get(error, "message"))
-		                        : json_string("the provider resumed another provider lease"));
-		tell_ledger(LEDGER_RESUME_FAILED, failed);
-		return NULL;
+		if (idle == NULL)
+			report_cleaned_up();
+		params = provider_call_params(idle);
+		plugins_restrict(params);
+		result = provider_call("environmentResumeLease", params, 2 * (int64) envrt_provider_timeout,
+		                       &error);
+		switch (provider_judge_resume(id, result, error, &reason))
+		{
+			case RESUME_DONE:
+				return result;
+			case RESUME_GONE:
+				tell_ledger(LEDGER_GONE, provider_row_name(request));
+				/* Not a NOTICE: to callers that read all that they are told, it is no news. */
+				ereport(LOG, (errmsg("the sandbox of environment \"%s\" is gone and is replaced",
+				                     request->environment->name),
+				              errdetail_internal("%s", text_from_utf8(reason))));
+				request->replaced = provider_replaced(id, reason);
+				return NULL;
+			case RESUME_OTHER:
+				other.key = uuid_generate();
+				stray = provider_stray_row(&other, result, &params);
+				if (stray != NULL)
+					tell_ledger(LEDGER_STRAY, stray);
+				provider_report_not_resumed(request->environment->name, reason, NULL);
+			case RESUME_FAILED:
+				until = TimestampTzPlusMilliseconds(begun, envrt_reuse_retry);
+				if (TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause) > until)
+					provider_report_not_resumed(request->environment->name, reason, error);
+				sleep_for(pause);
+		}
 	}
-	return result;
 }
 
 static json_t *
@@ -129,8 +165,17 @@ make(const AcquireRequest *request, json_t *params)
 }
 
 static void
-report_busy(const AcquireRequest *request)
+report_busy(const AcquireRequest *request, const LedgerReply *reply)
 {
+	if (hint_given(&reply->lease_id))
+		ereport(ERROR,
+		        (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+		         errmsg("The reusable provider lease of environment \"%s\" is held by a lease "
+		                "of this very transaction.",
+		                request->environment->name),
+		         errdetail("lease_acquire_failed"),
+		         errhint("Commit after that lease has been released, or use an environment "
+		                 "without reuseLease.")));
 	ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 	                errmsg("The reusable provider lease of environment \"%s\" is held by another "
 	                       "active lease.",
@@ -141,50 +186,94 @@ report_busy(const AcquireRequest *request)
 	                        "reuseLease.")));
 }
 
+/* What is waited for in any case has not come in time. */
+pg_noreturn static void
+report_turning(const AcquireRequest *request, LedgerOutcome outcome)
+{
+	ereport(ERROR,
+	        (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+	         outcome == LEDGER_RETURNING
+	             ? errmsg("The reusable provider lease of environment \"%s\" is still being "
+	                      "released for its last lease.",
+	                      request->environment->name)
+	             : errmsg("What the provider of environment \"%s\" has given the same id is still "
+	                      "being destroyed.",
+	                      request->environment->name),
+	         errdetail("lease_acquire_failed"),
+	         errhint("Try again later. envrt.stat_cleanup says how that goes.")));
+}
+
+/*
+ * Have the ledger write a row, or claim one.  An earlier one that takes long to
+ * be destroyed is not waited for any longer, unless it has the same name.
+ */
+static void
+reserve(const AcquireRequest *request, const json_t *row, LedgerReply *reply)
+{
+	bool reuses = provider_policy_reuses(json_string_value(json_object_get(row, "lease_policy")));
+	LedgerVerb verb = reuses ? LEDGER_REUSE : LEDGER_CREATE;
+
+	ledger_ask(verb, provider_row_content(request, row), envrt_reuse_wait_timeout, reply);
+	if (reply->outcome == LEDGER_ENDING && verb == LEDGER_REUSE &&
+	    json_object_get(row, "provider_lease_id") == NULL)
+		ledger_ask(LEDGER_REUSE_BESIDE, provider_row_content(request, row),
+		           envrt_reuse_wait_timeout, reply);
+	if (reply->outcome == LEDGER_BUSY)
+		report_busy(request, reply);
+	if (reply->outcome == LEDGER_RETURNING || reply->outcome == LEDGER_ENDING)
+		report_turning(request, reply->outcome);
+}
+
 static void
 provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 {
-	json_t *params;
-	json_t *row;
-	bool reuses;
 	AcquireRequest asked = *request;
 	FullTransactionId owner;
-	json_t *result = NULL;
-	bool resumed = false;
+	TimestampTz begun = GetCurrentTimestamp();
+	json_t *awaited = NULL; /* the id of what has to be gone first */
 
 	forbid_in_scheduler();
-	row = provider_create_row(request, &params);
-	reuses = provider_policy_reuses(json_string_value(json_object_get(row, "lease_policy")));
-	driver_host_connect();
-	owner = GetCurrentFullTransactionId();
-	json_object_set_new(row, "owner",
-	                    json_string(psprintf(UINT64_FORMAT, U64FromFullTransactionId(owner))));
-	hint_forbid_prepare();
-	hint_lease(request->lease_id);
-	FAULT_POINT("acquire-before-ledger");
-	for (int i = 0; result == NULL; i++)
+	for (;;)
 	{
+		json_t *params;
+		json_t *row = provider_create_row(&asked, &params);
 		LedgerReply reply;
+		AcquireRequest of;
+		json_t *result;
+		json_t *learnt;
+		bool resumed;
 
-		if (i == MAX_TRIES)
-			ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-			                errmsg("nothing of environment \"%s\" could be resumed",
-			                       request->environment->name),
-			                errdetail("lease_acquire_failed")));
-		ledger_ask(reuses ? LEDGER_REUSE : LEDGER_CREATE, provider_row_content(request, row),
-		           envrt_reuse_wait_timeout, &reply);
-		if (reply.outcome == LEDGER_BUSY)
-			report_busy(request);
+		driver_host_connect();
+		owner = GetCurrentFullTransactionId();
+		json_object_set_new(row, "owner",
+		                    json_string(psprintf(UINT64_FORMAT, U64FromFullTransactionId(owner))));
+		if (awaited != NULL)
+			json_object_set(row, "provider_lease_id", awaited);
+		hint_forbid_prepare();
+		hint_lease(request->lease_id);
+		FAULT_POINT("acquire-before-ledger");
+		reserve(&asked, row, &reply);
 		FAULT_POINT("acquire-after-ledger");
 		resumed = reply.outcome == LEDGER_CLAIMED;
-		asked.key = resumed ? &reply.lease_id : request->key;
-		result = resumed ? resume(&asked) : make(&asked, params);
-		if (result != NULL)
-		{
-			FAULT_POINT("acquire-after-call");
-			provider_acquired(&asked, result, resumed, lease);
-			tell_ledger(LEDGER_LEARN, provider_learnt(&asked, result, lease));
-		}
+		of = asked;
+		if (resumed)
+			of.key = &reply.lease_id;
+		result = resumed ? resume(&of) : make(&of, params);
+		asked.replaced = of.replaced;
+		if (result == NULL)
+			continue;
+		FAULT_POINT("acquire-after-call");
+		provider_acquired(&of, result, resumed, lease);
+		learnt = provider_learnt(&of, result, lease);
+		ledger_ask(LEDGER_LEARN, jsonb_from_json(learnt), 0, &reply);
+		if (reply.outcome == LEDGER_DONE)
+			return;
+		if (reply.outcome != LEDGER_ENDING)
+			report_cleaned_up();
+		if (TimestampDifferenceExceeds(begun, GetCurrentTimestamp(), (int) ledger_turn_ms()))
+			report_turning(request, LEDGER_ENDING);
+		awaited = json_object_get(learnt, "provider_lease_id");
+		asked.key = uuid_generate();
 	}
 }
 

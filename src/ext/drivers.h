@@ -20,6 +20,7 @@ typedef struct AcquireRequest
 	const pg_uuid_t *key;          /* of the provider lease: the lease's id, but for a second try */
 	const char *workspace_mode;    /* NULL: none */
 	const pg_uuid_t *workspace_id; /* NULL: none */
+	json_t *replaced;              /* what it takes the place of, for the metadata; NULL: nothing */
 } AcquireRequest;
 
 /* What the driver made of it, ready for the lease's row. */

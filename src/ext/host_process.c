@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "common/file_perm.h"
+#include "instance.h"
 #include "jsonrpc.h"
 #include "miscadmin.h"
 #include "postmaster/postmaster.h"
@@ -211,7 +212,8 @@ host_process_database_gone(Oid database)
 	if (host.pid == 0)
 		return;
 	send_control(rpc_request(++host.last_id, "databaseGone",
-	                         json_pack("{s:I}", "database", (json_int_t) database)));
+	                         json_pack("{s:I, s:s?}", "database", (json_int_t) database, "ledger",
+	                                   instance_ledger_name(database))));
 }
 
 static void

@@ -150,6 +150,21 @@ instance_establish(void)
 	LWLockRelease(shared_state->lock);
 }
 
+char *
+instance_ledger_name(Oid database)
+{
+	pg_uuid_t uuid;
+	bool known;
+
+	if (shared_state == NULL)
+		return NULL;
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	known = shared_state->instance_known;
+	uuid = shared_state->instance;
+	LWLockRelease(shared_state->lock);
+	return known ? psprintf("%s:%u", uuid_text(&uuid), database) : NULL;
+}
+
 bool
 instance_get(Instance *instance)
 {

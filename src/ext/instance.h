@@ -21,6 +21,12 @@ typedef struct Instance
 /* In the launcher, before it starts any scheduler. */
 extern void instance_establish(void);
 
+/*
+ * Names a ledger of this server on this machine (palloc'd): what a sandbox here is marked with.
+ * No copy of the server or of the database has the same.  NULL where there is no launcher.
+ */
+extern char *instance_ledger_name(Oid database);
+
 /* This server and the current database; false where there is no launcher. */
 extern bool instance_get(Instance *instance);
 

@@ -144,11 +144,11 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 	};
 	/* A reusable provider lease has one holder: environment_leases_holder_idx. */
 	static Statement insert_holder = {
-	    INSERT_LEASE
-	    " ON CONFLICT (provider, provider_lease_id) WHERE status OPERATOR(pg_catalog.=) 'active'"
-	    " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
-	    "'reuse_by_execution_workspace'])"
-	    " DO NOTHING RETURNING *",
+	    INSERT_LEASE " ON CONFLICT (company_id, provider, provider_lease_id) WHERE status "
+	                 "OPERATOR(pg_catalog.=) 'active'"
+	                 " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
+	                 "'reuse_by_execution_workspace'])"
+	                 " DO NOTHING RETURNING *",
 	    12,
 	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	     TIMESTAMPTZOID, TIMESTAMPTZOID},

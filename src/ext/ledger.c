@@ -22,7 +22,19 @@
  * is older than a durable transaction, and its number is never given out
  * again, after no crash and no promotion.
  *
- * Rows of another server (instance.c) are left alone.
+ * What exists outside is named by its provider, and a provider may give a name
+ * again: a sandbox that is called after its environment has the name of the
+ * one before.  So rows of one name are one thing (LEDGER_MAKER_OF):
+ *
+ *		- nothing is told to end while a row that lives has its name; the last
+ *		  one that has it ends it (cleanup.c);
+ *		- whoever is about to make something waits for the end of what may have
+ *		  had the name before; whoever was given the name of something that is
+ *		  being ended gives it up, waits, and asks again (learn_row).
+ *
+ * One process decides both, so there is no moment in between.
+ *
+ * Rows of another server (instance.c) are left alone, and what they name is too.
  */
 #include "postgres.h"
 
@@ -38,6 +50,7 @@
 #include "ledger_request.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "queued_leases.h"
 #include "settings.h"
 #include "shared_state.h"
 #include "storage/lmgr.h"
@@ -191,6 +204,35 @@ execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwis
 		LEDGER_OWN_TYPES, JSONBOID                                                                 \
 	}
 
+/*
+ * Whether something with the id that the request brings is being destroyed.
+ * What has been given up is not waited for, and what another server left is
+ * not ours to end.
+ */
+static bool
+is_being_ended(LedgerRequest *request)
+{
+	static Statement find = {
+	    "SELECT 1 FROM envrt.provider_leases p,"
+	    " pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
+	    " WHERE p.provider_lease_id OPERATOR(pg_catalog.=) r.provider_lease_id"
+	    " AND p.lease_id OPERATOR(pg_catalog.<>) r.lease_id"
+	    " AND " LEDGER_MAKER_OF("p.") " OPERATOR(pg_catalog.=) " LEDGER_MAKER_OF(
+	        "r.") " AND p.state OPERATOR(pg_catalog.=) 'cleaning'"
+	              " AND p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy'])"
+	              " AND p.next_attempt_at IS NOT NULL AND" LEDGER_OWN_OF("p.") " LIMIT 1",
+	    5,
+	    {LEDGER_OWN_TYPES, JSONBOID},
+	};
+	Datum values[5];
+
+	if (jsonb_string_member(request->content, "provider_lease_id") == NULL)
+		return false;
+	ledger_own_arguments(values);
+	values[4] = JsonbPGetDatum(request->content);
+	return statement_execute(&find, values, NULL) > 0;
+}
+
 static void
 create_row(LedgerRequest *request)
 {
@@ -199,6 +241,12 @@ create_row(LedgerRequest *request)
 	Datum values[6];
 	const char *host = driver_client_instance();
 
+	/* Its first try was named like something that is being destroyed. */
+	if (is_being_ended(request))
+	{
+		request->reply.outcome = LEDGER_ENDING;
+		return;
+	}
 	ledger_own_arguments(values);
 	values[4] = JsonbPGetDatum(request->content);
 	values[5] = host != NULL ? CStringGetTextDatum(host) : (Datum) 0;
@@ -213,20 +261,28 @@ create_row(LedgerRequest *request)
 		request->reply.outcome = LEDGER_BUSY;
 }
 
-/*
- * A reusable one: claim what is idle, make one where there is none, or wait.
- *
- * There is one for an environment (and execution workspace) at a time, aside
- * from those on their way out.  One that was made by another config is of no
- * use; if idle it goes.
- */
-static void
-reuse_row(LedgerRequest *request)
+/* A row of the environment that may be reused, or was. */
+typedef struct ReusableRow
+{
+	pg_uuid_t lease_id;
+	pg_uuid_t holder_id;
+	char *state;
+	bool same; /* made by the config that the environment has */
+	bool mine; /* what this very request has got before */
+	bool resumed;
+	bool ending;
+	FullTransactionId owner;
+} ReusableRow;
+
+static List *
+read_reusable(LedgerRequest *request)
 {
 	static Statement find = {
 	    "SELECT p.lease_id, p.state, p.environment_config OPERATOR(pg_catalog.=) "
-	    "r.environment_config,"
-	    " p.holder_id OPERATOR(pg_catalog.=) r.holder_id AND p.owner OPERATOR(pg_catalog.=) r.owner"
+	    "r.environment_config, coalesce(p.holder_id OPERATOR(pg_catalog.=) r.holder_id"
+	    "   AND p.owner OPERATOR(pg_catalog.=) r.owner, false),"
+	    " p.resumed, p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy']),"
+	    " p.holder_id, coalesce(p.owner, '0'::pg_catalog.xid8)"
 	    " FROM envrt.provider_leases p,"
 	    " pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
 	    " WHERE p.environment_id OPERATOR(pg_catalog.=) r.environment_id"
@@ -237,11 +293,77 @@ reuse_row(LedgerRequest *request)
 	    "   OR (p.execution_workspace_id IS NULL AND r.execution_workspace_id IS NULL))"
 	    " AND (p.state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held', 'idle'])"
 	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning'"
-	    "     AND p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['keep', 'report_keep'])))"
+	    "     AND (p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['keep', 'report_keep'])"
+	    /* One that can't be ended at the first try may take long: it is not waited for. */
+	    "       OR (p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy'])"
+	    "         AND p.last_error IS NULL AND p.next_attempt_at IS NOT NULL))))"
 	    " AND" LEDGER_OWN_OF("p."),
 	    5,
 	    {LEDGER_OWN_TYPES, JSONBOID},
 	};
+	Datum values[5];
+	List *rows = NIL;
+	int count;
+
+	ledger_own_arguments(values);
+	values[4] = JsonbPGetDatum(request->content);
+	count = statement_execute(&find, values, NULL);
+	for (int i = 0; i < count; i++)
+	{
+		ReusableRow *row = palloc0(sizeof(ReusableRow));
+		bool isnull;
+
+		row->lease_id = *result_uuid(i, 1);
+		row->state = result_text(i, 2);
+		row->same = DatumGetBool(result_datum(i, 3, &isnull));
+		row->mine = DatumGetBool(result_datum(i, 4, &isnull));
+		row->resumed = DatumGetBool(result_datum(i, 5, &isnull));
+		row->ending =
+		    strcmp(row->state, "cleaning") == 0 && DatumGetBool(result_datum(i, 6, &isnull));
+		if (result_uuid(i, 7) != NULL)
+			row->holder_id = *result_uuid(i, 7);
+		row->owner = DatumGetFullTransactionId(result_datum(i, 8, &isnull));
+		rows = lappend(rows, row);
+	}
+	return rows;
+}
+
+/*
+ * Whether a lease has it, or a transaction that has not ended.  What has not
+ * been settled yet (settle.c) does not count: it is about to be.
+ */
+static bool
+is_held(const ReusableRow *row)
+{
+	static Statement find = {
+	    "SELECT 1 FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(&row->holder_id)};
+	int count;
+
+	if (strcmp(row->state, "cleaning") == 0)
+		return false;
+	if (U64FromFullTransactionId(row->owner) != 0 && settle_owner_undecided(row->owner))
+		return true;
+	if (queued_lease_in_flight(&row->holder_id))
+		return true;
+	return statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &count) && count > 0;
+}
+
+/*
+ * A reusable one: claim what is idle, make one where there is none, or wait.
+ *
+ * There is one for an environment (and execution workspace) at a time.  One
+ * that was made by another config is of no use; if idle it goes.  What is on
+ * its way back, or out, is waited for, whatever the caller does about what
+ * another lease holds: a provider may call the next one by the same name.
+ */
+static void
+reuse_row(LedgerRequest *request)
+{
 	static Statement claim = {
 	    "UPDATE envrt.provider_leases p SET state = 'creating', resumed = true, doomed = false,"
 	    " holder_id = r.holder_id, owner = r.owner, next_attempt_at = NULL, last_error = NULL,"
@@ -253,63 +375,98 @@ reuse_row(LedgerRequest *request)
 	};
 	static Statement discard = {
 	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = 'destroy', holder_id = "
-	    "NULL, next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    "NULL, last_error = NULL, attempts = 0, next_attempt_at = pg_catalog.now(), updated_at = "
+	    "pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
 	    1,
 	    {UUIDOID},
 	};
-	Datum values[5];
-	int count;
-	pg_uuid_t *idle = NULL;
-	List *stale = NIL;
-	bool busy = false;
+	LedgerReply *reply = &request->reply;
+	bool wait_for_end = request->verb == LEDGER_REUSE;
+	bool returning = false;
+	bool ending = false;
+	ReusableRow *idle = NULL;
+	List *rows = read_reusable(request);
 	ListCell *cell;
 
-	ledger_own_arguments(values);
-	values[4] = JsonbPGetDatum(request->content);
-	count = statement_execute(&find, values, NULL);
-	for (int row = 0; row < count; row++)
+	foreach (cell, rows)
 	{
-		bool isnull;
-		bool mine = DatumGetBool(result_datum(row, 4, &isnull)) && !isnull;
-		bool same = DatumGetBool(result_datum(row, 3, &isnull));
-		char *state = result_text(row, 2);
+		ReusableRow *row = lfirst(cell);
+		Datum id[1] = {UUIDPGetDatum(&row->lease_id)};
 
-		if (mine)
+		if (row->mine)
 		{
 			/* A predecessor has done it and died before it could say so. */
-			request->reply.outcome = LEDGER_CLAIMED;
-			request->reply.lease_id = *result_uuid(row, 1);
+			reply->outcome = row->resumed ? LEDGER_CLAIMED : LEDGER_CREATED;
+			reply->lease_id = row->lease_id;
 			return;
 		}
-		if (strcmp(state, "idle") != 0)
-			busy = true;
-		else if (same && idle == NULL)
-			idle = result_uuid(row, 1);
+		if (row->ending)
+			ending = ending || wait_for_end;
+		else if (strcmp(row->state, "idle") != 0)
+		{
+			if (is_held(row))
+			{
+				reply->outcome = LEDGER_BUSY;
+				reply->lease_id = row->holder_id;
+				return;
+			}
+			returning = true;
+		}
+		else if (row->same && idle == NULL)
+			idle = row;
 		else
-			stale = lappend(stale, result_uuid(row, 1));
+		{
+			statement_execute(&discard, id, NULL);
+			cleanup_look_again();
+			ending = ending || wait_for_end;
+		}
 	}
-	if (busy)
-	{
-		request->reply.outcome = LEDGER_BUSY;
-		return;
-	}
-	foreach (cell, stale)
-	{
-		Datum id[1] = {UUIDPGetDatum(lfirst(cell))};
-
-		statement_execute(&discard, id, NULL);
-		cleanup_look_again();
-	}
-	if (idle == NULL)
+	if (returning)
+		reply->outcome = LEDGER_RETURNING;
+	else if (ending)
+		reply->outcome = LEDGER_ENDING;
+	else if (idle == NULL)
 		create_row(request);
 	else
 	{
-		Datum claimed[2] = {UUIDPGetDatum(idle), JsonbPGetDatum(request->content)};
+		Datum claimed[2] = {UUIDPGetDatum(&idle->lease_id), JsonbPGetDatum(request->content)};
 
 		statement_execute(&claim, claimed, NULL);
-		request->reply.outcome = LEDGER_CLAIMED;
-		request->reply.lease_id = *idle;
+		reply->outcome = LEDGER_CLAIMED;
+		reply->lease_id = idle->lease_id;
+	}
+}
+
+/*
+ * What the provider has answered.  It may have given the new one the id of
+ * something that is being destroyed: nobody can say then which of them is
+ * there in the end.  So this one is to be destroyed as well, and when both are
+ * gone another one is made (LEDGER_ENDING).
+ */
+static void
+learn_row(LedgerRequest *request)
+{
+	static Statement learn = {
+	    "UPDATE envrt.provider_leases p SET provider_lease_id = coalesce(r.provider_lease_id, "
+	    "p.provider_lease_id), metadata = "
+	    "r.metadata, expires_at = r.expires_at, plugin_key = coalesce(r.plugin_key, p.plugin_key),"
+	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
+	    " AND p.state OPERATOR(pg_catalog.=) 'creating'",
+	    OF_LEASE_TYPES,
+	};
+	static Statement end = {
+	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', holder_id = "
+	    "NULL, owner = NULL, attempts = 0, last_error = NULL, next_attempt_at = pg_catalog.now(),"
+	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
+	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND NOT p.resumed",
+	    OF_LEASE_TYPES,
+	};
+
+	if (execute_for(request, &learn, LEDGER_NOT_FOUND) > 0 && is_being_ended(request) &&
+	    execute_for(request, &end, LEDGER_DONE) > 0)
+	{
+		request->reply.outcome = LEDGER_ENDING;
+		cleanup_look_again();
 	}
 }
 
@@ -398,25 +555,29 @@ forget_foreign(LedgerRequest *request)
 void
 ledger_execute(LedgerRequest *request)
 {
-	static Statement learn = {
-	    "UPDATE envrt.provider_leases p SET provider_lease_id = coalesce(r.provider_lease_id, "
-	    "p.provider_lease_id), metadata = "
-	    "r.metadata, expires_at = r.expires_at, plugin_key = coalesce(r.plugin_key, p.plugin_key),"
-	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
-	    " AND p.state OPERATOR(pg_catalog.=) 'creating'",
-	    OF_LEASE_TYPES,
-	};
 	static Statement nothing_made = {
 	    "DELETE FROM envrt.provider_leases p USING" OF_HOLDER
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND NOT p.resumed"
 	    " AND p.provider_lease_id IS NULL",
 	    OF_LEASE_TYPES,
 	};
-	static Statement resume_failed = {
+	static Statement gone = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', holder_id = "
-	    "NULL, owner = NULL, attempts = 0, next_attempt_at = pg_catalog.now(),"
-	    " last_error = r.last_error, updated_at = pg_catalog.now() FROM" OF_HOLDER
+	    "NULL, owner = NULL, attempts = 0, last_error = NULL, next_attempt_at = pg_catalog.now(),"
+	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
 	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND p.resumed",
+	    OF_LEASE_TYPES,
+	};
+	static Statement stray = {
+	    "INSERT INTO envrt.provider_leases (lease_id, system_identifier, database_id, timeline,"
+	    " instance, company_id, environment_id, driver, driver_key, plugin_key, lease_policy,"
+	    " provider_lease_id, metadata, config, environment_config, secrets, state, cleanup,"
+	    " next_attempt_at)"
+	    " SELECT r.lease_id, $1, $2, $3, $4, r.company_id, r.environment_id, r.driver, "
+	    "r.driver_key, r.plugin_key, 'ephemeral', r.provider_lease_id, r.metadata, r.config, "
+	    "r.environment_config, r.secrets, 'cleaning', 'destroy', pg_catalog.now()"
+	    " FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
+	    " ON CONFLICT DO NOTHING",
 	    OF_LEASE_TYPES,
 	};
 	static Statement doom = {
@@ -432,19 +593,24 @@ ledger_execute(LedgerRequest *request)
 			create_row(request);
 			break;
 		case LEDGER_REUSE:
+		case LEDGER_REUSE_BESIDE:
 			reuse_row(request);
 			break;
 		case LEDGER_LEARN:
-			execute_for(request, &learn, LEDGER_NOT_FOUND);
+			learn_row(request);
 			break;
 		case LEDGER_NOTHING_MADE:
 			execute_for(request, &nothing_made, LEDGER_NOT_FOUND);
 			cleanup_note_freed();
 			break;
-		case LEDGER_RESUME_FAILED:
-			execute_for(request, &resume_failed, LEDGER_NOT_FOUND);
+		case LEDGER_GONE:
+			execute_for(request, &gone, LEDGER_NOT_FOUND);
 			cleanup_look_again();
 			cleanup_note_freed();
+			break;
+		case LEDGER_STRAY:
+			execute_for(request, &stray, LEDGER_NOT_FOUND);
+			cleanup_look_again();
 			break;
 		case LEDGER_DOOM:
 			execute_for(request, &doom, LEDGER_NOT_FOUND);
@@ -524,7 +690,9 @@ answer(LedgerRequest *request)
 		ledger_request_put_back(request);
 		return true;
 	}
-	if (request->reply.outcome == LEDGER_BUSY && request->may_wait)
+	if ((request->reply.outcome == LEDGER_BUSY && request->may_wait) ||
+	    request->reply.outcome == LEDGER_RETURNING ||
+	    (request->reply.outcome == LEDGER_ENDING && request->verb != LEDGER_LEARN))
 		ledger_request_park(request);
 	else
 		ledger_request_answer(request);
@@ -640,4 +808,35 @@ ledger_start(void)
 		              errdetail("They are in envrt.stat_cleanup as foreign."),
 		              errhint("SELECT envrt_claim_instance('take_over') if this server is the "
 		                      "successor of that one, or 'forget' if it is a copy of it.")));
+}
+
+int64
+ledger_count(void)
+{
+	static Statement find = {
+	    "SELECT pg_catalog.count(*) FROM envrt.provider_leases WHERE plugin_key IS NOT NULL "
+	    "AND" LEDGER_OWN,
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
+	volatile int64 count = -1;
+
+	PG_TRY();
+	{
+		ApiCall call;
+		Datum values[4];
+		bool isnull;
+
+		ledger_begin(&call);
+		ledger_own_arguments(values);
+		statement_execute(&find, values, NULL);
+		count = DatumGetInt64(result_datum(0, 1, &isnull));
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("counting provider leases");
+	}
+	PG_END_TRY();
+	return count;
 }

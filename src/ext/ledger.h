@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "datatype/timestamp.h"
 #include "ledger_hints.h"
 #include "ledger_request.h"
@@ -35,16 +36,32 @@ extern void ledger_abort(const char *activity);
 
 extern void ledger_own_arguments(Datum *values);
 
+/*
+ * Rows that stand for the same thing outside: made by the same plugin, or by
+ * the same provider of ours, and named alike.
+ */
+#define LEDGER_MAKER_OF(table) "coalesce(" table "plugin_key, " table "driver_key)"
+/* " AND ..." for rows of whatever server that rely on what they name. */
+#define LEDGER_LIVE_OF(table)                                                                      \
+	" AND (" table "state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held', 'idle'])"          \
+	"   OR (" table "state OPERATOR(pg_catalog.=) 'cleaning'"                                      \
+	"     AND " table "cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['keep', 'report_keep'])))"
+
 /* Take over what a promotion has left, if told to; say what is left alone. */
 extern void ledger_start(void);
 
 /* Does what a request asks for, within ledger_enter. */
 extern void ledger_execute(LedgerRequest *request);
 
+/* How many provider leases of plugins nobody would know of without this ledger; -1: not known. */
+extern int64 ledger_count(void);
+
 /* Serves what backends ask for. */
 extern TimestampTz ledger_serve(bool parked);
 
-/* settle.c: decides about rows whose transaction or lease has ended; false: come again soon. */
+/* settle.c: whether a row's owner is a transaction that has not ended, or none of this server's. */
+extern bool settle_owner_undecided(FullTransactionId owner);
+/* Decides about rows whose transaction or lease has ended; false: come again soon. */
 extern bool settle_hinted(const Hints *hints);
 extern void settle_forget_foreign_leases(void);
 

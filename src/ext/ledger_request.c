@@ -29,6 +29,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/autovacuum.h"
+#include "settings.h"
 #include "shared_state.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
@@ -57,6 +58,7 @@ typedef struct RequestSlot
 {
 	RequestState state;
 	bool parked;
+	LedgerOutcome parked_for; /* BUSY, RETURNING or ENDING */
 	bool may_wait;
 	TimestampTz since;
 	uint64 ticket; /* the order in which they came */
@@ -178,26 +180,33 @@ submit(LedgerVerb verb, dsm_handle content, bool may_wait)
 	return slot;
 }
 
-/* Give the slot back; false without an answer. */
-static bool
+/* Give the slot back; without an answer the reply is what it was parked for. */
+static void
 withdraw(RequestSlot *slot, LedgerReply *reply)
 {
-	bool answered;
-
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	answered = slot->state == REQUEST_DONE;
-	if (answered && reply != NULL)
+	if (reply != NULL)
+	{
 		*reply = slot->reply;
+		if (slot->state != REQUEST_DONE)
+			reply->outcome = slot->parked_for;
+	}
 	slot->state = slot->state == REQUEST_TAKEN ? REQUEST_ABANDONED : REQUEST_FREE;
 	slot->latch = NULL;
 	LWLockRelease(shared_state->lock);
-	return answered;
 }
 
 static void
 withdraw_at_exit(int code, Datum argument)
 {
-	(void) withdraw((RequestSlot *) DatumGetPointer(argument), NULL);
+	withdraw((RequestSlot *) DatumGetPointer(argument), NULL);
+}
+
+/* A provider may take its time, and may have to be asked again. */
+int64
+ledger_turn_ms(void)
+{
+	return Max(envrt_reuse_retry, envrt_provider_timeout);
 }
 
 /* Wait for the answer, or until the time for waiting for something held is over. */
@@ -206,18 +215,21 @@ await_answer(RequestSlot *slot, int64 wait_ms)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz busy_until = TimestampTzPlusMilliseconds(now, wait_ms);
+	TimestampTz turn_until = TimestampTzPlusMilliseconds(now, ledger_turn_ms());
 	TimestampTz scheduler_until = TimestampTzPlusMilliseconds(now, START_WAIT_MS);
 
 	for (;;)
 	{
 		RequestState state;
 		bool parked;
+		TimestampTz until;
 		bool scheduled;
 		long timeout = LOOK_MS;
 
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		state = slot->state;
 		parked = slot->parked;
+		until = slot->parked_for == LEDGER_BUSY ? busy_until : turn_until;
 		/* A parked one is looked at when something becomes free. */
 		scheduled = state == REQUEST_DONE || find_scheduler(MyDatabaseId, !parked);
 		LWLockRelease(shared_state->lock);
@@ -228,11 +240,12 @@ await_answer(RequestSlot *slot, int64 wait_ms)
 			scheduler_until = TimestampTzPlusMilliseconds(now, START_WAIT_MS);
 		else if (now >= scheduler_until)
 			report_no_scheduler();
-		if (parked)
+		/* What is being served will be answered in a moment. */
+		if (parked && state == REQUEST_WAITING)
 		{
-			if (now >= busy_until)
+			if (now >= until)
 				return;
-			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, busy_until) + 1);
+			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, until) + 1);
 		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
 		                 PG_WAIT_EXTENSION);
@@ -258,8 +271,7 @@ ledger_ask(LedgerVerb verb, Jsonb *content, int64 wait_ms, LedgerReply *reply)
 		await_answer(slot, wait_ms);
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(withdraw_at_exit, PointerGetDatum(slot));
-	if (!withdraw(slot, reply))
-		reply->outcome = LEDGER_BUSY;
+	withdraw(slot, reply);
 	dsm_detach(segment);
 	if (reply->outcome == LEDGER_FAILED)
 		ereport(ERROR, (errcode(reply->sqlstate), errmsg_internal("%s", reply->message)));
@@ -373,7 +385,11 @@ put_back(LedgerRequest *request, bool parked)
 		slot->state = REQUEST_WAITING;
 		slot->parked = parked;
 		if (parked)
+		{
+			slot->parked_for = request->reply.outcome;
+			slot->reply = request->reply;
 			SetLatch(slot->latch);
+		}
 	}
 	else if (slot->state == REQUEST_ABANDONED)
 		slot->state = REQUEST_FREE;

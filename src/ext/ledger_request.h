@@ -18,9 +18,11 @@ typedef enum LedgerVerb
 {
 	LEDGER_CREATE,         /* a row for a provider lease that is about to be made */
 	LEDGER_REUSE,          /* an idle one if there is, else the same */
+	LEDGER_REUSE_BESIDE,   /* the same, without waiting for the end of an earlier one */
 	LEDGER_LEARN,          /* what the provider answered */
 	LEDGER_NOTHING_MADE,   /* the provider has made nothing */
-	LEDGER_RESUME_FAILED,  /* an idle one that was claimed is of no use */
+	LEDGER_GONE,           /* the provider has not got any more what was claimed */
+	LEDGER_STRAY,          /* a resume made something else: that is to be destroyed */
 	LEDGER_DOOM,           /* at its lease's end it is to be destroyed, not kept */
 	LEDGER_RETRY,          /* clean up now, whatever came of it before */
 	LEDGER_FORGET,         /* drop the row */
@@ -33,7 +35,9 @@ typedef enum LedgerOutcome
 	LEDGER_DONE,
 	LEDGER_CREATED,
 	LEDGER_CLAIMED,   /* lease_id is the key of what was idle */
-	LEDGER_BUSY,      /* another lease holds it */
+	LEDGER_BUSY,      /* lease_id holds it */
+	LEDGER_RETURNING, /* its lease is over, and it is about to be idle or gone */
+	LEDGER_ENDING,    /* the same thing is being destroyed */
 	LEDGER_NOT_FOUND, /* no such row */
 	LEDGER_WRONG_STATE,
 	LEDGER_FAILED /* message says why */
@@ -55,9 +59,12 @@ extern void ledger_requests_initialize(void);
  * ledger_ask
  *		In a backend: has the scheduler do something, and waits for it to be durable.
  *
- * wait_ms is how long LEDGER_REUSE waits while another lease holds it.
+ * wait_ms is how long LEDGER_REUSE waits while another lease holds it.  What
+ * ends by itself (LEDGER_RETURNING, LEDGER_ENDING) is always waited for, as
+ * long as ledger_turn_ms says.
  * Raises 55000 where no scheduler is, and what made the request fail.
  */
+extern int64 ledger_turn_ms(void);
 extern void ledger_ask(LedgerVerb verb, Jsonb *content, int64 wait_ms, LedgerReply *reply);
 
 /*
@@ -85,7 +92,7 @@ extern List *ledger_requests_take(bool parked);
 extern void ledger_request_answer(LedgerRequest *request);
 /* Leave it for the next time. */
 extern void ledger_request_put_back(LedgerRequest *request);
-/* Leave it until something becomes free. */
+/* Leave it until something becomes free; the reply's outcome says what it waits for. */
 extern void ledger_request_park(LedgerRequest *request);
 /* After a predecessor of this scheduler: what it has not answered is to be done. */
 extern void ledger_requests_recover(void);

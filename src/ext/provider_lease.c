@@ -24,10 +24,13 @@
 #include "config_secrets.h"
 #include "driver_call.h"
 #include "drivers.h"
+#include "instance.h"
 #include "json.h"
 #include "ledger.h"
+#include "miscadmin.h"
 #include "plugins.h"
 #include "provider_lease.h"
+#include "protocol.h"
 #include "provider_plugin.h"
 #include "settings.h"
 #include "shared_state.h"
@@ -167,6 +170,9 @@ provider_create_row(const AcquireRequest *request, json_t **params)
 		    json_string(DatumGetCString(DirectFunctionCall1(byteaout, PointerGetDatum(secrets)))));
 
 	*params = provider_environment_params(environment, target.driver_key, plugin_key, filled);
+	/* What is on this machine goes with its database. */
+	if (plugin_key == NULL && instance_ledger_name(MyDatabaseId) != NULL)
+		json_object_set_new(*params, "ledger", json_string(instance_ledger_name(MyDatabaseId)));
 	plugins_restrict(*params);
 	json_object_set(*params, PARAMS_SECRETS, values);
 	json_object_set_new(*params, "runId", json_string(uuid_text(request->run_id)));
@@ -243,12 +249,15 @@ json_t *
 provider_learnt(const AcquireRequest *request, const json_t *result, const AcquiredLease *lease)
 {
 	json_t *row = provider_row_name(request);
+	Target target;
 
+	read_target(request->environment, request->workspace_id, &target);
 	json_object_set(row, "provider_lease_id", json_object_get(result, "providerLeaseId"));
 	json_object_set(row, "metadata", lease->json_metadata);
 	if (lease->expires_at != DT_NOEND)
 		json_object_set_new(row, "expires_at", json_string(timestamptz_to_str(lease->expires_at)));
 	json_object_set(row, "plugin_key", json_object_get(result, "pluginKey"));
+	json_object_set_new(row, "driver_key", json_string(target.driver_key));
 	return row;
 }
 
@@ -278,6 +287,7 @@ lease_metadata(const AcquireRequest *request, const Target *target, const json_t
 		json_object_del(metadata, "leasePolicy");
 		json_object_set(metadata, "leasePolicy", json_object_get(target->config, "leasePolicy"));
 		json_object_del(metadata, "resumedLease");
+		json_object_del(metadata, "replacedLease");
 		json_object_del(metadata, "sandboxProviderPlugin");
 		json_object_del(metadata, "pluginId");
 		json_object_del(metadata, "pluginKey");
@@ -296,12 +306,82 @@ lease_metadata(const AcquireRequest *request, const Target *target, const json_t
 	}
 	if (resumed)
 		json_object_set_new(metadata, "resumedLease", json_true());
+	if (request->replaced != NULL)
+		json_object_set(metadata, "replacedLease", request->replaced);
 	return metadata;
 }
 
-/* Whether an id can come back from the tables as it is. */
-static bool
-is_storable(const json_t *id)
+ResumeVerdict
+provider_judge_resume(const char *provider_lease_id, const json_t *result, const json_t *error,
+                      const char **reason)
+{
+	const json_t *id = json_object_get(result, "providerLeaseId");
+	json_int_t code = json_integer_value(json_object_get(error, "code"));
+
+	*reason = json_string_value(json_object_get(error, "message"));
+	if (error != NULL)
+	{
+		if (*reason == NULL)
+			*reason = "the driver failed";
+		/* It has no word for it, and never will have. */
+		return code == RPC_METHOD_NOT_IMPLEMENTED ? RESUME_GONE : RESUME_FAILED;
+	}
+	*reason = "the provider says that it has expired";
+	if (json_is_true(json_object_get(json_object_get(result, "metadata"), "expired")))
+		return RESUME_GONE;
+	*reason = "the provider says that it is gone";
+	if (json_is_null(id))
+		return provider_lease_id == NULL ? RESUME_DONE : RESUME_GONE;
+	*reason = "the provider answered without a lease";
+	if (!json_is_string(id))
+		return RESUME_FAILED;
+	*reason = "the provider resumed another provider lease";
+	if (provider_lease_id != NULL && strcmp(json_string_value(id), provider_lease_id) != 0)
+		return RESUME_OTHER;
+	return RESUME_DONE;
+}
+
+void
+provider_report_not_resumed(const char *environment_name, const char *reason, const json_t *error)
+{
+	const char *detail =
+	    json_string_value(json_object_get(json_object_get(error, "data"), "detail"));
+
+	ereport(
+	    ERROR,
+	    (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+	     errmsg("could not resume the sandbox of environment \"%s\": %s", environment_name,
+	            text_from_utf8(reason)),
+	     detail != NULL ? errdetail_internal("%s", text_from_utf8(detail))
+	                    : errdetail("lease_acquire_failed"),
+	     errhint("It is kept with all that is in it: try again when its provider is well. If it is "
+	             "of no use any more, set the environment's status to archived, then to active.")));
+}
+
+json_t *
+provider_stray_row(const AcquireRequest *request, const json_t *result, json_t **params)
+{
+	json_t *id = json_object_get(result, "providerLeaseId");
+	json_t *row;
+
+	if (!json_is_string(id) || !provider_id_is_storable(id))
+		return NULL;
+	row = provider_create_row(request, params);
+	json_object_set(row, "provider_lease_id", id);
+	json_object_set(row, "metadata", json_object_get(result, "metadata"));
+	json_object_set_new(row, "environment_config", json_object_new());
+	return row;
+}
+
+json_t *
+provider_replaced(const char *provider_lease_id, const char *reason)
+{
+	return json_guard(
+	    json_pack("{s:s?, s:s}", "providerLeaseId", provider_lease_id, "reason", reason));
+}
+
+bool
+provider_id_is_storable(const json_t *id)
 {
 	const char *text = json_string_value(id);
 
@@ -325,7 +405,7 @@ provider_acquired(const AcquireRequest *request, json_t *result, bool resumed, A
 	if (!json_is_object(result) || (!json_is_string(id) && !json_is_null(id)))
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 		                errmsg("provider \"%s\" answered without a lease", lease->provider)));
-	if (json_is_string(id) && !is_storable(id))
+	if (json_is_string(id) && !provider_id_is_storable(id))
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 		                errmsg("provider \"%s\" answered with an id that can't be stored",
 		                       lease->provider),
@@ -381,6 +461,7 @@ provider_call_params(const json_t *row)
 	json_t *config = json_object_get(row, "config");
 	const char *secrets = json_string_value(json_object_get(row, "secrets"));
 	const char *key = json_string_value(json_object_get(row, "lease_id"));
+	const char *company = json_string_value(json_object_get(row, "company_id"));
 	static const char *const names[][2] = {{"driverKey", "driver_key"},
 	                                       {"companyId", "company_id"},
 	                                       {"environmentId", "environment_id"},
@@ -394,6 +475,7 @@ provider_call_params(const json_t *row)
 
 		config = config_fill_secrets(
 		    config, DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(key))),
+		    DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(company))),
 		    DatumGetByteaP(DirectFunctionCall1(byteain, CStringGetDatum(secrets))), &values);
 		json_object_set(params, PARAMS_SECRETS, values);
 	}

@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "compat.h"
 #include "drivers.h"
 #include "json_library.h"
 
@@ -35,8 +36,39 @@ extern Jsonb *provider_row_content(const AcquireRequest *request, const json_t *
 /* What names a row and the lease that asks (guarded). */
 extern json_t *provider_row_name(const AcquireRequest *request);
 
-/* Whether a resume's answer is about the row's provider lease. */
-extern bool provider_resumed(const json_t *row, const json_t *result);
+/* What a resume's answer says. */
+typedef enum ResumeVerdict
+{
+	RESUME_DONE,
+	RESUME_GONE,   /* the provider has it no more: another one is to be made */
+	RESUME_OTHER,  /* it made or resumed something else */
+	RESUME_FAILED, /* the error says nothing about it */
+} ResumeVerdict;
+
+/* Between two tries, at first and at last. */
+#define PROVIDER_RESUME_PAUSE_MS 250
+#define PROVIDER_RESUME_MAX_PAUSE_MS 5000
+
+/* *reason: in UTF-8, unless it is done.  result or error is set. */
+extern ResumeVerdict provider_judge_resume(const char *provider_lease_id, const json_t *result,
+                                           const json_t *error, const char **reason);
+
+/* ERROR: it could not be resumed, and is kept.  error: NULL when there was none. */
+pg_noreturn extern void provider_report_not_resumed(const char *environment_name,
+                                                    const char *reason, const json_t *error);
+
+/*
+ * A row for what a resume's answer names instead (guarded), which is to be
+ * destroyed; request->key is new.  NULL when it can't be named.
+ */
+extern json_t *provider_stray_row(const AcquireRequest *request, const json_t *result,
+                                  json_t **params);
+
+/* What is said in the lease's metadata of one that it takes the place of (guarded). */
+extern json_t *provider_replaced(const char *provider_lease_id, const char *reason);
+
+/* Whether an id can come back from the tables as it is. */
+extern bool provider_id_is_storable(const json_t *id);
 
 /* The lease that the answer makes, or ERROR 38000. */
 extern void provider_acquired(const AcquireRequest *request, json_t *result, bool resumed,
@@ -52,7 +84,10 @@ extern json_t *provider_learnt(const AcquireRequest *request, const json_t *resu
 /* A row of the ledger as it is now, by its key or by the lease that has it; NULL: none. */
 extern json_t *provider_row(const pg_uuid_t *lease_id, bool by_key);
 
-/* Params of a call about the row's provider lease (guarded). */
+/*
+ * Params of a call about the row's provider lease (guarded), with the newest
+ * of the secrets that its config names by "latest".
+ */
 extern json_t *provider_call_params(const json_t *row);
 
 /*

@@ -16,7 +16,8 @@
  *
  * A request that can't be met becomes failed, with the error that
  * envrt_await_lease then raises.  What is locked by somebody is tried again; a
- * reusable provider lease that is held is waited for.  When the scheduler or
+ * reusable provider lease that is held is waited for, and one that can't be
+ * resumed now is tried again, as by an acquire (driver_provider.c).  When the scheduler or
  * the driver host is lost between 1 and 3, the request is still queued and is
  * begun anew under another key, while the row of the lost try is cleaned up
  * like any other whose lease is not there (settle.c).
@@ -80,10 +81,20 @@ typedef struct QueuedLease
 	char *provider_lease_id; /* of what is to be resumed; NULL: not known */
 	json_t *result;          /* the answer */
 	json_t *error;
+	const char *reason; /* why it could not be resumed; in the answer */
+	/* Across tries. */
+	TimestampTz since; /* of the first that came to nothing; 0: none */
+	long pause;
+	TimestampTz again_at;
+	bool waits;       /* it is wanted, but could not be reserved */
+	json_t *awaited;  /* the id of what has to be gone first; NULL: nothing */
+	json_t *replaced; /* what it takes the place of; NULL: nothing */
 } QueuedLease;
 
 static dlist_head in_flight = DLIST_STATIC_INIT(in_flight);
 static dlist_head answered = DLIST_STATIC_INIT(answered);
+/* Those to be tried again by what is known of them. */
+static dlist_head later = DLIST_STATIC_INIT(later);
 static int nin_flight = 0;
 /* A pass looks at each queued request once, a page at a time: what must wait is in nobody's way. */
 static bool passing = false;
@@ -121,19 +132,42 @@ in_list(const dlist_head *list, const pg_uuid_t *lease_id)
 bool
 queued_lease_in_flight(const pg_uuid_t *lease_id)
 {
-	return in_list(&in_flight, lease_id) || in_list(&answered, lease_id);
+	return in_list(&in_flight, lease_id) || in_list(&answered, lease_id) ||
+	       in_list(&later, lease_id);
+}
+
+/* What one try has brought. */
+static void
+queued_lease_reset(QueuedLease *lease)
+{
+	json_decref(lease->result);
+	json_decref(lease->error);
+	json_decref(lease->values);
+	lease->result = lease->error = lease->values = NULL;
+	lease->reason = NULL;
+}
+
+/* What is reserved is not this one's any more. */
+static void
+queued_lease_begin_anew(QueuedLease *lease)
+{
+	queued_lease_reset(lease);
+	if (lease->provider_lease_id != NULL)
+		pfree(lease->provider_lease_id);
+	if (lease->config != NULL)
+		pfree(lease->config);
+	lease->provider_lease_id = NULL;
+	lease->config = NULL;
+	lease->in_ledger = lease->resumed = false;
+	lease->key = *uuid_generate();
 }
 
 static void
 queued_lease_free(QueuedLease *lease)
 {
-	json_decref(lease->result);
-	json_decref(lease->error);
-	json_decref(lease->values);
-	if (lease->provider_lease_id != NULL)
-		pfree(lease->provider_lease_id);
-	if (lease->config != NULL)
-		pfree(lease->config);
+	queued_lease_begin_anew(lease);
+	json_decref(lease->awaited);
+	json_decref(lease->replaced);
 	pfree(lease);
 }
 
@@ -365,7 +399,7 @@ reserve(QueuedLease *lease, const AcquireRequest *of, const json_t *row)
 	ledger_enter(&ledger);
 	ledger_execute(&request);
 	api_leave(&ledger);
-	if (request.reply.outcome == LEDGER_BUSY)
+	if (request.reply.outcome != LEDGER_CREATED && request.reply.outcome != LEDGER_CLAIMED)
 	{
 		/* Another execution workspace of it may have something. */
 		if (strcmp(json_string_value(json_object_get(row, "lease_policy")),
@@ -397,6 +431,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 		MemoryContext previous;
 
 		request.key = &lease->key;
+		lease->waits = true;
 		driver = driver_find(request.environment->driver, request.environment->config);
 		previous = MemoryContextSwitchTo(TopMemoryContext);
 		lease->config =
@@ -408,6 +443,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 			driver->acquire(&request, &acquired);
 			lease_insert(&request, &acquired, &arguments);
 			delete_request(&lease->lease_id);
+			lease->waits = false;
 		}
 		else
 		{
@@ -433,6 +469,8 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 			{
 				json_t *row = provider_create_row(&request, &made);
 
+				if (lease->awaited != NULL)
+					json_object_set(row, "provider_lease_id", lease->awaited);
 				*timeout_ms = 2 * (int64) envrt_provider_timeout + 1000;
 				to_call = reserve(lease, &request, row);
 				if (to_call && lease->resumed)
@@ -466,9 +504,39 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 	return to_call;
 }
 
-/* Step 3, for an answer; false when the request is there no more. */
+/* Have the ledger change the row of a lease by what the driver said. */
+static LedgerOutcome
+tell_ledger(LedgerVerb verb, const json_t *row)
+{
+	LedgerRequest request = {.verb = verb, .content = jsonb_from_json(row)};
+	ApiCall ledger;
+
+	ledger_enter(&ledger);
+	ledger_execute(&request);
+	api_leave(&ledger);
+	return request.reply.outcome;
+}
+
+/* A resume has made something else: have that destroyed, by a row of its own. */
+static void
+discard_other(const AcquireRequest *request, QueuedLease *lease)
+{
+	AcquireRequest stray = *request;
+	json_t *params;
+	json_t *row;
+
+	stray.key = uuid_generate();
+	row = provider_stray_row(&stray, lease->result, &params);
+	if (row != NULL)
+		(void) tell_ledger(LEDGER_STRAY, row);
+}
+
+/*
+ * Step 3, for an answer; false when it does not make a lease: the request is
+ * there no more, or (*again) it is to be begun anew.
+ */
 static bool
-complete(QueuedLease *lease)
+complete(QueuedLease *lease, bool *again)
 {
 	static Statement hold = {
 	    "UPDATE envrt.provider_leases SET state = 'held', owner = NULL, updated_at = "
@@ -482,38 +550,53 @@ complete(QueuedLease *lease)
 	AcquiredLease acquired = {.expires_at = DT_NOEND};
 	bool wanted;
 
+	*again = false;
 	owner_begin(&call);
-	if (lease->error != NULL)
-		driver_host_raise(lease->error);
 	wanted = load_request(&call, &lease->lease_id, &request, &arguments);
+	if (wanted && lease->reason != NULL)
+		provider_report_not_resumed(request.environment->name, lease->reason, lease->error);
+	if (wanted && lease->error != NULL)
+		driver_host_raise(lease->error);
 	if (wanted)
 	{
 		const Driver *driver = driver_find(request.environment->driver, lease->config);
 		Environment asked = *request.environment;
+		json_t *learnt = NULL;
 
 		request.key = &lease->key;
 		/* What was made is what the environment was then. */
 		asked.config = lease->config;
 		request.environment = &asked;
-		if (lease->in_ledger)
-			provider_acquired(&request, lease->result, lease->resumed, &acquired);
-		else
-			driver->acquire_result(&request, lease->result, &acquired);
-		lock_all(&request);
-		lease_insert(&request, &acquired, &arguments);
+		request.replaced = lease->replaced;
 		if (lease->in_ledger)
 		{
-			LedgerRequest learn = {.verb = LEDGER_LEARN};
-			Datum values[1] = {UUIDPGetDatum(&lease->key)};
-			ApiCall ledger;
-
-			learn.content = jsonb_from_json(provider_learnt(&request, lease->result, &acquired));
-			ledger_enter(&ledger);
-			ledger_execute(&learn);
-			statement_execute(&hold, values, NULL);
-			api_leave(&ledger);
+			provider_acquired(&request, lease->result, lease->resumed, &acquired);
+			learnt = provider_learnt(&request, lease->result, &acquired);
+			*again = tell_ledger(LEDGER_LEARN, learnt) == LEDGER_ENDING;
 		}
-		delete_request(&lease->lease_id);
+		else
+			driver->acquire_result(&request, lease->result, &acquired);
+		if (*again)
+		{
+			json_decref(lease->awaited);
+			lease->awaited = json_incref(json_object_get(learnt, "provider_lease_id"));
+			wanted = false;
+		}
+		else
+		{
+			lock_all(&request);
+			lease_insert(&request, &acquired, &arguments);
+			if (lease->in_ledger)
+			{
+				Datum values[1] = {UUIDPGetDatum(&lease->key)};
+				ApiCall ledger;
+
+				ledger_enter(&ledger);
+				statement_execute(&hold, values, NULL);
+				api_leave(&ledger);
+			}
+			delete_request(&lease->lease_id);
+		}
 	}
 	FAULT_POINT("request-before-insert-commit");
 	ledger_commit(&call, true);
@@ -612,50 +695,123 @@ abandon(QueuedLease *lease)
 		cleanup_note_freed();
 }
 
-/* What was idle can't be resumed: it goes, and another one is made. */
+/* What an answer to a resume says has to be written first. */
 static void
-discard_resumed(const QueuedLease *lease)
+write_resume(QueuedLease *lease, ResumeVerdict verdict)
 {
 	MemoryContext context = CurrentMemoryContext;
 
 	PG_TRY();
 	{
-		LedgerRequest failed = {.verb = LEDGER_RESUME_FAILED};
-		const char *message = json_string_value(json_object_get(lease->error, "message"));
-		JsonbObject content;
 		ApiCall call;
+		AcquireRequest request;
+		LeaseArguments arguments;
 
-		ledger_begin(&call);
-		jsonb_object_begin(&content);
-		jsonb_object_string(&content, "lease_id", uuid_text(&lease->key));
-		jsonb_object_string(&content, "holder_id", uuid_text(&lease->lease_id));
-		jsonb_object_string(&content, "last_error",
-		                    message != NULL ? text_from_utf8(message) : NULL);
-		failed.content = jsonb_object_end(&content);
-		ledger_execute(&failed);
+		owner_begin(&call);
+		if (verdict == RESUME_GONE)
+		{
+			AcquireRequest of = {.key = &lease->key, .lease_id = &lease->lease_id};
+
+			(void) tell_ledger(LEDGER_GONE, provider_row_name(&of));
+		}
+		else if (load_request(&call, &lease->lease_id, &request, &arguments))
+			discard_other(&request, lease);
 		ledger_commit(&call, true);
 	}
 	PG_CATCH();
 	{
-		ledger_abort("discarding what could not be resumed");
+		ledger_abort("writing down what a provider has not resumed");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 }
 
-/* Begin with a request. */
 static void
-begin_request(const pg_uuid_t *lease_id)
+try_later(QueuedLease *lease, long ms)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (lease->since == 0)
+		lease->since = now;
+	lease->again_at = TimestampTzPlusMilliseconds(now, ms);
+	look_later(ms);
+	dlist_push_tail(&later, &lease->node);
+}
+
+/*
+ * An answer to a resume that is none.  True when the request goes on: what was
+ * claimed is tried again, or is gone and another one is made.
+ */
+static bool
+resume_goes_on(QueuedLease *lease)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	ResumeVerdict verdict = provider_judge_resume(lease->provider_lease_id, lease->result,
+	                                              lease->error, &lease->reason);
+	TimestampTz since = lease->since != 0 ? lease->since : now;
+
+	if (verdict == RESUME_DONE)
+		lease->reason = NULL;
+	else if (verdict == RESUME_FAILED)
+	{
+		lease->pause = lease->pause == 0 ? PROVIDER_RESUME_PAUSE_MS
+		                                 : Min(2 * lease->pause, PROVIDER_RESUME_MAX_PAUSE_MS);
+		if (TimestampTzPlusMilliseconds(now, lease->pause) <=
+		    TimestampTzPlusMilliseconds(since, envrt_reuse_retry))
+		{
+			dlist_delete(&lease->node);
+			queued_lease_reset(lease);
+			try_later(lease, lease->pause);
+			return true;
+		}
+	}
+	else
+	{
+		write_resume(lease, verdict);
+		if (verdict == RESUME_GONE)
+		{
+			json_decref(lease->replaced);
+			lease->replaced =
+			    json_incref(provider_replaced(lease->provider_lease_id, lease->reason));
+			dlist_delete(&lease->node);
+			queued_lease_begin_anew(lease);
+			try_later(lease, 0);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The params of another call for what is claimed; the same as in prepare. */
+static void
+prepare_again(QueuedLease *lease, json_t **params, int64 *timeout_ms)
+{
+	ApiCall call;
+	json_t *row;
+	json_t *made;
+
+	owner_begin(&call);
+	row = provider_row(&lease->key, true);
+	if (row == NULL)
+		elog(ERROR, "ledger row \"%s\" has vanished", uuid_text(&lease->key));
+	made = provider_call_params(row);
+	plugins_restrict(made);
+	lease->values = provider_take_secrets(made);
+	*params = json_incref(made);
+	*timeout_ms = 2 * (int64) envrt_provider_timeout + 1000;
+	ledger_commit(&call, false);
+}
+
+/* Begin with a request, or go on with what is claimed for it. */
+static void
+begin_try(QueuedLease *lease)
 {
 	MemoryContext context = CurrentMemoryContext;
-	QueuedLease *lease = MemoryContextAllocZero(TopMemoryContext, sizeof(QueuedLease));
 	json_t *volatile params = NULL;
 	int64 timeout_ms = 0;
 	volatile bool to_call = false;
 	ErrorData *volatile error = NULL;
 
-	lease->lease_id = *lease_id;
-	lease->key = *uuid_generate();
 	/* From here on what is reserved is not to be settled by its missing lease. */
 	dlist_push_tail(&in_flight, &lease->node);
 	nin_flight++;
@@ -663,7 +819,14 @@ begin_request(const pg_uuid_t *lease_id)
 	{
 		json_t *made = NULL;
 
-		to_call = prepare(lease, &made, &timeout_ms);
+		lease->waits = false;
+		if (lease->resumed)
+		{
+			prepare_again(lease, &made, &timeout_ms);
+			to_call = true;
+		}
+		else
+			to_call = prepare(lease, &made, &timeout_ms);
 		params = made;
 	}
 	PG_CATCH();
@@ -690,8 +853,26 @@ begin_request(const pg_uuid_t *lease_id)
 		look_later(LOCKED_RETRY_MS);
 	else if (error != NULL)
 		fail_request(lease, error);
+	else if (lease->waits && (lease->awaited != NULL || lease->replaced != NULL))
+	{
+		queued_lease_begin_anew(lease);
+		try_later(lease, LOCKED_RETRY_MS);
+		return;
+	}
+	if (lease->resumed)
+		abandon(lease);
 	queued_lease_free(lease);
 	ConditionVariableBroadcast(&shared_state->leases_changed);
+}
+
+static void
+begin_request(const pg_uuid_t *lease_id)
+{
+	QueuedLease *lease = MemoryContextAllocZero(TopMemoryContext, sizeof(QueuedLease));
+
+	lease->lease_id = *lease_id;
+	lease->key = *uuid_generate();
+	begin_try(lease);
 }
 
 /* Go on with what has been answered. */
@@ -701,22 +882,20 @@ go_on(QueuedLease *lease)
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData *volatile error = NULL;
 	volatile bool completed = false;
+	volatile bool again = false;
 	bool lost = lease->result == NULL && lease->error == NULL;
 
-	if (lease->resumed && lease->result != NULL && lease->provider_lease_id != NULL)
-	{
-		const char *id = json_string_value(json_object_get(lease->result, "providerLeaseId"));
-
-		if (id == NULL || strcmp(id, lease->provider_lease_id) != 0)
-			lease->error =
-			    json_pack("{s:s}", "message", "the provider resumed another provider lease");
-	}
 	if (!lost)
 	{
 		FAULT_POINT("request-after-call");
+		if (lease->resumed && resume_goes_on(lease))
+			return;
 		PG_TRY();
 		{
-			completed = complete(lease);
+			bool begin_anew;
+
+			completed = complete(lease, &begin_anew);
+			again = begin_anew;
 		}
 		PG_CATCH();
 		{
@@ -731,13 +910,15 @@ go_on(QueuedLease *lease)
 		return; /* it stays answered */
 	}
 	dlist_delete(&lease->node);
+	if (again)
+	{
+		cleanup_look_again();
+		queued_lease_begin_anew(lease);
+		try_later(lease, LOCKED_RETRY_MS);
+		return;
+	}
 	if (lost)
 		look_later(LOST_RETRY_MS);
-	else if (error != NULL && lease->error != NULL && lease->resumed)
-	{
-		discard_resumed(lease);
-		look_later(0);
-	}
 	else if (error != NULL)
 		fail_request(lease, error);
 	if (!completed)
@@ -771,6 +952,19 @@ queued_leases_tend(void)
 	{
 		CHECK_FOR_INTERRUPTS();
 		go_on(dlist_container(QueuedLease, node, iter.cur));
+	}
+	dlist_foreach_modify(iter, &later)
+	{
+		QueuedLease *lease = dlist_container(QueuedLease, node, iter.cur);
+
+		CHECK_FOR_INTERRUPTS();
+		if (lease->again_at > now)
+			look_later(TimestampDifferenceMilliseconds(now, lease->again_at));
+		else
+		{
+			dlist_delete(&lease->node);
+			begin_try(lease);
+		}
 	}
 	if (look && !passing)
 	{

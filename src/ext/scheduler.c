@@ -274,6 +274,7 @@ envrt_scheduler_main(Datum argument)
 	if (slot->state == SCHEDULER_STARTING)
 	{
 		slot->state = SCHEDULER_RUNNING;
+		slot->left_behind = -1;
 		slot->since = GetCurrentTimestamp();
 	}
 	LWLockRelease(shared_state->lock);
@@ -304,7 +305,15 @@ envrt_scheduler_main(Datum argument)
 		slot->recheck = false;
 		LWLockRelease(shared_state->lock);
 		if (stopping)
+		{
+			int64 count = ledger_count();
+
+			/* The database is perhaps about to go. */
+			LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+			slot->left_behind = count;
+			LWLockRelease(shared_state->lock);
 			proc_exit(0);
+		}
 		if (recheck)
 			end_where_absent();
 

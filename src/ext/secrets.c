@@ -19,14 +19,18 @@
 
 #include "arguments.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "config_secrets.h"
 #include "environments.h"
 #include "json.h"
 #include "jsonrpc.h"
 #include "master_key.h"
+#include "miscadmin.h"
 #include "mb/pg_wchar.h"
 #include "port/pg_bswap.h"
 #include "secrets.h"
 #include "tables.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(envrt_create_secret);
@@ -34,6 +38,8 @@ PG_FUNCTION_INFO_V1(envrt_rotate_secret);
 PG_FUNCTION_INFO_V1(envrt_sealing_key);
 PG_FUNCTION_INFO_V1(envrt_create_sealed_secret);
 PG_FUNCTION_INFO_V1(envrt_rotate_sealed_secret);
+PG_FUNCTION_INFO_V1(envrt_delete_secret);
+PG_FUNCTION_INFO_V1(envrt_on_environment_delete);
 
 #define SCHEME "envrt_xchacha20poly1305_v1"
 #define SECRET_MAX_BYTES (64 * 1024)
@@ -439,6 +445,165 @@ envrt_rotate_sealed_secret(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32(version);
 }
 
+static pg_uuid_t *
+referenced_secret(const json_t *reference)
+{
+	const char *id = json_string_value(json_object_get(reference, "secretId"));
+
+	return DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(id)));
+}
+
+static void
+report_referenced(const char *name, const char *by, const char *what)
+{
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE), errmsg("Secret \"%s\" is in use.", name),
+	                errdetail("It is referred to by %s \"%s\".", by, what),
+	                errhint("Take the reference away first, or let the execution end.")));
+}
+
+/* ERROR when something refers to it that would miss it.  Cleanups have what they need. */
+static void
+refuse_referenced(const pg_uuid_t *secret_id, const SecretRow *row)
+{
+	static Statement find_environment = {
+	    "SELECT name FROM @environments@ WHERE company_id OPERATOR(pg_catalog.=) $1"
+	    " AND pg_catalog.strpos(pg_catalog.lower(config::pg_catalog.text), $2)"
+	    " OPERATOR(pg_catalog.>) 0 LIMIT 1",
+	    2,
+	    {UUIDOID, TEXTOID},
+	};
+	static Statement find_execution = {
+	    "SELECT id::pg_catalog.text FROM envrt.executions WHERE company_id OPERATOR(pg_catalog.=) "
+	    "$1 AND state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])"
+	    " AND pg_catalog.strpos(pg_catalog.lower(env::pg_catalog.text), $2)"
+	    " OPERATOR(pg_catalog.>) 0 LIMIT 1",
+	    2,
+	    {UUIDOID, TEXTOID},
+	};
+	Datum values[2] = {UUIDPGetDatum(row->company_id), CStringGetTextDatum(uuid_text(secret_id))};
+	ApiCall ledger;
+
+	if (statement_execute_latest(&find_environment, values, NULL) > 0)
+		report_referenced(row->name, "environment", result_text(0, 1));
+	ledger_enter(&ledger);
+	if (statement_execute_latest(&find_execution, values, NULL) > 0)
+		report_referenced(row->name, "execution", result_text(0, 1));
+	api_leave(&ledger);
+}
+
+/*
+ * envrt_delete_secret(secret_id)
+ *		Who refers to a secret locks its row (secret_check_reference).
+ */
+Datum
+envrt_delete_secret(PG_FUNCTION_ARGS)
+{
+	static Statement lock = {
+	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+	    1,
+	    {UUIDOID},
+	};
+	static Statement delete_versions = {
+	    "DELETE FROM @company_secret_versions@ WHERE secret_id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	static Statement delete = {
+	    "DELETE FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
+	pg_uuid_t *secret_id = uuid_argument(fcinfo, 0, "secret_id");
+	Datum values[1] = {UUIDPGetDatum(secret_id)};
+	SecretRow row;
+	ApiCall call;
+
+	api_enter(&call, "envrt_delete_secret()");
+	lock_secret(&call, secret_id, &row);
+	statement_execute(&lock, values, NULL);
+	refuse_referenced(secret_id, &row);
+	statement_write(TABLE_COMPANY_SECRET_VERSIONS, &delete_versions, values, NULL);
+	statement_write(TABLE_COMPANY_SECRETS, &delete, values, NULL);
+	api_leave(&call);
+	PG_RETURN_VOID();
+}
+
+/* Delete the secrets that a deleted environment's config refers to, if they were made for it. */
+static void
+delete_made_secrets(const pg_uuid_t *company_id, const json_t *config)
+{
+	static Statement delete = {
+	    "DELETE FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND company_id OPERATOR(pg_catalog.=) $2"
+	    " AND name OPERATOR(pg_catalog.~) '^environment-[a-z]+-.*-[0-9a-f]{8}$'"
+	    " AND description OPERATOR(pg_catalog.~~) 'Secret for %'"
+	    " AND NOT EXISTS (SELECT 1 FROM @environments@ e WHERE e.company_id "
+	    "OPERATOR(pg_catalog.=) $2 AND pg_catalog.strpos(pg_catalog.lower("
+	    "e.config::pg_catalog.text), $3) OPERATOR(pg_catalog.>) 0)",
+	    3,
+	    {UUIDOID, UUIDOID, TEXTOID},
+	};
+	const char *key;
+	size_t index;
+	json_t *member;
+
+	if (config_is_secret_reference(config))
+	{
+		pg_uuid_t *secret_id = referenced_secret(config);
+		Datum values[3] = {UUIDPGetDatum(secret_id), UUIDPGetDatum(company_id),
+		                   CStringGetTextDatum(uuid_text(secret_id))};
+
+		statement_write(TABLE_COMPANY_SECRETS, &delete, values, NULL);
+	}
+	else if (json_is_array(config))
+	{
+		json_array_foreach(config, index, member)
+		{
+			delete_made_secrets(company_id, member);
+		}
+	}
+	else if (json_is_object(config))
+	{
+		json_object_foreach(unconstify(json_t *, config), key, member)
+		{
+			delete_made_secrets(company_id, member);
+		}
+	}
+}
+
+/*
+ * envrt.on_environment_delete()
+ *		Secrets that an environment's config was given raw are known to nobody else.
+ */
+Datum
+envrt_on_environment_delete(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc desc;
+	int company_column;
+	int config_column;
+	bool isnull[2];
+	Datum company_id;
+	Datum config;
+	ApiCall owner;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+		                errmsg("on_environment_delete() is a trigger")));
+	desc = RelationGetDescr(trigger->tg_relation);
+	company_column = SPI_fnumber(desc, "company_id");
+	config_column = SPI_fnumber(desc, "config");
+	if (company_column <= 0 || config_column <= 0 ||
+	    SPI_gettypeid(desc, company_column) != UUIDOID ||
+	    SPI_gettypeid(desc, config_column) != JSONBOID)
+		return PointerGetDatum(NULL);
+	company_id = SPI_getbinval(trigger->tg_trigtuple, desc, company_column, &isnull[0]);
+	config = SPI_getbinval(trigger->tg_trigtuple, desc, config_column, &isnull[1]);
+	if (isnull[0] || isnull[1])
+		return PointerGetDatum(NULL);
+	owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
+	delete_made_secrets(DatumGetUUIDP(company_id), json_from_jsonb(DatumGetJsonbP(config)));
+	api_leave(&owner);
+	return PointerGetDatum(NULL);
+}
+
 /* Decode one base64 member of a version's material. */
 static unsigned char *
 material_bytes(const json_t *material, const char *key, size_t *length)
@@ -455,11 +620,19 @@ material_bytes(const json_t *material, const char *key, size_t *length)
 	return bytes;
 }
 
-static json_t *
-decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *secret_id,
-        int version, const json_t *material)
+static bool
+is_of_scheme(const json_t *material)
 {
 	const char *scheme = json_string_value(json_object_get(material, "scheme"));
+
+	return scheme != NULL && strcmp(scheme, SCHEME) == 0;
+}
+
+/* NULL when it does not decrypt. */
+static json_t *
+try_decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *secret_id,
+            int version, const json_t *material)
+{
 	size_t nonce_length = 0;
 	size_t length = 0;
 	unsigned char *nonce = material_bytes(material, "nonce", &nonce_length);
@@ -468,13 +641,6 @@ decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *se
 	AssociatedData data;
 	json_t *value = NULL;
 
-	if (scheme == NULL || strcmp(scheme, SCHEME) != 0)
-		ereport(
-		    ERROR,
-		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		     errmsg("secret \"%s\" version %d was not encrypted by envrt", uuid_text(secret_id),
-		            version),
-		     errhint("Store it again with envrt_rotate_secret or envrt_rotate_sealed_secret.")));
 	if (nonce == NULL || nonce_length != NONCE_BYTES || ciphertext == NULL || length < TAG_BYTES)
 		length = 0;
 	plain = palloc(length + 1);
@@ -484,6 +650,23 @@ decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *se
 	                      sizeof(data), nonce, keys->encryption) == 0)
 		value = json_stringn((const char *) plain, length - TAG_BYTES);
 	sodium_memzero(plain, length + 1);
+	return value != NULL ? json_guard(value) : NULL;
+}
+
+static json_t *
+decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *secret_id,
+        int version, const json_t *material)
+{
+	json_t *value;
+
+	if (!is_of_scheme(material))
+		ereport(
+		    ERROR,
+		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		     errmsg("secret \"%s\" version %d was not encrypted by envrt", uuid_text(secret_id),
+		            version),
+		     errhint("Store it again with envrt_rotate_secret or envrt_rotate_sealed_secret.")));
+	value = try_decrypt(keys, company_id, secret_id, version, material);
 	if (value == NULL)
 		ereport(
 		    ERROR,
@@ -491,22 +674,60 @@ decrypt(const SecretKeys *keys, const pg_uuid_t *company_id, const pg_uuid_t *se
 		     errmsg("secret \"%s\" version %d does not decrypt", uuid_text(secret_id), version),
 		     errdetail("Its row was damaged, or copied from another company, secret or version."),
 		     errhint("Store it again with envrt_rotate_secret or envrt_rotate_sealed_secret.")));
-	return json_guard(value);
+	return value;
 }
 
-static pg_uuid_t *
-referenced_secret(const json_t *reference)
+json_t *
+secret_newest(const pg_uuid_t *company_id, const pg_uuid_t *secret_id)
 {
-	const char *id = json_string_value(json_object_get(reference, "secretId"));
+	static Statement find = {
+	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND company_id OPERATOR(pg_catalog.=) $2",
+	    2,
+	    {UUIDOID, UUIDOID},
+	};
+	static Statement find_version = {
+	    "SELECT version, material FROM @company_secret_versions@"
+	    " WHERE secret_id OPERATOR(pg_catalog.=) $1 AND revoked_at IS NULL"
+	    " ORDER BY version DESC LIMIT 1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[2] = {UUIDPGetDatum(secret_id), UUIDPGetDatum(company_id)};
+	int found;
+	int version;
+	bool isnull;
+	json_t *material;
+	json_t *volatile value = NULL;
+	SecretKeys keys;
 
-	return DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(id)));
+	if (!statement_try_read(TABLE_COMPANY_SECRETS, &find, values, NULL, &found) || found == 0 ||
+	    !statement_try_read(TABLE_COMPANY_SECRET_VERSIONS, &find_version, values, NULL, &found) ||
+	    found == 0)
+		return NULL;
+	version = DatumGetInt32(result_typed(0, 1, INT4OID, &isnull));
+	material = json_from_jsonb(DatumGetJsonbP(result_typed(0, 2, JSONBOID, &isnull)));
+	if (!is_of_scheme(material))
+		return NULL;
+	secret_keys_load(&keys);
+	PG_TRY();
+	{
+		value = try_decrypt(&keys, company_id, secret_id, version, material);
+	}
+	PG_FINALLY();
+	{
+		secret_keys_clear(&keys);
+	}
+	PG_END_TRY();
+	return value;
 }
 
 void
 secret_check_reference(const ApiCall *call, const pg_uuid_t *company_id, const json_t *reference)
 {
+	/* Locked, so that it is not deleted before what refers to it is there. */
 	static Statement find = {
-	    "SELECT company_id FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    "SELECT company_id FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
 	    1,
 	    {UUIDOID},
 	};

@@ -22,6 +22,12 @@ extern pg_uuid_t *secret_create(const pg_uuid_t *company_id, const char *name, c
 extern json_t *secret_resolve(const pg_uuid_t *company_id, const json_t *reference);
 
 /*
+ * The newest value of a secret that is not revoked (guarded), without waiting
+ * for a lock; NULL: none, not the company's, or locked or damaged.
+ */
+extern json_t *secret_newest(const pg_uuid_t *company_id, const pg_uuid_t *secret_id);
+
+/*
  * Secrets' values for the ledger: encrypted under the master key, and bound to
  * the row that they are for.  Opened they are guarded.
  */

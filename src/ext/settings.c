@@ -37,6 +37,7 @@ int envrt_max_execution_output = 102400;
 int envrt_execution_retention = 604800;
 int envrt_cleanup_attempts = 10;
 int envrt_reuse_wait_timeout = 0;
+int envrt_reuse_retry = 60000;
 int envrt_reuse_idle_timeout = 86400;
 bool envrt_act_after_promotion = false;
 char *envrt_plugin_path = NULL;
@@ -259,6 +260,11 @@ settings_define(void)
 	    "How long an acquire waits for a reusable provider lease that another lease holds.",
 	    "0: it fails at once (55P03).", &envrt_reuse_wait_timeout, 0, 0, 24 * 60 * 60 * 1000,
 	    PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.reuse_retry",
+	    "How long an acquire tries to resume a reusable provider lease before it fails.",
+	    "The provider lease is kept. 0: it is tried once.", &envrt_reuse_retry, 60000, 0,
+	    24 * 60 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("envrt.reuse_idle_timeout",
 	                        "How long a provider lease is kept for reuse before it is destroyed.",
 	                        "0: for ever.", &envrt_reuse_idle_timeout, 86400, 0, INT_MAX,

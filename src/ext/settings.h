@@ -26,6 +26,7 @@ extern int envrt_max_execution_output;
 extern int envrt_execution_retention;
 extern int envrt_cleanup_attempts;
 extern int envrt_reuse_wait_timeout;
+extern int envrt_reuse_retry;
 extern int envrt_reuse_idle_timeout;
 extern bool envrt_act_after_promotion;
 extern char *envrt_plugin_path;

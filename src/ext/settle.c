@@ -76,8 +76,8 @@ uuid_array(Datum *ids, int count)
 }
 
 /* Whether the row's owner is still at it, or is none of this server's: (a) and (b). */
-static bool
-owner_undecided(FullTransactionId owner)
+bool
+settle_owner_undecided(FullTransactionId owner)
 {
 	FullTransactionId next = ReadNextFullTransactionId();
 
@@ -133,7 +133,7 @@ read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
 		Datum owner = result_datum(i, 8, &isnull);
 
 		*last = *result_uuid(i, 1);
-		if (!isnull && owner_undecided(DatumGetFullTransactionId(owner)))
+		if (!isnull && settle_owner_undecided(DatumGetFullTransactionId(owner)))
 			continue;
 		memset(row, 0, sizeof(Row));
 		row->lease_id = *last;
@@ -380,7 +380,7 @@ settle_idle(void)
 	};
 	static Statement discard = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', attempts = 0,"
-	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
+	    " last_error = NULL, next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
 	    " WHERE p.state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN
 	    " AND p.environment_id OPERATOR(pg_catalog.=) $5"
 	    " AND p.lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
@@ -637,6 +637,17 @@ settle_forget_foreign_leases(void)
 	    1,
 	    {UUIDARRAYOID},
 	};
+	/*
+	 * Nothing says which server acquired them, since they leave nothing behind:
+	 * what a copy has of them is the original's, in the moment when that is said.
+	 */
+	static Statement find_ssh = {
+	    "SELECT id, true FROM @environment_leases@"
+	    " WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
+	    " AND provider OPERATOR(pg_catalog.=) 'ssh'",
+	    0,
+	    {0},
+	};
 	static Statement find_ended = {
 	    "SELECT id, false FROM @environment_leases@"
 	    " WHERE status OPERATOR(pg_catalog.<>) ALL (ARRAY['active', 'retained'])"
@@ -655,6 +666,12 @@ settle_forget_foreign_leases(void)
 		found = list_unknown(&unknown);
 		if (unknown != NULL)
 			update_leases(&end, unknown, found);
+		if (statement_try_read(TABLE_ENVIRONMENT_LEASES, &find_ssh, NULL, NULL, &found))
+		{
+			Datum *ids = palloc(sizeof(Datum) * Max(found, 1));
+
+			update_leases(&end, ids, collect_ids(found, true, ids));
+		}
 		ledger_commit(&call, false);
 		ledger_begin(&call);
 		if (statement_try_read(TABLE_ENVIRONMENT_LEASES, &find_ended, NULL, NULL, &found))

@@ -68,7 +68,8 @@ acquire_lease(Call *call, const json_t *params)
 	if (error != NULL)
 		call_fail(call, error);
 	else
-		sandbox_lease_start(call, SANDBOX_ACQUIRE, id, false, config);
+		sandbox_lease_start(call, SANDBOX_ACQUIRE, id, false, config,
+		                    json_string_value(json_object_get(params, "ledger")));
 	sandbox_config_free(config);
 }
 
@@ -81,7 +82,7 @@ resume_lease(Call *call, const json_t *params)
 	if (error != NULL)
 		call_fail(call, error);
 	else
-		sandbox_lease_start(call, SANDBOX_RESUME, id, false, NULL);
+		sandbox_lease_start(call, SANDBOX_RESUME, id, false, NULL, NULL);
 }
 
 /* An end must not fail for what else the config says. */
@@ -104,7 +105,7 @@ end_lease(Call *call, const json_t *params, SandboxLeaseAct act, bool keep)
 	if (error != NULL)
 		call_fail(call, error);
 	else
-		sandbox_lease_start(call, act, id, keep, NULL);
+		sandbox_lease_start(call, act, id, keep, NULL, NULL);
 }
 
 static void

@@ -18,9 +18,15 @@
  * error then, so that it asks again; by then the maker has been answered, and
  * what it made destroyed, or the worker is another one, whose word counts.
  *
+ * A provider may have given a name again that something else of its had: whether
+ * what a key made may be ended is then for the client to say.  To one that asks
+ * to identify, 3 and 5 are answered with the name, and nothing is ended before
+ * the client comes with it (2).
+ *
  * An operation of the host's own ends what a doomed maker made.  Nobody else
  * may ever ask for that, so it tries again for a while when it fails.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "lease_work.h"
@@ -30,6 +36,7 @@
 
 #define OUTCOME_DESTROYED "destroyed"
 #define OUTCOME_RELEASED "released"
+#define OUTCOME_FOUND "found"
 
 #define OWN_ATTEMPTS 10
 #define OWN_DELAY_MS 1000
@@ -60,6 +67,22 @@ ended(LeaseOperation *operation, const char *outcome)
 	if (!operation->keep)
 		lease_key_ended(operation->key, outcome);
 	answer_outcome(operation, outcome);
+}
+
+static bool
+identifies(const LeaseOperation *operation, const json_t *lease)
+{
+	return operation->identify && json_is_string(json_object_get(lease, "providerLeaseId"));
+}
+
+static void
+answer_found(LeaseOperation *operation, json_t *lease)
+{
+	operation_answer(operation,
+	                 json_pack("{s:s, s:O, s:O?}", "outcome", OUTCOME_FOUND, "providerLeaseId",
+	                           json_object_get(lease, "providerLeaseId"), "metadata",
+	                           json_object_get(lease, "metadata")));
+	operation_done(operation);
 }
 
 /* Takes the error. */
@@ -163,6 +186,11 @@ end_one(LeaseOperation *operation, json_t *id, json_t *metadata)
 		json_object_set_new(params, "providerLeaseId", json_null());
 	if (metadata != NULL)
 		json_object_set(params, "leaseMetadata", metadata);
+	if (!operation->keep && json_is_string(id))
+	{
+		free(operation->key->ended_id);
+		operation->key->ended_id = xstrdup(json_string_value(id));
+	}
 	/* What is to stay must not be destroyed for want of a milder word. */
 	operation_ask(operation, operation_method(operation->kind), operation->keep ? NULL : other,
 	              params, end_answered);
@@ -213,6 +241,10 @@ listed(LeaseOperation *operation, const json_t *result)
 	}
 	else if (json_array_size(operation->found) == 0)
 		nothing_seen(operation, OUTCOME_ABSENT);
+	/* Of several things that one key made, only one could come back with its name. */
+	else if (json_array_size(operation->found) == 1 &&
+	         identifies(operation, json_array_get(operation->found, 0)))
+		answer_found(operation, json_array_get(operation->found, 0));
 	else
 		one_ended(operation);
 }
@@ -300,6 +332,8 @@ lease_end_run(LeaseOperation *operation)
 	json_t *given = json_object_get(operation->params, "providerLeaseId");
 	bool names_it = json_is_string(given);
 
+	if (operation->identify)
+		operation->key->identified = true;
 	if (key->knowledge == LEASE_ENDED && strcmp(key->outcome, OUTCOME_ABSENT) != 0)
 		answer_outcome(operation, success(operation));
 	else if (!names_it && key->knowledge == LEASE_ENDED)
@@ -310,6 +344,8 @@ lease_end_run(LeaseOperation *operation)
 		failed(operation, error_copy(operation->plugin_error));
 	else if (names_it)
 		end_one(operation, given, NULL);
+	else if (key->lease != NULL && identifies(operation, key->lease))
+		answer_found(operation, key->lease);
 	else if (key->lease != NULL)
 		end_one(operation, json_object_get(key->lease, "providerLeaseId"),
 		        remembered_metadata(operation));

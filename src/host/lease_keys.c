@@ -100,6 +100,7 @@ forget(LeaseKey *key)
 	key_count--;
 	json_decref(key->lease);
 	free(key->plugin_key);
+	free(key->ended_id);
 	free(key->id);
 	free(key);
 }

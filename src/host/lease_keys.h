@@ -33,8 +33,13 @@ struct LeaseKey
 	/* Who was last asked to make it, or NULL. */
 	char *plugin_key;
 
-	/* ENDED: the outcome that was told, a constant. */
+	/* ENDED: the outcome that was told, a constant, and the providerLeaseId that was ended, or
+	 * NULL. */
 	const char *outcome;
+	char *ended_id;
+
+	/* Its client ends what it knows the name of, and nothing is to be ended without that. */
+	bool identified;
 
 	/* Of lease_operation.c. */
 	struct LeaseOperation *running;

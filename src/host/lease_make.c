@@ -20,6 +20,7 @@
  * refused for the same reason.
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "lease_work.h"
 #include "log.h"
@@ -45,17 +46,46 @@ lease_make_withdrawn(LeaseOperation *operation)
 		lease_key_learn(operation->key, LEASE_ABSENT, NULL);
 }
 
+static bool
+was_ended(const LeaseKey *key, const json_t *lease)
+{
+	const char *id = json_string_value(json_object_get(lease, "providerLeaseId"));
+
+	return id != NULL && key->ended_id != NULL && strcmp(id, key->ended_id) == 0;
+}
+
 /* Takes the lease. */
 static void
 made(LeaseOperation *operation, json_t *lease)
 {
 	LeaseKey *key = operation->key;
 
+	if (operation->kind == OPERATION_RESUME && (operation->doomed || key->knowledge == LEASE_ENDED))
+	{
+		json_decref(lease);
+		operation_fail(operation, lease_ended_error(key));
+		return;
+	}
+	/* It was found and ended before its maker said so, and its name may be another's by now. */
+	if (key->knowledge == LEASE_ENDED && was_ended(key, lease))
+	{
+		json_decref(lease);
+		operation_fail(operation, lease_ended_error(key));
+		return;
+	}
 	/* An ender that had stepped aside may have had its answer meanwhile. */
 	if (!operation->doomed && key->knowledge != LEASE_ENDED)
 	{
 		lease_key_learn(key, LEASE_HELD, lease);
 		operation_answer(operation, json_incref(lease));
+		return;
+	}
+	if (key->identified && key->knowledge != LEASE_ENDED)
+	{
+		/* Who ends it was told to come again. */
+		lease_key_learn(key, LEASE_HELD, lease);
+		key->condemned = true;
+		operation_fail(operation, lease_ended_error(key));
 		return;
 	}
 	log_message(LOG_LOG,
@@ -113,7 +143,7 @@ answered(void *data, PluginReply reply, json_t *result, HostError *error)
 	json_t *lease = NULL;
 
 	operation_answered(operation);
-	if (operation->doomed)
+	if (operation->doomed && operation->kind == OPERATION_ACQUIRE)
 		operation->key->doomed--;
 	if (reply != REPLY_RESULT)
 		failed(operation, reply, error);

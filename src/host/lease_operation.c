@@ -21,8 +21,10 @@
  * has waited gets as long again to run.  What happens when it is over:
  *
  *   - waiting behind a maker, an ender dooms the maker: it steps aside, and
- *     what it may still make will be destroyed at once, by an operation of the
- *     host's own;
+ *     what it may still make will be destroyed: by the ender, who is told to come
+ *     again, if it wants to know the names of what it ends, else at once by an
+ *     operation of the host's own.  A doomed resume makes nothing: what it says
+ *     is heard by nobody;
  *   - waiting behind an ender, and before the plugin was sent anything, an
  *     operation ends as if it had never been;
  *   - running, a maker goes on holding the key until its answer comes, or an
@@ -317,7 +319,9 @@ doom(LeaseOperation *maker)
 		return;
 	}
 	maker->doomed = true;
-	maker->key->doomed++;
+	/* A resume makes nothing that would have to be ended, and may be tried again. */
+	if (maker->kind == OPERATION_ACQUIRE)
+		maker->key->doomed++;
 	plugin_request_is_late(maker->request);
 	step_aside(maker);
 	advance(maker->key);
@@ -519,6 +523,7 @@ lease_operation_start(Call *call, const char *method, const json_t *params)
 	operation->secrets = plugin_secrets(params);
 	operation->limit_ms = call_limits(params).call_ms;
 	operation->same_instance = instance != NULL && strcmp(instance, host_instance()) == 0;
+	operation->identify = json_is_true(json_object_get(params, "identify"));
 	operation->keep = kind == OPERATION_RELEASE && json_is_true(json_object_get(params, "keep"));
 	call_set_state(call, "waiting for its turn");
 	call_on_cancel(call, client_gone, operation);

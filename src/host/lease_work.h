@@ -46,6 +46,7 @@ struct LeaseOperation
 	/* Enders. */
 	bool same_instance; /* the client asked this host to make the lease, if any */
 	bool keep;          /* the lease stays, for reuse */
+	bool identify;      /* of what has no name yet, the client is to be told the name first */
 	bool own;           /* not a client's: ends what a doomed maker made */
 	bool unseen;        /* ends by the key alone, so whether there is something is not known */
 	unsigned attempts;

@@ -44,7 +44,7 @@ typedef struct WaitingCall
 json_t *
 plugin_params(const json_t *params)
 {
-	static const char *const own[] = {"limits",    "hostInstance", "keep",
+	static const char *const own[] = {"limits",    "hostInstance", "identify", "keep",
 	                                  "pluginKey", "pluginsOff",   "secrets"};
 	json_t *copy = json_copy((json_t *) params);
 

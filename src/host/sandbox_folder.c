@@ -3,9 +3,9 @@
  *		The folders of leases.
  *
  * A lease has the folder leases/ID below the sandbox directory, with `workspace`
- * in it, which is the lease's own, and `image`, a symbolic link that says
- * what the lease was made with.  The folder is the truth of whether the lease exists: nothing
- * else is written down.
+ * in it, which is the lease's own, and two symbolic links whose targets are to be read only:
+ * `image` says what the lease was made with, `ledger` in which database's ledger it is.  The folder
+ *is the truth of whether the lease exists: nothing else is written down.
  *
  * Removal.  The folder is renamed into trash/ first: from then on there is no lease.
  * What is in the trash is a stranger's work, of any depth and with any modes, so
@@ -35,6 +35,7 @@
 #define IMAGES "images"
 #define WORKSPACE "workspace"
 #define IMAGE "image"
+#define LEDGER "ledger"
 
 bool
 sandbox_is_id(const char *text)
@@ -110,7 +111,7 @@ sandbox_folder_check_image(int fd, const char *image)
 }
 
 HostError *
-sandbox_folder_make(int fd, const char *id, const char *image)
+sandbox_folder_make(int fd, const char *id, const char *image, const char *ledger)
 {
 	HostError *error = image ? sandbox_folder_check_image(fd, image) : NULL;
 	int leases = error == NULL ? sandbox_folder_open_own(fd, LEASES) : -1;
@@ -131,6 +132,8 @@ sandbox_folder_make(int fd, const char *id, const char *image)
 		/* The workspace last: with it, all is there. */
 		if (symlinkat(target, folder, IMAGE) < 0 && errno != EEXIST)
 			error = failure("make the image's link of", id);
+		else if (ledger != NULL && symlinkat(ledger, folder, LEDGER) < 0 && errno != EEXIST)
+			error = failure("mark", id);
 		else if (mkdirat(folder, WORKSPACE, 0700) < 0 && errno != EEXIST)
 			error = failure("make the workspace of", id);
 		free(target);
@@ -169,6 +172,19 @@ sandbox_folder_read(int fd, SandboxFolder *folder)
 	name = strrchr(target, '/');
 	snprintf(folder->image, sizeof folder->image, "%.128s", name ? name + 1 : "");
 	return sandbox_folder_exists(fd, folder->id);
+}
+
+bool
+sandbox_folder_is_of(int fd, const char *id, const char *ledger)
+{
+	char path[sizeof LEASES + sizeof LEDGER + SANDBOX_ID_LENGTH + 2];
+	char target[256];
+	ssize_t length;
+
+	snprintf(path, sizeof path, LEASES "/%s/" LEDGER, id);
+	length = readlinkat(fd, path, target, sizeof target);
+	return length > 0 && (size_t) length == strlen(ledger) &&
+	       memcmp(target, ledger, (size_t) length) == 0;
 }
 
 SandboxFolder *

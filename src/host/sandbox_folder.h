@@ -24,8 +24,9 @@ extern int sandbox_folder_open_own(int fd, const char *name);
 /* NULL, or the error: there is no such image. */
 extern HostError *sandbox_folder_check_image(int fd, const char *image);
 
-/* Makes it, or leaves it as it is; image: NULL for none. */
-extern HostError *sandbox_folder_make(int fd, const char *id, const char *image);
+/* Makes it, or leaves it as it is; image: NULL for none; ledger: whose it is, NULL: not known. */
+extern HostError *sandbox_folder_make(int fd, const char *id, const char *image,
+                                      const char *ledger);
 
 extern bool sandbox_folder_exists(int fd, const char *id);
 
@@ -43,6 +44,9 @@ typedef struct SandboxFolder
 
 /* What one is known to have been made with; false: there is none. */
 extern bool sandbox_folder_read(int fd, SandboxFolder *folder);
+
+/* Whether it was made for that ledger. */
+extern bool sandbox_folder_is_of(int fd, const char *id, const char *ledger);
 
 /* All there are, to be freed. */
 extern SandboxFolder *sandbox_folder_list(int fd, size_t *count);

@@ -34,6 +34,7 @@ typedef struct Operation
 	SandboxLeaseAct act;
 	bool keep;
 	char *image;
+	char *ledger;
 	uv_work_t work;
 	SandboxPlace *place;
 	SandboxFolder folder;
@@ -121,6 +122,7 @@ operation_free(Operation *operation)
 	sandbox_place_free(operation->place);
 	error_free(operation->error);
 	free(operation->image);
+	free(operation->ledger);
 	free(operation);
 }
 
@@ -339,7 +341,8 @@ make_work(uv_work_t *work)
 		return;
 	}
 	if (operation->act == SANDBOX_ACQUIRE)
-		operation->error = sandbox_folder_make(fd, operation->folder.id, operation->image);
+		operation->error =
+		    sandbox_folder_make(fd, operation->folder.id, operation->image, operation->ledger);
 	if (operation->error == NULL)
 		operation->existed = sandbox_folder_read(fd, &operation->folder);
 	close(fd);
@@ -474,7 +477,7 @@ client_gone(void *data)
 
 void
 sandbox_lease_start(Call *call, SandboxLeaseAct act, const char *id, bool keep,
-                    const SandboxConfig *config)
+                    const SandboxConfig *config, const char *ledger)
 {
 	SandboxLease *lease = lease_get(id);
 	Operation *operation = xcalloc(1, sizeof *operation);
@@ -486,9 +489,14 @@ sandbox_lease_start(Call *call, SandboxLeaseAct act, const char *id, bool keep,
 	if (config != NULL && config->image != NULL)
 		operation->image = xstrdup(config->image);
 	memcpy(operation->folder.id, id, SANDBOX_ID_LENGTH + 1);
-	call_set_target(call, id);
-	call_set_state(call, "waiting for its turn");
-	call_on_cancel(call, client_gone, operation);
+	if (ledger != NULL)
+		operation->ledger = xstrdup(ledger);
+	if (call != NULL)
+	{
+		call_set_target(call, id);
+		call_set_state(call, "waiting for its turn");
+		call_on_cancel(call, client_gone, operation);
+	}
 	if (lease->last_waiting != NULL)
 		lease->last_waiting->next = operation;
 	else
@@ -583,6 +591,70 @@ listing_cancelled(void *data)
 	Listing *listing = data;
 
 	listing->call = NULL;
+}
+
+/*
+ * What is left of a ledger that is gone
+ */
+
+typedef struct Drop
+{
+	uv_work_t work;
+	SandboxPlace *place;
+	char *ledger;
+	SandboxFolder *folders;
+	size_t count;
+} Drop;
+
+/* Another thread. */
+static void
+drop_work(uv_work_t *work)
+{
+	Drop *drop = work->data;
+	size_t kept = 0;
+	int fd;
+	HostError *error = sandbox_place_open(drop->place, &fd);
+
+	if (error != NULL)
+	{
+		/* Without a sandbox directory there is nothing. */
+		error_free(error);
+		return;
+	}
+	drop->folders = sandbox_folder_list(fd, &drop->count);
+	for (size_t i = 0; i < drop->count; i++)
+		if (sandbox_folder_is_of(fd, drop->folders[i].id, drop->ledger))
+			drop->folders[kept++] = drop->folders[i];
+	drop->count = kept;
+	close(fd);
+}
+
+static void
+dropped(uv_work_t *work, int status)
+{
+	Drop *drop = work->data;
+
+	(void) status;
+	if (drop->count > 0)
+		log_message(LOG_LOG, "destroying %zu sandboxes of a database that has no envrt any more",
+		            drop->count);
+	for (size_t i = 0; i < drop->count; i++)
+		sandbox_lease_start(NULL, SANDBOX_DESTROY, drop->folders[i].id, false, NULL, NULL);
+	sandbox_place_free(drop->place);
+	free(drop->folders);
+	free(drop->ledger);
+	free(drop);
+}
+
+void
+sandbox_leases_drop(const char *ledger)
+{
+	Drop *drop = xcalloc(1, sizeof *drop);
+
+	drop->work.data = drop;
+	drop->place = sandbox_place_now();
+	drop->ledger = xstrdup(ledger);
+	uv_queue_work(uv_default_loop(), &drop->work, drop_work, dropped);
 }
 
 void

@@ -21,9 +21,15 @@ typedef enum
 	SANDBOX_DESTROY
 } SandboxLeaseAct;
 
-/* Owns the call from here on.  id: a uuid; config: NULL but for makers. */
+/*
+ * Owns the call from here on; NULL: nobody asks.  id: a uuid; config: NULL but for makers;
+ * ledger: whose an acquire makes it, or NULL.
+ */
 extern void sandbox_lease_start(Call *call, SandboxLeaseAct act, const char *id, bool keep,
-                                const SandboxConfig *config);
+                                const SandboxConfig *config, const char *ledger);
+
+/* Destroys all of that ledger, which is no more. */
+extern void sandbox_leases_drop(const char *ledger);
 
 /* The leases of these ids, a list, that exist; NULL: all.  Owns the call. */
 extern void sandbox_leases_list(Call *call, const json_t *ids);

@@ -329,7 +329,11 @@ dispatch(Connection *connection, const RpcMessage *message)
 	}
 	else if (connection->control && strcmp(method, "databaseGone") == 0)
 	{
+		const char *ledger = json_string_value(json_object_get(message->params, "ledger"));
+
 		long_executions_drop(json_integer_value(json_object_get(message->params, "database")));
+		if (ledger != NULL)
+			sandbox_leases_drop(ledger);
 		connection_send(connection, rpc_response(json_incref(id), json_null()));
 	}
 	else if (connection->control)

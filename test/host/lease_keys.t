@@ -96,6 +96,15 @@ sub exists_now
 	return map { slurp($_) } glob "$directory/exists/*";
 }
 
+# The providerLeaseId of what was made for a key
+sub id_of
+{
+	my ($key) = @_;
+	my ($file) = grep { slurp($_) eq $key } glob "$directory/exists/*";
+
+	return $file =~ s{.*/}{}r =~ s{__}{//}r;
+}
+
 # What the journal says of a key: "create destroy".
 sub effects
 {
@@ -469,12 +478,13 @@ for my $knob (qw(delay late))
 	}
 	fails_with(lease_call('acquire', $key), '55000', qr/ended meanwhile/, $knob eq 'late' ? 'absent' : 'unknown',
 		'... nobody can make it again');
-	fails_with($client->answer($id), '55000', qr/ended meanwhile/, 'unknown', '... its client is told');
-	wait_until('it is destroyed', sub { effects($key) eq "create destroy" . ($knob eq 'late' ? ' destroy-absent' : '') });
-	pass('... the host destroys what it made');
+	# What has been found and ended has perhaps given its name to another.
+	fails_with($client->answer($id), '55000', qr/ended meanwhile/, $knob eq 'late' ? 'absent' : 'unknown', '... its client is told');
+	wait_until('it is destroyed', sub { effects($key) eq 'create destroy' });
+	pass('... the host destroys what it made, once');
 	outcome_is(lease_call('destroy', $key), 'destroyed', '... and knows');
 	like($host->log_text, qr/^LOG: plugin "envrt\.journal": lease \Q$key\E was ended before environmentAcquireLease was answered/m,
-		'... and logs');
+		'... and logs') if $knob eq 'delay';
 	is(scalar(grep { $_ eq $key } exists_now()), 0, '... and nothing is left');
 }
 for my $kind (qw(journal-keyed journal-blind))
@@ -495,6 +505,52 @@ for my $kind (qw(journal-keyed journal-blind))
 	outcome_is(lease_call('destroy', $key), 'destroyed', '... which is known then');
 }
 $driver = 'journal';
+
+# A client that wants to know the names of what it ends: nothing is ended without one.
+for my $knob ('known', 'delay', 'late')
+{
+	my $key = new_key();
+	my %named = (identify => JSON::PP::true, limit => 100);
+	my ($client, $id);
+
+	fresh_host();
+	lease_call('acquire', new_key());
+	knob("acquire-$knob", "0.7 $key") if $knob ne 'known';
+	($client, $id) = send_lease_call('acquire', $key);
+	wait_until_asked() if $knob ne 'known';
+	if ($knob eq 'delay')
+	{
+		fails_with(lease_call('destroy', $key, %named), '38000', qr/has not answered yet/, 'unknown', 'what is not made yet has no name');
+		fails_with($client->answer($id), '55000', qr/ended meanwhile/, 'unknown', '... and is given to nobody');
+	}
+	$client->answer($id) if $knob eq 'known';
+	my $answer = lease_call('destroy', $key, %named)->{result};
+	my $made = id_of($key);
+	is($answer->{outcome}, 'found', "$knob: it is found");
+	is($answer->{providerLeaseId}, $made, '... by its name');
+	is(effects($key), 'create', '... and not ended');
+	outcome_is(lease_call('destroy', $key, %named, providerLeaseId => $made, limit => 5000), 'destroyed', '... until it is named');
+	fails_with($client->answer($id), '55000', qr/ended meanwhile/, 'absent', '... and is given to nobody') if $knob eq 'late';
+	is(effects($key), 'create destroy', '... and once');
+}
+
+# A resume that is late when its lease is released: what is kept stays, and can be resumed again.
+{
+	my $key = new_key();
+
+	fresh_host();
+	lease_call('acquire', $key);
+	my %made = (providerLeaseId => id_of($key), config => { reuseLease => JSON::PP::true });
+	knob('resume-late', "0.7 $key");
+	my ($client, $id) = send_lease_call('resume', $key, %made);
+	wait_until('it is resumed', sub { effects($key) eq 'create resume' });
+	outcome_is(lease_call('release', $key, %made, keep => JSON::PP::true, limit => 200), 'released', 'a release does not wait for a resume that is late');
+	fails_with($client->answer($id), '55000', qr/ended meanwhile/, 'unknown', '... whose answer is for nobody');
+	knob('resume-late');
+	ok(lease_call('resume', $key, %made)->{result}, '... and can be asked for again');
+	is(effects($key), 'create resume release resume', '... and nothing was destroyed');
+	lease_call('destroy', $key, %made);
+}
 
 # The host's own destroy fails: it tries again.
 {

@@ -113,7 +113,7 @@ sub journal
 	return @lines;
 }
 
-# How often something was done: create, resume, release, destroy, destroy-absent.
+# How often something was done: create, again, resume, release, destroy, destroy-absent.
 sub count
 {
 	my ($self, $what, $of) = @_;
@@ -322,6 +322,8 @@ sub problems_of_journal
 		{
 			push @problems, "lease $line->{lease} was made twice: $created{ $line->{lease} } and $id" if $created{ $line->{lease} };
 			$created{ $line->{lease} } = $id;
+			# A name that is given again
+			delete $ended{$id};
 		}
 		push @problems, "$id was destroyed twice" if $what eq 'destroy' && $ended{$id};
 		push @problems, "$id: $what after it was destroyed" if $ended{$id} && ($what eq 'resume' || $what eq 'release');
@@ -332,7 +334,7 @@ sub problems_of_journal
 	{
 		my $last = $last{ $row->{id} // '' } // next;
 
-		push @problems, "$row->{id} is held, and was told of its $last last" if $row->{state} eq 'held' && $last !~ /^(create|resume)$/;
+		push @problems, "$row->{id} is held, and was told of its $last last" if $row->{state} eq 'held' && $last !~ /^(create|again|resume)$/;
 		push @problems, "$row->{id} is idle, and was told of its $last last" if $row->{state} eq 'idle' && $last ne 'release';
 	}
 	return @problems;

@@ -564,6 +564,7 @@ for my $kind (qw(tempdir tempdir-keyed))
 	  };
 }
 
+my $reused = 0;
 server_is_back();
 for my $row (grep { $_->{row} =~ /$only_row/ } @rows)
 {
@@ -577,7 +578,9 @@ for my $row (grep { $_->{row} =~ /$only_row/ } @rows)
 	{
 		server_is_back();
 		my $reusable = $row->{reuse} || $row->{reusable};
-		$environment = $provider->make_environment($node, $company, provider => $row->{kind} // 'journal', $reusable ? (leasePolicy => 'reuse_by_environment') : ()) if !$environment || $reusable;
+		# Every other of those that are used again has a provider that gives the environment's name to each of its sandboxes.
+		my $named = $reusable && ++$reused % 2;
+		$environment = $provider->make_environment($node, $company, provider => $row->{kind} // 'journal', $reusable ? (leasePolicy => 'reuse_by_environment') : (), $named ? (named => JSON::PP::true) : ()) if !$environment || $reusable;
 		run_cell(%$row, %way, column => $column, environment => $environment, unresolved => $row->{blind} && $column !~ /^ROLLBACK|terminate/);
 	}
 }
@@ -597,12 +600,12 @@ my %asked = (
 		statement => sub { my ($cell) = @_; acquire_sql($cell->{environment}, $cell->{run} = new_run()) },
 		expect => sub { my ($cell) = @_; "NOT EXISTS (SELECT FROM envrt.environment_leases WHERE heartbeat_run_id = '$cell->{run}')" },
 	},
-	# What can't be resumed is of no use: another one is made.
+	# What can't be resumed is kept: it is tried again, by this acquire or the next.
 	resume => {
 		reusable => 1,
-		prepare => \&make_idle,
+		prepare => sub { my ($cell) = @_; make_idle($cell); $cell->{idle} = sql("SELECT provider_lease_id FROM envrt.provider_leases WHERE environment_id = '$cell->{environment}'") },
 		statement => sub { my ($cell) = @_; acquire_sql($cell->{environment}, $cell->{run} = new_run()) },
-		expect => sub { my ($cell) = @_; "EXISTS (SELECT FROM envrt.environment_leases WHERE heartbeat_run_id = '$cell->{run}' AND status = 'active')" },
+		expect => sub { my ($cell) = @_; "EXISTS (SELECT FROM envrt.environment_leases WHERE heartbeat_run_id = '$cell->{run}' AND status = 'active' AND provider_lease_id = '$cell->{idle}')" },
 	},
 	release => {
 		prepare => sub { my ($cell) = @_; $cell->{lease} = new_lease($cell->{environment}) },
@@ -660,7 +663,7 @@ sub trouble_cell
 	$provider->set_knob("$verb-$trouble", $trouble =~ /^(hang|stall)$/ ? 'always' : 1);
 	my $result = $session->run($asked->{statement}->($cell));
 	die "the acquire has ended well" if $verb eq 'acquire' && $result->{state} !~ /^(38000|08006|57014)$/;
-	die "$result->{state} $result->{message}" if $verb ne 'acquire' && $result->{state} ne '00000';
+	die "$result->{state} $result->{message}" if $verb !~ /^(acquire|resume)$/ && $result->{state} ne '00000' || $verb eq 'resume' && $result->{state} !~ /^(00000|38000)$/;
 	if ($trouble =~ /^(hang|stall)$/)
 	{
 		# It has been asked, and will be asked again.
@@ -668,6 +671,8 @@ sub trouble_cell
 		  if $verb ne 'acquire' && $verb ne 'resume';
 		$provider->clear_knobs;
 	}
+	# It was in vain for as long as it is tried; what was idle is there for the next.
+	wait_until('it to be resumed', sub { $session->run($asked->{statement}->($cell))->{state} eq '00000' }, 30) if $verb eq 'resume' && $result->{state} ne '00000';
 	if ($verb eq 'acquire' && ($trouble eq 'stall' || $trouble eq 'hang' && $cell->{kind} ne 'journal'))
 	{
 		# As long as it may still be made, its end is not believed; when the worker is gone it is.
@@ -681,7 +686,7 @@ sub trouble_cell
 	return @problems;
 }
 
-$node->append_conf('postgresql.conf', "envrt.provider_timeout = '1s'");
+$node->append_conf('postgresql.conf', "envrt.provider_timeout = '1s'\nenvrt.reuse_retry = '2s'");
 for my $kind (sort keys %kinds)
 {
 	for my $asked (@{ $kinds{$kind} })

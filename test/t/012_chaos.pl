@@ -28,11 +28,14 @@ my $node = new_cluster('chaos', conf => EnvrtProvider::conf() . <<'CONF');
 restart_after_crash = on
 max_connections = 40
 envrt.provider_timeout = '5s'
+envrt.reuse_retry = '2s'
 CONF
 my $company = make_company($node);
 my $agent = make_agent($node, $company);
 my %environment = (
 	ephemeral => $provider->make_environment($node, $company),
+	# One whose names come again, and one that has its troubles with resuming, which are not to cost it its work
+	named => $provider->make_environment($node, $company, leasePolicy => 'reuse_by_environment', named => JSON::PP::true),
 	reused => $provider->make_environment($node, $company, leasePolicy => 'reuse_by_environment'),
 	retained => $provider->make_environment($node, $company, leasePolicy => 'retain_on_failure'),
 	keyed => $provider->make_environment($node, $company, provider => 'journal-keyed'));
@@ -287,6 +290,8 @@ while (time < $until - $pause)
 	$killed{$kill}++ if $kills{$kill}->();
 	# And the provider has its own troubles.
 	$provider->set_knob(pick(@knobs), 1) if chance(0.5);
+	# For a while, which may be longer than an acquire has patience.
+	$provider->set_knob('resume-fail', 1 + int rand 12) if chance(0.3);
 	$provider->set_knob('acquire-delay', sprintf '%.3f', rand 0.05) if chance(0.3);
 }
 for my $child (@children)
@@ -313,7 +318,7 @@ for my $number (1 .. $clients)
 }
 diag "killed: $_ $killed{$_}" for sort keys %killed;
 diag "done: $_ $total{$_}" for sort keys %total;
-diag sprintf 'provider: %s', join ', ', map { "$_ " . $provider->count($_) } qw(create resume release destroy destroy-absent);
+diag sprintf 'provider: %s', join ', ', map { "$_ " . $provider->count($_) } qw(create again resume release destroy destroy-absent);
 is(join("\n", map { "$_ ($found{$_} times)" } sort keys %found), '', 'the clients have seen nothing that must not be');
 is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.lease_requests WHERE sqlstate = '23505'"), '0', 'nothing was to be held twice by a requested lease');
 is(join("\n", $provider->settled($node, timeout => 30)), '', 'nothing is leaked, lost, held or ended twice');

@@ -338,31 +338,48 @@ for my $case (
 	wait_until('it to go', sub { !$provider->sandboxes }, 10);
 }
 
-# One that can't be resumed is replaced; one that can't be released is destroyed
+# One that can't be resumed is tried again and kept; one that can't be released is kept as well
 {
 	my $environment = reusable();
 	my $run = new_run();
+	my $first = sql(acquire_sql($environment, $run));
 
-	sql(acquire_sql($environment, $run));
 	sql("SELECT envrt_release_leases('$run')");
 	settles('one to be resumed');
 	$provider->set_knob('resume-fail', 1);
 	my $lease = sql(acquire_sql($environment, $run));
-	is($provider->count('create', $lease), 1, 'in place of one that can not be resumed another one is made');
-	settles('in place of one that can not be resumed');
-	is(scalar $provider->sandboxes, 1, 'and that one is destroyed');
+	is($provider->count('resume', $first), 1, 'one that can not be resumed once is resumed');
 	sql("SELECT envrt_release_leases('$run')");
 	settles('one to be resumed by a request');
 	$provider->set_knob('resume-fail', 1);
 	$lease = request($environment, $run);
 	is(await_state($lease), '00000', 'the same for a request');
-	settles('in place of one that can not be resumed, by request');
+	is($provider->count('resume', $first), 2, 'in the end it is resumed');
+	sql("SELECT envrt_release_leases('$run')");
+	settles('one whose provider fails for long');
+	sql("ALTER SYSTEM SET envrt.reuse_retry = '500 ms'");
+	sql('SELECT pg_reload_conf()');
+	$provider->set_knob('resume-fail', 'always');
+	is((sql_state($node, acquire_sql($environment, $run)))[0], '38000', 'an acquire that can not resume fails');
+	$lease = request($environment, $run);
+	is(await_state($lease), '38000', 'and so does a request');
+	$provider->clear_knobs;
+	settles('one that could not be resumed');
+	is(join(' ', map { $_->[0] } $provider->sandboxes), $first, 'and what was idle is kept');
+	sql('ALTER SYSTEM RESET envrt.reuse_retry');
+	sql('SELECT pg_reload_conf()');
+	$lease = sql(acquire_sql($environment, $run));
+	is($provider->count('create'), 1, 'until it can be resumed');
 	$provider->set_knob('release-fail', 'always');
 	sql("SELECT envrt_release_leases('$run')");
-	is(sql("SELECT envrt_await_cleanup('$lease', '20 s')"), 'success', 'one that can not be released is destroyed');
+	is(sql("SELECT envrt_await_cleanup('$lease', '20 s')"), 'success', 'one that can not be released has an end');
 	$provider->clear_knobs;
-	settles('one that can not be released');
-	is(scalar $provider->sandboxes, 0, 'and gone');
+	sql(acquire_sql($environment, $run));
+	is($provider->count('create'), 1, 'and is kept all the same');
+	sql("SELECT envrt_release_leases('$run')");
+	settles('one that could not be released');
+	sql("UPDATE envrt.environments SET status = 'archived' WHERE id = '$environment'");
+	wait_until('it to go with its environment', sub { !$provider->sandboxes }, 20);
 }
 
 # A retained one ends by expiry too
