@@ -116,16 +116,28 @@ ended_error(void)
 static const char *
 limit_reached(Execution *execution, int kind)
 {
-	bool memory = kind == SANDBOX_MEMORY;
-	char *text = xformat("envrt: ended, since the %s more than %s allows (%llu MB)\n",
-	                     memory ? "processes of the sandbox use" : "workspace holds",
-	                     memory ? "memoryMb" : "workspaceMb",
-	                     (unsigned long long) (memory ? execution->config->memory_mb
-	                                                  : execution->config->workspace_mb));
+	unsigned long long memory = execution->config->memory_mb;
+	unsigned long long objects = memory * MEGABYTE / SANDBOX_OBJECT_BYTES;
+	const char *limit = kind == SANDBOX_DISK ? "workspaceMb" : "memoryMb";
+	char *text;
 
+	if (objects < SANDBOX_LEAST_OBJECTS)
+		objects = SANDBOX_LEAST_OBJECTS;
+	if (kind == SANDBOX_DISK)
+		text = xformat("envrt: ended, since the workspace holds more than workspaceMb allows "
+		               "(%llu MB)\n",
+		               (unsigned long long) execution->config->workspace_mb);
+	else if (kind == SANDBOX_MEMORY)
+		text = xformat("envrt: ended, since the processes of the sandbox use more than memoryMb "
+		               "allows (%llu MB)\n",
+		               memory);
+	else
+		text = xformat("envrt: ended, since the processes of the sandbox have more open files or "
+		               "sockets than memoryMb allows (%llu), or more than %llu epoll watches\n",
+		               objects, (unsigned long long) SANDBOX_MAX_WATCHES);
 	say(execution, text);
 	free(text);
-	return memory ? "memoryMb" : "workspaceMb";
+	return limit;
 }
 
 static void

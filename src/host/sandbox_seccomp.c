@@ -10,7 +10,9 @@
  *   refused   uses of what is allowed that are refused (EPERM): more namespaces,
  *             typing into terminals, protocols that are not confined to the
  *             sandbox's own network, files that give away the user's rights,
- *             touching process 1, which watches the others.
+ *             touching process 1, which watches the others, and larger pipes.
+ *             Sizes of socket buffers are taken and ignored: programs don't expect
+ *             that to fail.
  *
  * Not on the list, for the reader who misses them: ptrace and all that reads
  * another process; mounts; keys; bpf, perf, userfaultfd, io_uring; handles of
@@ -113,6 +115,8 @@ typedef struct Refusal
 static const Refusal refused[] = {
     {"ioctl", 1, LOW, TIOCSTI},
     {"ioctl", 1, LOW, TIOCLINUX},
+    /* Memory that is no process's. */
+    {"fcntl", 1, LOW, F_SETPIPE_SZ},
     /* Process 1, and all of the user's. */
     {"prlimit64", 0, LOW, 1},
     {"sched_setaffinity", 0, LOW, 1},
@@ -249,6 +253,22 @@ refuse_open(scmp_filter_ctx filter, const char *name, unsigned place, unsigned l
 	return add(filter, SCMP_ACT_ERRNO(EPERM), name, 2, conditions);
 }
 
+static bool
+ignore_buffer_sizes(scmp_filter_ctx filter)
+{
+	static const unsigned long options[] = {SO_SNDBUF, SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE};
+
+	for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+	{
+		struct scmp_arg_cmp conditions[] = {{1, SCMP_CMP_MASKED_EQ, LOW, SOL_SOCKET},
+		                                    {2, SCMP_CMP_MASKED_EQ, LOW, options[i]}};
+
+		if (!add(filter, SCMP_ACT_ERRNO(0), "setsockopt", 2, conditions))
+			return false;
+	}
+	return true;
+}
+
 bool
 sandbox_seccomp_write_refused(int fd)
 {
@@ -266,6 +286,7 @@ sandbox_seccomp_write_refused(int fd)
 		           refuse_open(filter, "openat", 2, creates[i / 2], bits[i % 2]);
 	complete = complete && refuse_namespaces(filter) && refuse_families(filter, "socket") &&
 	           refuse_families(filter, "socketpair") && refuse_netlink(filter) &&
+	           ignore_buffer_sizes(filter) &&
 	           refuse(filter, "shmget", (struct scmp_arg_cmp){1, SCMP_CMP_GT, LARGEST_SEGMENT, 0});
 	return filter != NULL && filter_write(filter, complete, fd);
 }

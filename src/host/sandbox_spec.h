@@ -32,6 +32,14 @@
 
 #define SANDBOX_WORKSPACE "/workspace"
 
+/*
+ * What the kernel keeps for open files and sockets is memory that is no process's: one of them
+ * stands for so much of the memory limit.
+ */
+#define SANDBOX_OBJECT_BYTES ((uint64_t) 64 * 1024)
+#define SANDBOX_LEAST_OBJECTS ((uint64_t) 1024)
+#define SANDBOX_MAX_WATCHES ((uint64_t) 65536)
+
 /* How much the workspace held, and what its file system had left then. */
 typedef struct SandboxUsage
 {
@@ -67,6 +75,7 @@ typedef enum
 	SANDBOX_EXITED,     /* exit code */
 	SANDBOX_SIGNALLED,  /* signal */
 	SANDBOX_MEMORY,     /* all was ended, since it used too much */
+	SANDBOX_OBJECTS,    /* the same, of open files, sockets or epoll watches */
 	SANDBOX_DISK        /* the same, of the workspace */
 } SandboxReportKind;
 

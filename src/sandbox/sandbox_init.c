@@ -24,13 +24,16 @@
  * It is linked statically, so that it runs in any image, and is a part of the
  * driver host's binary.
  *
- * The two limits that the kernel does not know are kept by looking.  Memory:
+ * The limits that the kernel does not know are kept by looking.  Memory:
  * the sum over the processes, first by what is cheap to know and too much, and
- * only when that is over the limit by what is exact.  Disk: the workspace is
- * walked only when the file system has lost so much room since the last time that
- * the limit may have been reached; the host hands on what is known from command to
- * command.  One that is too full at the start stays as it is but for what the
- * command removes: no file can grow.
+ * only when that is over the limit by what is exact.  What the kernel keeps for the
+ * processes: the number of their open files and of their sockets, what waits in their
+ * TCP and UDP sockets, and the watches of their epoll files, which it counts for all of
+ * the server's user together.  A process that hides its files has as many as it may, and
+ * watches that nobody sees.  Disk: the workspace
+ *is walked only when the file system has lost so much room since the last time that the limit may
+ *have been reached; the host hands on what is known from command to command.  One that is too full
+ *at the start stays as it is but for what the command removes: no file can grow.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -214,6 +217,129 @@ check_memory(void)
 	    sum_of_processes(proportional_bytes) > spec->memory_bytes)
 		finish(SANDBOX_MEMORY, 0);
 	next_look = next_time(now);
+}
+
+/*
+ * What the kernel keeps
+ */
+
+/* The watches of an epoll file: a line each. */
+static uint64_t
+epoll_watches(const char *pid, const char *fd)
+{
+	static const char word[] = "tfd:";
+	char path[64];
+	char line[256];
+	uint64_t count = 0;
+	FILE *file;
+
+	snprintf(path, sizeof path, "/proc/%.20s/fdinfo/%.20s", pid, fd);
+	file = fopen(path, "re");
+	while (file != NULL && count <= SANDBOX_MAX_WATCHES && fgets(line, sizeof line, file) != NULL)
+		if (strncmp(line, word, sizeof word - 1) == 0)
+			count++;
+	if (file != NULL)
+		fclose(file);
+	return count;
+}
+
+static void
+add_objects(const char *pid, uint64_t *files, uint64_t *watches)
+{
+	static const char epoll[] = "anon_inode:[eventpoll]";
+	char path[64];
+	char target[sizeof epoll];
+	const struct dirent *entry;
+	DIR *directory;
+
+	snprintf(path, sizeof path, "/proc/%.20s/fd", pid);
+	directory = opendir(path);
+	if (directory == NULL)
+	{
+		/* One that has ended, and so has no memory, hides nothing. */
+		if ((errno == EACCES || errno == EPERM) && resident_bytes(pid) > 0)
+			*files += OPEN_FILES;
+		return;
+	}
+	while (*watches <= SANDBOX_MAX_WATCHES && (entry = readdir(directory)) != NULL)
+	{
+		ssize_t length;
+
+		if (entry->d_name[0] == '.')
+			continue;
+		(*files)++;
+		length = readlinkat(dirfd(directory), entry->d_name, target, sizeof target);
+		if (length == (ssize_t) sizeof epoll - 1 && memcmp(target, epoll, sizeof epoll - 1) == 0)
+			*watches += epoll_watches(pid, entry->d_name);
+	}
+	closedir(directory);
+}
+
+/* Also those that no process has open, on their way through another socket. */
+static uint64_t
+sockets_in_use(void)
+{
+	static const char words[] = "sockets: used ";
+	char text[1024];
+
+	if (!read_text("/proc/self/net/sockstat", text, sizeof text) ||
+	    strncmp(text, words, sizeof words - 1) != 0)
+		return 0;
+	return strtoull(text + sizeof words - 1, NULL, 10);
+}
+
+/* What waits in sockets of a protocol, to be sent or to be read. */
+static uint64_t
+queued_bytes(const char *protocol)
+{
+	char path[64];
+	char line[512];
+	uint64_t sum = 0;
+	FILE *file;
+
+	snprintf(path, sizeof path, "/proc/self/net/%s", protocol);
+	file = fopen(path, "re");
+	while (file != NULL && fgets(line, sizeof line, file) != NULL)
+	{
+		unsigned long long sent;
+		unsigned long long received;
+
+		if (sscanf(line, "%*s %*s %*s %*s %llx:%llx", &sent, &received) == 2)
+			sum += sent + received;
+	}
+	if (file != NULL)
+		fclose(file);
+	return sum;
+}
+
+static void
+check_objects(void)
+{
+	static const char *const protocols[] = {"tcp", "tcp6", "udp", "udp6"};
+	static uint64_t next_look;
+	uint64_t most = spec->memory_bytes / SANDBOX_OBJECT_BYTES;
+	uint64_t start = milliseconds();
+	uint64_t queued = 0;
+	uint64_t files = 0;
+	uint64_t watches = 0;
+	const struct dirent *entry;
+	DIR *directory;
+
+	if (start < next_look || (directory = opendir("/proc")) == NULL)
+		return;
+	if (most < SANDBOX_LEAST_OBJECTS)
+		most = SANDBOX_LEAST_OBJECTS;
+	while ((entry = readdir(directory)) != NULL)
+		if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && strcmp(entry->d_name, "1") != 0)
+			add_objects(entry->d_name, &files, &watches);
+	closedir(directory);
+	if (files > most || watches > SANDBOX_MAX_WATCHES || sockets_in_use() > most)
+		finish(SANDBOX_OBJECTS, 0);
+	for (size_t i = 0; i < sizeof protocols / sizeof protocols[0]; i++)
+		queued += queued_bytes(protocols[i]);
+	if (queued > spec->memory_bytes)
+		finish(SANDBOX_MEMORY, 0);
+	next_look = next_time(start);
 }
 
 /*
@@ -646,6 +772,7 @@ main(void)
 		if (ready > 0 && watched[0].revents != 0)
 			obey();
 		check_memory();
+		check_objects();
 		check_disk();
 	}
 }

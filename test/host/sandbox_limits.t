@@ -210,6 +210,42 @@ PERL
 	is(execute($client, $lease, [ 'sh', '-c', 'find . -type l -delete; rm -f f*; mkdir new' ], %limits)->{exitCode}, 0, '... but they can be removed');
 	$client->call('environmentDestroyLease', sandbox_params($lease));
 }
+# What the kernel keeps for open files and sockets is memory, too.
+{
+	my %limits = with(memoryMb => 64, maxProcesses => 30);
+	# Each in as many processes as are given, which wait when they have what they want.
+	my $in_processes = sub {
+		my ($count, $program) = @_;
+		return "use Socket; \$| = 1; my \@kept; for (1 .. $count) { next if fork; $program; print 'made '; sleep 60; exit } 1 while wait > 0";
+	};
+	my %too_much = (
+		'open files' => $in_processes->(10, 'for (1 .. 200) { open my $f, "<", "/dev/null" or die; push @kept, $f }'),
+		'pipes' => $in_processes->(10, 'for (1 .. 100) { pipe my $r, my $w or die; push @kept, $r, $w }'),
+		'sockets' => $in_processes->(10, 'for (1 .. 100) { socketpair my $a, my $b, AF_UNIX, SOCK_STREAM, 0 or die; push @kept, $a, $b }'),
+		'files of processes that hide them' => $in_processes->(3, 'syscall 157, 4, 0, 0, 0, 0'),
+		# An epoll file, and every number that one file may have in it, again and again.
+		'epoll watches' => $in_processes->(1, 'for (1 .. 100) { my $e = syscall 291, 0; pipe my $r, my $w or die; push @kept, $r, $w; for (1 .. 900) { my $n = syscall 32, fileno $r; last if $n < 0; my $x = pack "LQ", 1, 0; syscall 233, $e, 1, $n, $x; push @n, $n } syscall 3, $_ for splice @n }'));
+
+	for my $what (sort keys %too_much)
+	{
+		my $result = run_perl($client, $id, $too_much{$what}, %limits);
+
+		is_deeply([ $result->{signal}, $result->{metadata}{limit} ], [ 'SIGKILL', 'memoryMb' ], "too many $what");
+		like($result->{stderr}, qr/^envrt: ended, since the processes of the sandbox have more open files or sockets than memoryMb allows \(1024\), or more than 65536 epoll watches$/m,
+			'... and it is said why');
+	}
+	my $result = run_perl($client, $id, <<'PERL', %limits);
+		use IO::Socket::INET; my $l = IO::Socket::INET->new(Listen => 200, LocalAddr => '127.0.0.1') or die; my @kept;
+		for (1 .. 200) {
+			my $s = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $l->sockport) or die; push @kept, $s, $l->accept;
+			setsockopt $s, SOL_SOCKET, SO_SNDBUF, 4_000_000 or die; $s->blocking(0); 1 while syswrite $s, 'x' x 65536; select undef, undef, undef, 0.02;
+		}
+		print 'made'; sleep 60;
+PERL
+	is_deeply([ $result->{signal}, $result->{stdout}, $result->{metadata}{limit} ], [ 'SIGKILL', '', 'memoryMb' ], 'too much on its way between sockets');
+	$result = run_perl($client, $id, $in_processes->(10, 'for (1 .. 20) { socketpair my $a, my $b, AF_UNIX, SOCK_STREAM, 0 or die; push @kept, $a, $b } select undef, undef, undef, 1; exit'), %limits);
+	is_deeply([ $result->{exitCode}, $result->{metadata}{limit} ], [ 0, undef ], 'what programs need is no such thing');
+}
 {
 	my $result = run_perl($client, $id, <<'PERL', with(memoryMb => 64, maxProcesses => 30));
 		require POSIX; my %seen;
