@@ -317,6 +317,8 @@ provider_judge_resume(const char *provider_lease_id, const json_t *result, const
 {
 	const json_t *id = json_object_get(result, "providerLeaseId");
 	json_int_t code = json_integer_value(json_object_get(error, "code"));
+	const char *outcome =
+	    json_string_value(json_object_get(json_object_get(error, "data"), "outcome"));
 
 	*reason = json_string_value(json_object_get(error, "message"));
 	if (error != NULL)
@@ -324,7 +326,10 @@ provider_judge_resume(const char *provider_lease_id, const json_t *result, const
 		if (*reason == NULL)
 			*reason = "the driver failed";
 		/* It has no word for it, and never will have. */
-		return code == RPC_METHOD_NOT_IMPLEMENTED ? RESUME_GONE : RESUME_FAILED;
+		if (code == RPC_METHOD_NOT_IMPLEMENTED)
+			return RESUME_GONE;
+		/* The driver host's own word, of what it has ended or would have here. */
+		return outcome != NULL && strcmp(outcome, "absent") == 0 ? RESUME_GONE : RESUME_FAILED;
 	}
 	*reason = "the provider says that it has expired";
 	if (json_is_true(json_object_get(json_object_get(result, "metadata"), "expired")))

@@ -337,7 +337,8 @@ make_work(uv_work_t *work)
 	operation->error = sandbox_place_open(operation->place, &fd);
 	if (operation->error != NULL)
 	{
-		operation->error->outcome = OUTCOME_ABSENT;
+		operation->error->outcome =
+		    operation->act == SANDBOX_ACQUIRE ? OUTCOME_ABSENT : OUTCOME_UNKNOWN;
 		return;
 	}
 	if (operation->act == SANDBOX_ACQUIRE)
@@ -357,7 +358,10 @@ made(uv_work_t *work, int status)
 
 	(void) status;
 	if (error == NULL && !operation->existed)
+	{
 		error = error_new("38000", "Lease %s not found \xe2\x80\x94 cannot resume", lease->id);
+		error->outcome = OUTCOME_ABSENT;
+	}
 	if (error != NULL)
 	{
 		finish(operation, NULL, error);

@@ -331,6 +331,19 @@ sub effects
 	mkdir $boxes;
 	$node->append_conf('postgresql.conf', "envrt.sandbox_directory = '$boxes'\nenvrt.sandbox_on_data_filesystem = on");
 	$node->reload;
+	if (has_sandboxes())
+	{
+		my $environment = make_environment($node, $company, 'sandbox', { provider => 'bubblewrap', reuseLease => JSON::PP::true });
+		my $run = new_run();
+		my $lease = sql(acquire_sql($environment, $run));
+
+		sql("SELECT envrt_release_leases('$run')");
+		await("SELECT state = 'idle' FROM envrt.provider_leases WHERE environment_id = '$environment'", 'it to be idle');
+		EnvrtFixture::run_command('rm', '-r', "$boxes/leases/$lease");
+		like(sql("SELECT metadata -> 'replacedLease' ->> 'reason' FROM envrt_acquire_lease('$company', '$environment', '$run')"), qr/not found/, 'a sandbox of ours that is gone is replaced as well');
+		sql("SELECT envrt_destroy_lease(id) FROM envrt.environment_leases WHERE environment_id = '$environment' AND status = 'active'");
+		wait_until('it to go', sub { !$folders->() }, 30);
+	}
 	for my $drop ('EXTENSION', 'DATABASE')
 	{
 		$node->safe_psql('postgres', 'CREATE DATABASE other');
