@@ -244,7 +244,7 @@ my ($asked) = $recorder->calls;
 is($asked->[1]{config}{apiKey}, $secret, 'and goes to the plugin as it is');
 unlike(to_json($asked), qr/value-of-secret/, 'without its value anywhere');
 sql("SELECT envrt_rotate_secret('$secret', 'rotated-secret')");
-is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$secret'])")->{stdout}, length 'value-of-secret', 'the worker can ask for the value, as it was when the lease was made');
+is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$secret'])")->{stdout}, length 'rotated-secret', 'the worker can ask for the value, the newest at each call');
 like(row("SELECT stderr FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$foreign'])")->{stderr}, qr/Secret not found|Invalid secret reference|not /, 'but not for others');
 release($node, $run);
 is(sql("SELECT envrt_await_cleanup('$lease->{id}')"), 'success', 'released');
