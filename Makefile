@@ -23,6 +23,9 @@ comma = ,
 HOST_BUILD = build/host$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
 HOST_OBJS = $(patsubst src/%.c,$(HOST_BUILD)/%.o,$(wildcard src/host/*.c src/common/*.c))
 
+# Seals a secret at a client; a program for people.
+SEAL = envrt-seal
+
 # One end of a transfer of files; beside the driver host.
 FILES = envrt_files
 FILES_SOURCES = $(wildcard src/files/*.c)
@@ -39,14 +42,14 @@ PG_CPPFLAGS = -Isrc/common $(WARNINGS)
 # Set by `make check-warnings` and the test run; users of other compilers are not stopped by a new warning.
 WARNINGS =
 
-EXTRA_CLEAN = $(HOST) $(FILES) build
+EXTRA_CLEAN = $(HOST) $(FILES) $(SEAL) build
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 override with_llvm = no
 include $(PGXS)
 
-all: $(HOST) $(FILES)
+all: $(HOST) $(FILES) $(SEAL)
 
 # Made of one kind or the other by turns, it can't be judged by its age.
 $(HOST): $(HOST_BUILD)/$(HOST) FORCE
@@ -66,6 +69,9 @@ build/sandbox_init.o: build/sandbox_init
 # Never with sanitizers: they need more memory than a sandbox gives.
 $(FILES): $(FILES_SOURCES) $(wildcard src/files/*.h) src/host/files_protocol.h
 	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -D_GNU_SOURCE -Isrc/host -o $@ $(FILES_SOURCES) -larchive
+
+$(SEAL): src/seal/envrt_seal.c
+	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -D_GNU_SOURCE -o $@ $< -lsodium -ljansson
 
 # The host looks for it where it is itself.
 $(HOST_BUILD)/$(FILES): $(FILES)
@@ -87,17 +93,19 @@ $(COMMON_OBJS): $(wildcard src/common/*.h)
 sql/envrt--$(EXTVERSION).sql: sql/envrt.sql
 	cp $< $@
 
-install: install-host
-uninstall: uninstall-host
+install: install-programs
+uninstall: uninstall-programs
 
-.PHONY: install-host uninstall-host
-install-host: $(HOST) $(FILES)
+.PHONY: install-programs uninstall-programs
+install-programs: $(HOST) $(FILES) $(SEAL)
 	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
 	$(INSTALL_PROGRAM) $(HOST) '$(DESTDIR)$(pkglibdir)/$(HOST)'
 	$(INSTALL_PROGRAM) $(FILES) '$(DESTDIR)$(pkglibdir)/$(FILES)'
+	$(MKDIR_P) '$(DESTDIR)$(bindir)'
+	$(INSTALL_PROGRAM) $(SEAL) '$(DESTDIR)$(bindir)/$(SEAL)'
 
-uninstall-host:
-	rm -f '$(DESTDIR)$(pkglibdir)/$(HOST)' '$(DESTDIR)$(pkglibdir)/$(FILES)'
+uninstall-programs:
+	rm -f '$(DESTDIR)$(pkglibdir)/$(HOST)' '$(DESTDIR)$(pkglibdir)/$(FILES)' '$(DESTDIR)$(bindir)/$(SEAL)'
 
 include test/tests.mk
 include test/host/host.mk

@@ -250,6 +250,11 @@ COMMENT ON INDEX envrt.environment_leases_expiry_idx IS 'The lease that expires 
 CREATE INDEX environment_leases_active_idx ON envrt.environment_leases (id)
     WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']);
 COMMENT ON INDEX envrt.environment_leases_active_idx IS 'Leases that have not ended';
+-- What a release asks for: the active leases of a run, whatever it has had before.  No other index can be taken for
+-- the expression, so a plan that was made while the table was empty is right for ever.
+CREATE INDEX environment_leases_active_run_idx ON envrt.environment_leases ((CASE WHEN status OPERATOR(pg_catalog.=) 'active' THEN heartbeat_run_id END))
+    WHERE (CASE WHEN status OPERATOR(pg_catalog.=) 'active' THEN heartbeat_run_id END) IS NOT NULL;
+COMMENT ON INDEX envrt.environment_leases_active_run_idx IS 'The active leases of a run';
 COMMENT ON TABLE envrt.environment_leases IS 'Leases: a run''s right to use an environment';
 COMMENT ON COLUMN envrt.environment_leases.status IS 'active until released, expired, failed, or (a failed retain_on_failure lease) retained';
 COMMENT ON COLUMN envrt.environment_leases.cleanup_status IS 'What became of the provider lease after the end: pending, success, failed; null when there was nothing to clean';
@@ -785,6 +790,16 @@ AS 'MODULE_PATHNAME', 'envrt_use_secrets_in_env' LANGUAGE C VOLATILE PARALLEL UN
 COMMENT ON FUNCTION envrt.use_secrets_in_env() IS
 'Does nothing. EXECUTE on it is the right to give commands secrets in their env, and so to read these';
 
+CREATE FUNCTION envrt.on_environment_config()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'envrt_on_environment_config' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.on_environment_config() IS
+'Trigger on environments: whoever puts a reference to a secret into a config with SQL of his own must have the right to use secrets in env, and see the secret. Errors: 42501';
+
+CREATE TRIGGER envrt_environment_config AFTER INSERT OR UPDATE OF config, driver, company_id ON envrt.environments
+    FOR EACH ROW EXECUTE FUNCTION envrt.on_environment_config();
+COMMENT ON TRIGGER envrt_environment_config ON envrt.environments IS 'Asks for the right to a secret where a reference to it is made, whoever makes it';
+
 -- ---------------------------------------------------------------------------------------------
 -- Ledger
 -- ---------------------------------------------------------------------------------------------
@@ -1067,6 +1082,7 @@ REVOKE ALL ON FUNCTION @extschema@.envrt_follow_execution(uuid, bigint) FROM PUB
 REVOKE ALL ON FUNCTION @extschema@.envrt_push_files(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_pull_files(uuid, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.on_environment_config() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_claim_instance(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_forget_provider_lease(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.own_instance() FROM PUBLIC;

@@ -12,14 +12,13 @@
  * resolved here, as late as can be, go to the driver host in the call, and
  * from there to the command by way of a descriptor or stdin: never in a
  * process's arguments.  Who can run `env` can read them, so using them is a
- * right of its own, EXECUTE on envrt.use_secrets_in_env().
+ * right of its own (config_secrets.c).
  *
  * What is bytes travels as base64.
  */
 #include "postgres.h"
 
 #include "arguments.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands.h"
 #include "compat.h"
@@ -27,46 +26,18 @@
 #include "json.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
-#include "parser/parse_func.h"
 #include "provider_lease.h"
 #include "secrets.h"
 #include "settings.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #include <sodium.h>
 
-PG_FUNCTION_INFO_V1(envrt_use_secrets_in_env);
-
 /* All of a call has to fit into a line. */
 #define MAX_INPUT_BYTES (8 * 1024 * 1024)
 /* What a plugin may take beyond a command's time limit, to end the command and to answer. */
 #define PLUGIN_MARGIN_MS 30000
-
-/*
- * envrt.use_secrets_in_env()
- *		EXECUTE on it is what counts.
- */
-Datum
-envrt_use_secrets_in_env(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_VOID();
-}
-
-static void
-require_secrets_right(const ApiCall *call)
-{
-	Oid function = LookupFuncName(list_make2(makeString("envrt"), makeString("use_secrets_in_env")),
-	                              0, NULL, false);
-
-	if (compat_function_aclcheck(function, call->caller) != ACLCHECK_OK)
-		ereport(ERROR,
-		        (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		         errmsg("permission denied to use secrets in env"),
-		         errdetail("Who can run a command with a secret in its env can read the secret."),
-		         errhint("GRANT EXECUTE ON FUNCTION envrt.use_secrets_in_env() to the role.")));
-}
 
 static void
 require_env(Jsonb *env)
@@ -220,7 +191,7 @@ command_check_env(const ApiCall *call, const CalledLease *lease, const Command *
 		require_env_value(name, value);
 		if (json_is_string(value))
 			continue;
-		require_secrets_right(call);
+		config_require_env_right(call);
 		secret_check_reference(call, lease->company_id, value);
 	}
 }

@@ -12,6 +12,13 @@
  * with the id of another company's secret is an error as any such reference
  * is: a plugin works for many companies at once, and might ask for it.
  *
+ * Masking (below) finds a value as it is, no part and no other shape of it.  So whoever can
+ * have a command read a value can read it, and needs a right for that, EXECUTE on
+ * envrt.use_secrets_in_env(): for a reference in a command's env, and for one in an
+ * environment's config where a provider may hand it on to commands.  It is asked where the
+ * reference is made, by whichever way: a function, or SQL of one's own (a trigger).  Whoever
+ * uses the environment later is not asked: that it has the secret was somebody's decision.
+ *
  * Whatever is done to a provider lease later is done with the version that its
  * reference names, "latest" being the newest at each call: the one it was made
  * with may have been revoked.  But it must be cleaned up also when its secrets
@@ -21,12 +28,24 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "compat.h"
 #include "config_secrets.h"
 #include "json.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "parser/parse_func.h"
+#include "secret_fields.h"
 #include "secrets.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/rel.h"
+
+PG_FUNCTION_INFO_V1(envrt_use_secrets_in_env);
+PG_FUNCTION_INFO_V1(envrt_on_environment_config);
 
 bool
 config_is_secret_reference(const json_t *value)
@@ -303,6 +322,207 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 			config_check_secrets(call, company_id, member);
 		}
 	}
+}
+
+/*
+ * envrt.use_secrets_in_env()
+ *		EXECUTE on it is what counts.
+ */
+Datum
+envrt_use_secrets_in_env(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_VOID();
+}
+
+void
+config_require_env_right(const ApiCall *call)
+{
+	Oid function = LookupFuncName(list_make2(makeString("envrt"), makeString("use_secrets_in_env")),
+	                              0, NULL, false);
+
+	if (compat_function_aclcheck(function, call->caller) != ACLCHECK_OK)
+		ereport(ERROR,
+		        (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		         errmsg("permission denied to use secrets in env"),
+		         errdetail("Who can run a command with a secret in its env can read the secret."),
+		         errhint("GRANT EXECUTE ON FUNCTION envrt.use_secrets_in_env() to the role.")));
+}
+
+/*
+ * Takes the place of each reference in a copy of a config with a string of its own, into `open`
+ * too; of those below "env" there is only a count.
+ */
+typedef struct Exposed
+{
+	json_t *open;
+	int below_env;
+} Exposed;
+
+static json_t *
+mark_references(Exposed *exposed, json_t *value, const json_t *before, bool below_env)
+{
+	const char *key;
+	size_t index;
+	json_t *member;
+	json_t *mark;
+	void *next;
+
+	if (config_is_secret_reference(value) || config_is_secret_id(value))
+	{
+		if (before != NULL && json_equal(unconstify(json_t *, before), value))
+			return NULL;
+		if (below_env)
+		{
+			exposed->below_env++;
+			return NULL;
+		}
+		mark = json_string("");
+		json_array_append_new(exposed->open, mark);
+		return mark;
+	}
+	if (json_is_array(value))
+	{
+		json_array_foreach(value, index, member)
+		{
+			mark = mark_references(exposed, member, json_array_get(before, index), below_env);
+			if (mark != NULL)
+				json_array_set(value, index, mark);
+		}
+	}
+	else if (json_is_object(value))
+	{
+		json_object_foreach_safe(value, next, key, member)
+		{
+			mark = mark_references(exposed, member, json_object_get(before, key),
+			                       below_env || strcmp(key, "env") == 0);
+			if (mark != NULL)
+				json_object_set(value, key, mark);
+		}
+	}
+	return NULL;
+}
+
+/* Of secret fields: what is in one is for the provider.  It is known by what it is, not by a path.
+ */
+static json_t *
+take_mark(void *data, const char *path, const json_t *string)
+{
+	Exposed *exposed = data;
+
+	for (size_t i = 0; i < json_array_size(exposed->open); i++)
+		if (json_array_get(exposed->open, i) == string)
+		{
+			json_array_remove(exposed->open, i);
+			break;
+		}
+	return NULL;
+}
+
+bool
+config_check_exposed(const ApiCall *call, json_t *config, const json_t *before, json_t *schema)
+{
+	json_t *copy = json_guard(json_deep_copy(config));
+	Exposed exposed = {.open = json_guard(json_array())};
+
+	(void) mark_references(&exposed, copy, before, false);
+	if (schema != NULL)
+		secret_fields_visit(schema, copy, take_mark, &exposed);
+	if (exposed.below_env == 0 && json_array_size(exposed.open) == 0)
+		return false;
+	config_require_env_right(call);
+	return true;
+}
+
+/* A column of the row that a trigger was fired for. */
+static Datum
+row_column(const TriggerData *trigger, HeapTuple row, const char *name, Oid type, bool *isnull)
+{
+	TupleDesc desc = RelationGetDescr(trigger->tg_relation);
+	int column = SPI_fnumber(desc, name);
+
+	if (column <= 0 || SPI_gettypeid(desc, column) != type)
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+		                errmsg("table \"%s\" has no column \"%s\" of type %s",
+		                       RelationGetRelationName(trigger->tg_relation), name,
+		                       format_type_be(type))));
+	return SPI_getbinval(row, desc, column, isnull);
+}
+
+/* What of the row before counts as asked for already: nothing, when it is for another provider now.
+ */
+static json_t *
+config_before(const TriggerData *trigger, json_t *config, const char *driver)
+{
+	static const char *const providers[] = {"provider", "pluginKey", "driverKey"};
+	HeapTuple row = trigger->tg_trigtuple;
+	bool isnull;
+	bool same_company = datumIsEqual(
+	    row_column(trigger, row, "company_id", UUIDOID, &isnull),
+	    row_column(trigger, trigger->tg_newtuple, "company_id", UUIDOID, &isnull), false, UUID_LEN);
+	Datum before = row_column(trigger, row, "config", JSONBOID, &isnull);
+	json_t *json;
+
+	if (isnull || !same_company ||
+	    strcmp(TextDatumGetCString(row_column(trigger, row, "driver", TEXTOID, &isnull)), driver) !=
+	        0)
+		return NULL;
+	json = json_from_jsonb(DatumGetJsonbP(before));
+	for (int i = 0; i < (int) lengthof(providers); i++)
+	{
+		json_t *of_now = json_object_get(config, providers[i]);
+
+		if (of_now != NULL && !json_equal(of_now, json_object_get(json, providers[i])))
+			return NULL;
+	}
+	return json;
+}
+
+/*
+ * envrt.on_environment_config()
+ *		Asks whoever writes an environment with SQL of his own what the functions ask.
+ *
+ * What the functions write they write as the table's owner, who may do as he likes: he could
+ * drop the trigger.  A plugin's schema is not known here, so it is any reference that counts, but
+ *for an ssh environment's key, which no command gets to see.
+ */
+Datum
+envrt_on_environment_config(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	bool updated;
+	bool isnull;
+	HeapTuple row;
+	Datum given;
+	char *driver;
+	pg_uuid_t *company_id;
+	json_t *config;
+	json_t *before = NULL;
+	ApiCall call;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+	    !TRIGGER_FIRED_AFTER(trigger->tg_event) || TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+		                errmsg("on_environment_config() is a row trigger after INSERT or UPDATE")));
+	if (has_privs_of_role(GetUserId(), trigger->tg_relation->rd_rel->relowner))
+		return PointerGetDatum(NULL);
+	updated = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event);
+	row = updated ? trigger->tg_newtuple : trigger->tg_trigtuple;
+	given = row_column(trigger, row, "config", JSONBOID, &isnull);
+	if (isnull)
+		return PointerGetDatum(NULL);
+	/* In the SPI connection's memory, with the rights that a look at secrets needs. */
+	owner_enter(&call, SECURITY_RESTRICTED_OPERATION);
+	config = json_from_jsonb(DatumGetJsonbP(given));
+	driver = TextDatumGetCString(row_column(trigger, row, "driver", TEXTOID, &isnull));
+	company_id = DatumGetUUIDP(row_column(trigger, row, "company_id", UUIDOID, &isnull));
+	if (updated)
+		before = config_before(trigger, config, driver);
+	if (strcmp(driver, "ssh") == 0)
+		json_object_del(config, "privateKeySecretRef");
+	if (config_check_exposed(&call, config, before, NULL))
+		config_check_secrets(&call, company_id, config);
+	api_leave(&call);
+	return PointerGetDatum(NULL);
 }
 
 /* Shorter ones would turn up in any text, and are none; and those by accident. */

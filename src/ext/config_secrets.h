@@ -65,4 +65,19 @@ extern bool config_holds_secret(const json_t *string, const json_t *values);
 extern void config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id,
                                  const json_t *config);
 
+/* ERROR 42501 unless the caller may use secrets where commands can read them. */
+extern void config_require_env_right(const ApiCall *call);
+
+/*
+ * config_check_exposed
+ *		The same where a config has a reference whose value a command may come to
+ *		read: any but those in fields that the plugin's schema (NULL: none) marks
+ *		as secrets, which are for the provider; below "env" it is those as well.
+ *
+ * `before` (NULL: none) is what the config was: a reference that is at the same place there
+ * has been asked about then.  Returns whether there is any to ask about.
+ */
+extern bool config_check_exposed(const ApiCall *call, json_t *config, const json_t *before,
+                                 json_t *schema);
+
 #endif

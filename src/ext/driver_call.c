@@ -5,7 +5,8 @@
  * A backend keeps one connection and has at most one call in flight on it.
  * A call has four phases: connect (or find the cached connection alive),
  * send, wait, take the answer.  Throughout it waits on the latch and the
- * socket, so that cancel, timeout and termination work at once.
+ * socket, so that cancel, timeout and termination work at once, and looks each
+ * second whether its client is there still.
  *
  * Whatever ends a call before its answer closes the connection: to the driver
  * host EOF means that everything begun over it is to be undone.  A process
@@ -37,6 +38,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
+#include "waiting.h"
 
 /* How long a driver host that is being started is waited for. */
 #define START_WAIT_MS 5000
@@ -81,18 +83,20 @@ time_left(TimestampTz deadline)
 	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 }
 
-/* Wait for the socket, the latch or the deadline. */
+/* Wait for the socket, the latch, the deadline, or a second: who waits looks again. */
 static int
 wait_for(int events, TimestampTz deadline)
 {
-	int rc = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | events,
-	                           connection, time_left(deadline), PG_WAIT_EXTENSION);
+	int rc =
+	    WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | events,
+	                      connection, Min(time_left(deadline), WAITING_LOOK_MS), PG_WAIT_EXTENSION);
 
 	if (rc & WL_LATCH_SET)
-	{
 		ResetLatch(MyLatch);
+	if (!(rc & events))
+		waiting_check_client();
+	else
 		CHECK_FOR_INTERRUPTS();
-	}
 	return rc;
 }
 
@@ -162,6 +166,7 @@ connection_open(void)
 				         : errhint("It is being restarted; the server log says why it ended.")));
 			(void) ConditionVariableTimedSleep(&shared_state->host_changed,
 			                                   Min(time_left(deadline), 50), PG_WAIT_EXTENSION);
+			waiting_check_client();
 		}
 		ConditionVariableCancelSleep();
 	}

@@ -21,14 +21,12 @@
 #include "json.h"
 #include "plugin_config.h"
 #include "secrets.h"
+#include "statement_log.h"
 #include "tables.h"
 #include "utils/timestamp.h"
 
-PG_FUNCTION_INFO_V1(envrt_create_environment);
 PG_FUNCTION_INFO_V1(envrt_ensure_local_environment);
-PG_FUNCTION_INFO_V1(envrt_normalize_config);
 PG_FUNCTION_INFO_V1(envrt_probe);
-PG_FUNCTION_INFO_V1(envrt_probe_config);
 
 /* ERROR 42704 unless there is such a company and the caller can see it. */
 void
@@ -94,8 +92,8 @@ void
 environment_check_again(const Environment *environment, bool wait)
 {
 #define LOOK_AND_LOCK                                                                              \
-	"SELECT status, driver, config FROM @environments@ WHERE id OPERATOR(pg_catalog.=) $1"         \
-	" FOR KEY SHARE"
+	"SELECT status, driver, config, company_id FROM @environments@"                                \
+	" WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE"
 	static Statement look_and_lock = {LOOK_AND_LOCK, 1, {UUIDOID}};
 	static Statement look_and_try_lock = {LOOK_AND_LOCK " NOWAIT", 1, {UUIDOID}};
 	Datum values[1] = {UUIDPGetDatum(environment->id)};
@@ -110,6 +108,7 @@ environment_check_again(const Environment *environment, bool wait)
 	now.status = result_text(0, 1);
 	environment_require_active(&now);
 	if (strcmp(result_text(0, 2), environment->driver) != 0 ||
+	    memcmp(result_uuid(0, 4), environment->company_id, UUID_LEN) != 0 ||
 	    compareJsonbContainers(&DatumGetJsonbP(result_typed(0, 3, JSONBOID, &isnull))->root,
 	                           &environment->config->root) != 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -207,6 +206,8 @@ config_to_store(const ApiCall *call, const pg_uuid_t *company_id, const char *na
 		                        "{\"provider\": \"bubblewrap\"}.")));
 	if (plugin_config_concerns(driver, config.canonical))
 		plugin_config_validate(&config, true);
+	else
+		(void) config_check_exposed(call, config.canonical, NULL, NULL);
 	if (config.config != NULL)
 		return jsonb_from_json(config.config);
 	return config_stored(driver, given, config.canonical);
@@ -215,8 +216,7 @@ config_to_store(const ApiCall *call, const pg_uuid_t *company_id, const char *na
 /*
  * envrt_create_environment(company_id, name, driver, config, description, metadata)
  */
-Datum
-envrt_create_environment(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_create_environment)
 {
 	static Statement insert = {
 	    "INSERT INTO @environments@ (company_id, name, driver, config, description, metadata, "
@@ -316,8 +316,7 @@ envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 /*
  * envrt_normalize_config(driver, config)
  */
-Datum
-envrt_normalize_config(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_normalize_config)
 {
 	char *driver = text_argument(fcinfo, 0, "driver");
 	Jsonb *config = jsonb_argument(fcinfo, 1, "config");
@@ -414,6 +413,8 @@ config_to_probe(const ApiCall *call, Jsonb *given, Environment *environment)
 	config_check_secrets(call, environment->company_id, config.canonical);
 	if (plugin_config_concerns(environment->driver, config.canonical))
 		plugin_config_validate(&config, false);
+	else
+		(void) config_check_exposed(call, config.canonical, NULL, NULL);
 	environment->unsaved_secrets = config.hidden;
 	environment->config = config.config != NULL
 	                          ? jsonb_from_json(config.config)
@@ -423,8 +424,7 @@ config_to_probe(const ApiCall *call, Jsonb *given, Environment *environment)
 /*
  * envrt_probe_config(company_id, driver, config)
  */
-Datum
-envrt_probe_config(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_probe_config)
 {
 	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
 	char *driver = text_argument(fcinfo, 1, "driver");

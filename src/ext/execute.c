@@ -16,12 +16,10 @@
 #include "lease_call.h"
 #include "provider_lease.h"
 #include "settings.h"
+#include "statement_log.h"
 #include "tables.h"
 
 #include <sodium.h>
-
-PG_FUNCTION_INFO_V1(envrt_execute);
-PG_FUNCTION_INFO_V1(envrt_execute_raw);
 
 /* A stream of the result as text or bytes. */
 static Datum
@@ -124,8 +122,7 @@ execute(FunctionCallInfo fcinfo, const char *function, bool raw)
 /*
  * envrt_execute(lease_id, command, args, cwd, env, stdin, timeout)
  */
-Datum
-envrt_execute(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_execute)
 {
 	return execute(fcinfo, "envrt_execute()", false);
 }
@@ -133,8 +130,7 @@ envrt_execute(PG_FUNCTION_ARGS)
 /*
  * envrt_execute_raw(lease_id, command, args, cwd, env, stdin, timeout)
  */
-Datum
-envrt_execute_raw(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_execute_raw)
 {
 	return execute(fcinfo, "envrt_execute_raw()", true);
 }

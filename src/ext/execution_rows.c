@@ -68,7 +68,8 @@ execution_rows_list(MemoryContext context, TimestampTz after_time, const pg_uuid
                     int *count, bool *last)
 {
 	static Statement find = {
-	    "SELECT e.id, e.lease_id, e.state OPERATOR(pg_catalog.=) 'running', e.env IS NULL,"
+	    "SELECT e.id, e.lease_id, e.company_id, e.environment_id, e.state OPERATOR(pg_catalog.=) "
+	    "'running', e.env IS NULL,"
 	    " e.cancel_requested_at IS NOT NULL, e.host_instance, e.created_at," LEDGER_OWN_OF(
 	        "e.") " FROM envrt.executions e WHERE e.state OPERATOR(pg_catalog.=) ANY "
 	              "(ARRAY['queued', 'running'])"
@@ -92,12 +93,14 @@ execution_rows_list(MemoryContext context, TimestampTz after_time, const pg_uuid
 	{
 		rows[i].id = *result_uuid(i, 1);
 		rows[i].lease_id = *result_uuid(i, 2);
-		rows[i].running = DatumGetBool(result_datum(i, 3, &isnull));
-		rows[i].accepted = DatumGetBool(result_datum(i, 4, &isnull));
-		rows[i].to_cancel = DatumGetBool(result_datum(i, 5, &isnull));
-		rows[i].host_instance = result_text(i, 6);
-		rows[i].created_at = DatumGetTimestampTz(result_datum(i, 7, &isnull));
-		rows[i].own = DatumGetBool(result_datum(i, 8, &isnull));
+		rows[i].company_id = *result_uuid(i, 3);
+		rows[i].environment_id = *result_uuid(i, 4);
+		rows[i].running = DatumGetBool(result_datum(i, 5, &isnull));
+		rows[i].accepted = DatumGetBool(result_datum(i, 6, &isnull));
+		rows[i].to_cancel = DatumGetBool(result_datum(i, 7, &isnull));
+		rows[i].host_instance = result_text(i, 8);
+		rows[i].created_at = DatumGetTimestampTz(result_datum(i, 9, &isnull));
+		rows[i].own = DatumGetBool(result_datum(i, 10, &isnull));
 	}
 	return rows;
 }

@@ -17,6 +17,8 @@ typedef struct ExecutionRow
 {
 	pg_uuid_t id;
 	pg_uuid_t lease_id;
+	pg_uuid_t company_id; /* as it was when the execution was asked for, like the environment */
+	pg_uuid_t environment_id;
 	bool own;      /* this server's */
 	bool running;  /* else queued */
 	bool accepted; /* the driver host is known to have it */

@@ -30,13 +30,13 @@
 #include "running_executions.h"
 #include "settings.h"
 #include "shared_state.h"
+#include "statement_log.h"
 #include "storage/condition_variable.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 #include "waiting.h"
 
-PG_FUNCTION_INFO_V1(envrt_start_execution);
 PG_FUNCTION_INFO_V1(envrt_await_execution);
 PG_FUNCTION_INFO_V1(envrt_cancel_execution);
 PG_FUNCTION_INFO_V1(envrt_follow_execution);
@@ -83,8 +83,7 @@ insert_execution(const pg_uuid_t *id, const CalledLease *lease, const Command *c
 /*
  * envrt_start_execution(lease_id, command, args, cwd, env, stdin, timeout)
  */
-Datum
-envrt_start_execution(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_start_execution)
 {
 	ApiCall call;
 	CalledLease lease;
@@ -173,6 +172,7 @@ load_execution(const ApiCall *call, const pg_uuid_t *id, Execution *execution)
 		execution->hint = result_text(0, 10);
 		execution->ours = TransactionIdIsCurrentTransactionId(
 		    DatumGetTransactionId(result_datum(0, 11, &isnull)));
+		execution->to_cancel = DatumGetBool(result_datum(0, 12, &isnull));
 		execution->ended =
 		    strcmp(execution->state, "queued") != 0 && strcmp(execution->state, "running") != 0;
 		MemoryContextSwitchTo(previous);

@@ -5,6 +5,10 @@
  * Which driver it is says the lease, whatever its environment has become
  * meanwhile.  What a driver needs to know is for ssh in the environment, which
  * must still be one of ssh, and for providers in the ledger.
+ *
+ * The lease's row is the user's: whoever may update it can name another
+ * environment in it.  So what a call is about must be of the lease's company,
+ * whoever makes the call, a backend at once or the scheduler later.
  */
 #include "postgres.h"
 
@@ -82,6 +86,32 @@ called_lease_is_of_plugin(const CalledLease *lease)
 	        !called_lease_is_bubblewrap(lease));
 }
 
+/* `what` is of the company that has what the lease says to be its own. */
+static void
+require_company(const CalledLease *lease, const char *what, const char *company_id)
+{
+	if (company_id == NULL || strcmp(company_id, uuid_text(lease->company_id)) != 0)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("The %s of lease \"%s\" does not belong to its company.", what,
+		                       uuid_text(lease->id)),
+		                errhint("The lease or its environment has been changed since the lease was "
+		                        "acquired: acquire a new lease.")));
+}
+
+void
+called_lease_require_same(const CalledLease *lease, const pg_uuid_t *company_id,
+                          const pg_uuid_t *environment_id)
+{
+	if (memcmp(lease->company_id, company_id, UUID_LEN) != 0 ||
+	    memcmp(lease->environment_id, environment_id, UUID_LEN) != 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("Lease \"%s\" has been given another environment meanwhile.",
+		                       uuid_text(lease->id)),
+		                errdetail("What was asked for was for environment \"%s\".",
+		                          uuid_text(environment_id)),
+		                errhint("Acquire a lease of that environment, and ask again.")));
+}
+
 json_t *
 called_lease_params(const ApiCall *call, const CalledLease *lease, const char *operation)
 {
@@ -95,6 +125,7 @@ called_lease_params(const ApiCall *call, const CalledLease *lease, const char *o
 			                       environment->driver),
 			                errhint("The environment has got another driver since the lease was "
 			                        "acquired: acquire a new lease.")));
+		require_company(lease, "environment", uuid_text(environment->company_id));
 		return ssh_driver.call_params(environment);
 	}
 	if (strcmp(lease->driver, "sandbox") == 0 || strcmp(lease->driver, "plugin") == 0)
@@ -107,6 +138,8 @@ called_lease_params(const ApiCall *call, const CalledLease *lease, const char *o
 			                errmsg("this server has no provider lease of lease \"%s\"",
 			                       uuid_text(lease->id)),
 			                errhint("See envrt.stat_cleanup for what was left alone.")));
+		require_company(lease, "provider lease",
+		                json_string_value(json_object_get(row, "company_id")));
 		params = provider_call_params(row);
 		plugins_restrict(params);
 		return params;

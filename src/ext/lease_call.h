@@ -39,6 +39,13 @@ extern bool called_lease_is_bubblewrap(const CalledLease *lease);
 extern bool called_lease_is_of_plugin(const CalledLease *lease);
 
 /*
+ * ERROR 55000 unless it is still of the company and the environment that something was asked for,
+ * which is done only now.
+ */
+extern void called_lease_require_same(const CalledLease *lease, const pg_uuid_t *company_id,
+                                      const pg_uuid_t *environment_id);
+
+/*
  * The params of a call about it, secrets included (guarded); ERROR 0A000 when its
  * driver has no such operation, which is for the message.  Call by provider_call().
  */

@@ -193,6 +193,37 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 		             "reuseLease.")));
 }
 
+Environment *
+acquire_check(const ApiCall *call, const pg_uuid_t *company_id, const pg_uuid_t *environment_id,
+              const pg_uuid_t *run_id, const pg_uuid_t *workspace_id, char **workspace_mode)
+{
+	Environment *environment = environment_load(call, environment_id);
+
+	if (!caller_can_see(call, TABLE_COMPANIES, company_id))
+		company_require(call, company_id);
+	if (memcmp(environment->company_id, company_id, UUID_LEN) != 0)
+	{
+		company_require(call, company_id);
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		                errmsg("Environment \"%s\" does not belong to this company.",
+		                       uuid_text(environment_id)),
+		                errdetail("environment_not_found"), hint_same_company()));
+	}
+	environment_require_active(environment);
+	if (!caller_can_see(call, TABLE_HEARTBEAT_RUNS, run_id))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Run \"%s\" not found.", uuid_text(run_id)),
+		                hint_visible_rows(TABLE_HEARTBEAT_RUNS)));
+	if (workspace_id != NULL)
+	{
+		char *mode = workspace_check(call, workspace_id, company_id);
+
+		if (*workspace_mode == NULL)
+			*workspace_mode = mode;
+	}
+	return environment;
+}
+
 /* What an acquire or a request for one is given, checked as far as it can be without waiting. */
 typedef struct CheckedAcquire
 {
@@ -222,30 +253,8 @@ check_acquire(FunctionCallInfo fcinfo, const char *function, ApiCall *call, Chec
 		(void) expiry(GetCurrentTimestamp(), expires_in);
 
 	api_enter(call, function);
-	environment = environment_load(call, environment_id);
-	if (!caller_can_see(call, TABLE_COMPANIES, company_id))
-		company_require(call, company_id);
-	if (memcmp(environment->company_id, company_id, UUID_LEN) != 0)
-	{
-		company_require(call, company_id);
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		                errmsg("Environment \"%s\" does not belong to this company.",
-		                       uuid_text(environment_id)),
-		                errdetail("environment_not_found"), hint_same_company()));
-	}
-	environment_require_active(environment);
-	if (!caller_can_see(call, TABLE_HEARTBEAT_RUNS, run_id))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Run \"%s\" not found.", uuid_text(run_id)),
-		                hint_visible_rows(TABLE_HEARTBEAT_RUNS)));
-	if (workspace_id != NULL)
-	{
-		char *mode = workspace_check(call, workspace_id, company_id);
-
-		if (workspace_mode == NULL)
-			workspace_mode = mode;
-	}
-
+	environment =
+	    acquire_check(call, company_id, environment_id, run_id, workspace_id, &workspace_mode);
 	memset(acquire, 0, sizeof(CheckedAcquire));
 	acquire->driver = driver_find(environment->driver, environment->config);
 	acquire->request.environment = environment;
@@ -400,12 +409,17 @@ end_by_environment(int count)
 	return statement_write(TABLE_ENVIRONMENT_LEASES, &finish, values, NULL);
 }
 
+/* In the words of environment_leases_active_run_idx; see end_leases. */
+#define ACTIVE_RUN "(CASE WHEN status OPERATOR(pg_catalog.=) 'active' THEN heartbeat_run_id END)"
+
 /*
  * End the active leases of a run, or one lease; how many, in SPI_tuptable.
  *
- * The status is compared in a form that no index serves: on a table that was
- * empty when the plan was made, all indexes look alike, and one of those that
- * have the status would read every active lease there is.
+ * On a table that was empty when the plan was made, all indexes look alike.  So
+ * each of the two conditions is such that one index alone serves it: a run's is
+ * in the very words of environment_leases_active_run_idx, which has no lease that
+ * has ended; beside a lease's id the status is compared in a form that no index
+ * has, since one of those with the status would read every active lease there is.
  *
  * With `enforce`, as the runs' trigger has it, no lease of the run may escape.
  *
@@ -421,7 +435,7 @@ end_leases(bool by_run, bool enforce, const pg_uuid_t *id, const char *status,
 	"'retain_on_failure')"
 #define RELEASE_DRIVER "(l.metadata OPERATOR(pg_catalog.->>) 'driver')"
 #define RELEASE_PROVIDER "(l.metadata OPERATOR(pg_catalog.->>) 'provider')"
-#define RELEASE(column, retained)                                                                  \
+#define RELEASE(condition)                                                                         \
 	"UPDATE @environment_leases@ l SET"                                                            \
 	" status = CASE WHEN " RELEASE_RETAINS " THEN 'retained' ELSE $2 END,"                         \
 	" released_at = CASE WHEN " RELEASE_RETAINS " THEN NULL ELSE $4 END,"                          \
@@ -435,20 +449,22 @@ end_leases(bool by_run, bool enforce, const pg_uuid_t *id, const char *status,
 	"   WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) ANY (ARRAY['sandbox', 'plugin'])"           \
 	"   AND NOT " RELEASE_RETAINS " THEN 'pending'"                                                \
 	"   ELSE l.cleanup_status END"                                                                 \
-	" WHERE l." column " OPERATOR(pg_catalog.=) $1 AND (coalesce(l.status, '') "                   \
-	"OPERATOR(pg_catalog.=) 'active'" retained ")"                                                 \
-	" AND ($5 IS NULL OR l.id OPERATOR(pg_catalog.=) ANY ($5))"                                    \
+	" WHERE " condition " AND ($5 IS NULL OR l.id OPERATOR(pg_catalog.=) ANY ($5))"                \
 	" RETURNING *"
-	static Statement release_run = {RELEASE("heartbeat_run_id", ""),
+	static Statement release_run = {RELEASE(ACTIVE_RUN " OPERATOR(pg_catalog.=) $1"),
 	                                5,
-	                                {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
-	static Statement end_run = {RELEASE("heartbeat_run_id", ""),
+	                                {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID},
+	                                .plain_index = true};
+	static Statement end_run = {RELEASE(ACTIVE_RUN " OPERATOR(pg_catalog.=) $1"),
 	                            5,
-	                            {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	                            {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID},
+	                            .plain_index = true};
 	/* A retained one ends when it has served: released or expired, not failed again. */
 	static Statement release_one = {
-	    RELEASE("id", " OR (coalesce(l.status, '') OPERATOR(pg_catalog.=) 'retained'"
-	                  " AND $2 OPERATOR(pg_catalog.<>) 'failed')"),
+	    RELEASE("l.id OPERATOR(pg_catalog.=) $1"
+	            " AND (coalesce(l.status, '') OPERATOR(pg_catalog.=) 'active'"
+	            "   OR (coalesce(l.status, '') OPERATOR(pg_catalog.=) 'retained'"
+	            "     AND $2 OPERATOR(pg_catalog.<>) 'failed'))"),
 	    5,
 	    {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	Datum values[5];
@@ -495,10 +511,10 @@ static ArrayType *
 visible_leases(const ApiCall *call, const pg_uuid_t *run_id)
 {
 	static Statement find_run = {
-	    "SELECT id FROM @environment_leases@ WHERE heartbeat_run_id OPERATOR(pg_catalog.=) $1"
-	    " AND coalesce(status, '') OPERATOR(pg_catalog.=) 'active'",
+	    "SELECT id FROM @environment_leases@ WHERE " ACTIVE_RUN " OPERATOR(pg_catalog.=) $1",
 	    1,
 	    {UUIDOID},
+	    .plain_index = true,
 	};
 	Datum values[1] = {UUIDPGetDatum(run_id)};
 	Datum *visible;

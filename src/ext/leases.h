@@ -24,6 +24,18 @@ typedef enum RunLook
 	RUN_TRY_LOCK /* 55P03 when somebody has it locked */
 } RunLook;
 
+/*
+ * acquire_check
+ *		Looks at what an acquire names, for a backend at once and for the scheduler
+ *		later: the environment (returned) is active, and it, the run and the workspace
+ *		(NULL: none) are the company's, and such that the caller can see them.
+ *
+ * *workspace_mode becomes that of the workspace where it is NULL.
+ */
+extern Environment *acquire_check(const ApiCall *call, const pg_uuid_t *company_id,
+                                  const pg_uuid_t *environment_id, const pg_uuid_t *run_id,
+                                  const pg_uuid_t *workspace_id, char **workspace_mode);
+
 extern void run_check(const pg_uuid_t *run_id, const pg_uuid_t *company_id, RunLook look);
 
 /* What an acquire is told, aside from what is in its AcquireRequest. */

@@ -267,7 +267,7 @@ typedef struct ReusableRow
 	pg_uuid_t lease_id;
 	pg_uuid_t holder_id;
 	char *state;
-	bool same; /* made by the config that the environment has */
+	bool same; /* made for the company and by the config that the environment has */
 	bool mine; /* what this very request has got before */
 	bool resumed;
 	bool ending;
@@ -279,7 +279,8 @@ read_reusable(LedgerRequest *request)
 {
 	static Statement find = {
 	    "SELECT p.lease_id, p.state, p.environment_config OPERATOR(pg_catalog.=) "
-	    "r.environment_config, coalesce(p.holder_id OPERATOR(pg_catalog.=) r.holder_id"
+	    "r.environment_config AND p.company_id OPERATOR(pg_catalog.=) r.company_id,"
+	    " coalesce(p.holder_id OPERATOR(pg_catalog.=) r.holder_id"
 	    "   AND p.owner OPERATOR(pg_catalog.=) r.owner, false),"
 	    " p.resumed, p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy']),"
 	    " p.holder_id, coalesce(p.owner, '0'::pg_catalog.xid8)"

@@ -37,6 +37,7 @@
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
+#include "waiting.h"
 
 /* How long a scheduler that is being (re)started is waited for. */
 #define START_WAIT_MS 10000
@@ -250,7 +251,7 @@ await_answer(RequestSlot *slot, int64 wait_ms)
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
 		                 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		waiting_check_client();
 	}
 }
 

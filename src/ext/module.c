@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "settings.h"
 #include "shared_state.h"
+#include "statement_log.h"
 #include "workers.h"
 
 #include <sodium.h>
@@ -34,5 +35,6 @@ _PG_init(void)
 		shared_state_reserve();
 		launcher_register();
 		database_ddl_install_hooks();
+		statement_log_install_hook();
 	}
 }

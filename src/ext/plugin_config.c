@@ -323,6 +323,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 		ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", problem), errhint(PLUGINS_HINT)));
 	}
 	schema = json_object_get(plugin.declaration, "configSchema");
+	(void) config_check_exposed(config->call, given, NULL, schema);
 	filled = config_resolve_secrets(given, config->company_id, &values);
 	config->hidden = json_guard(json_copy(values));
 	secret_fields_visit(schema, filled, hide_raw, config);
@@ -332,8 +333,9 @@ plugin_config_validate(PluginConfig *config, bool required)
 		normalized = filled;
 	normalized = json_guard(json_deep_copy(normalized));
 	(void) restore(&secrets, given, values, normalized);
-	/* The plugin may name any. */
+	/* The plugin may name any, and put one anywhere. */
 	config_check_secrets(config->call, config->company_id, normalized);
+	(void) config_check_exposed(config->call, normalized, given, schema);
 	if (config->environment_name != NULL)
 	{
 		secret_fields_visit(schema, normalized, store_raw, &secrets);

@@ -280,6 +280,25 @@ list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
 	return count;
 }
 
+static void
+report_locked(void)
+{
+	ereport(ERROR,
+	        (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("somebody has what is needed locked")));
+}
+
+/* The tables that an acquire reads and writes, without waiting for any. */
+static void
+lock_tables(LOCKMODE mode)
+{
+	static const SharedTable tables[] = {TABLE_HEARTBEAT_RUNS, TABLE_COMPANIES, TABLE_ENVIRONMENTS,
+	                                     TABLE_EXECUTION_WORKSPACES, TABLE_ENVIRONMENT_LEASES};
+
+	for (int i = 0; i < (int) lengthof(tables); i++)
+		if (!ConditionalLockRelationOid(shared_table_oid(tables[i]), mode))
+			report_locked();
+}
+
 /* What a request asks for; false when it is there no more. */
 static bool
 load_request(const ApiCall *call, const pg_uuid_t *lease_id, AcquireRequest *request,
@@ -294,7 +313,9 @@ load_request(const ApiCall *call, const pg_uuid_t *lease_id, AcquireRequest *req
 	};
 	Datum values[1] = {UUIDPGetDatum(lease_id)};
 	ApiCall ledger;
+	pg_uuid_t *company_id = NULL;
 	pg_uuid_t *environment_id = NULL;
+	char *workspace_mode = NULL;
 	MemoryContext context = CurrentMemoryContext;
 	int found;
 
@@ -315,19 +336,23 @@ load_request(const ApiCall *call, const pg_uuid_t *lease_id, AcquireRequest *req
 			*copy = *DatumGetIntervalP(expires_in);
 			arguments->expires_in = copy;
 		}
+		company_id = result_uuid(0, 1);
 		environment_id = result_uuid(0, 2);
 		request->run_id = result_uuid(0, 3);
 		arguments->issue_id = result_uuid(0, 4);
 		arguments->workspace_id = request->workspace_id = result_uuid(0, 5);
-		request->workspace_mode = result_text(0, 6);
+		workspace_mode = result_text(0, 6);
 		MemoryContextSwitchTo(previous);
 	}
 	api_leave(&ledger);
 	if (found == 0)
 		return false;
 	request->lease_id = lease_id;
-	request->environment = environment_load(call, environment_id);
-	environment_require_active(request->environment);
+	lock_tables(AccessShareLock);
+	/* As for whoever asks at once, for the company that the request was for. */
+	request->environment = acquire_check(call, company_id, environment_id, request->run_id,
+	                                     request->workspace_id, &workspace_mode);
+	request->workspace_mode = workspace_mode;
 	return true;
 }
 
@@ -347,13 +372,6 @@ delete_request(const pg_uuid_t *lease_id)
 	api_leave(&ledger);
 }
 
-static void
-report_locked(void)
-{
-	ereport(ERROR,
-	        (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("somebody has what is needed locked")));
-}
-
 /* Take every lock that the insert needs, without waiting for any. */
 static void
 lock_all(const AcquireRequest *request)
@@ -369,13 +387,9 @@ lock_all(const AcquireRequest *request)
 	    1,
 	    {UUIDOID},
 	};
-	static const SharedTable tables[] = {TABLE_HEARTBEAT_RUNS, TABLE_COMPANIES, TABLE_ENVIRONMENTS,
-	                                     TABLE_EXECUTION_WORKSPACES, TABLE_ENVIRONMENT_LEASES};
 	Datum values[1] = {UUIDPGetDatum(request->environment->company_id)};
 
-	for (int i = 0; i < (int) lengthof(tables); i++)
-		if (!ConditionalLockRelationOid(shared_table_oid(tables[i]), RowExclusiveLock))
-			report_locked();
+	lock_tables(RowExclusiveLock);
 	run_check(request->run_id, request->environment->company_id, RUN_TRY_LOCK);
 	environment_check_again(request->environment, false);
 	statement_execute(&lock_company, values, NULL);

@@ -87,6 +87,8 @@ typedef struct Running
 	dlist_node node;
 	pg_uuid_t id;
 	pg_uuid_t lease_id;
+	pg_uuid_t company_id; /* that of the lease when the execution was asked for */
+	pg_uuid_t environment_id;
 	Phase phase;
 	bool told;             /* the driver host has it */
 	bool accepted;         /* ... and the row says so */
@@ -95,7 +97,8 @@ typedef struct Running
 	bool last_only; /* the driver host was told to keep the last of it only */
 	bool check_lease;
 	bool to_cancel;
-	bool cancelled; /* the driver host was told */
+	bool cancelled;      /* the driver host was told */
+	char lease_end[128]; /* to_cancel is due to that; "": it is not */
 	TimestampTz retry_at;
 	json_t *params;      /* to be sent */
 	json_t *values;      /* of secrets in the call's params */
@@ -169,6 +172,8 @@ add(SchedulerSlot *slot, const ExecutionRow *row)
 
 	running->id = row->id;
 	running->lease_id = row->lease_id;
+	running->company_id = row->company_id;
+	running->environment_id = row->environment_id;
 	running->retry_at = DT_NOBEGIN;
 	running->check_lease = true;
 	running->to_cancel = row->to_cancel;
@@ -258,6 +263,18 @@ set_lost(Running *running, const char *message)
 	end->message = end_text(running, message);
 }
 
+/* By whoever wanted it, or by its lease's end, which is said. */
+static void
+set_cancelled(Running *running)
+{
+	ExecutionEnd *end = set_end(running, "cancelled");
+
+	if (running->lease_end[0] == '\0')
+		return;
+	end->sqlstate = MemoryContextStrdup(running->end_context, "57014");
+	end->message = MemoryContextStrdup(running->end_context, running->lease_end);
+}
+
 /* The driver host's error as an end. */
 static void
 set_error_end(Running *running, const json_t *error)
@@ -268,7 +285,7 @@ set_error_end(Running *running, const json_t *error)
 
 	if (running->to_cancel)
 	{
-		end = set_end(running, "cancelled");
+		set_cancelled(running);
 		return;
 	}
 	end = set_end(running, "failed");
@@ -439,6 +456,17 @@ start_row(const Running *running)
 }
 
 /*
+ * As the direct call loads it.  What the caller may see was looked at when the execution was asked
+ * for, for that very company and environment.
+ */
+static void
+load_lease(const ApiCall *call, const Running *running, CalledLease *lease)
+{
+	called_lease_load(call, &running->lease_id, lease);
+	called_lease_require_same(lease, &running->company_id, &running->environment_id);
+}
+
+/*
  * Everything that the driver host is told, in running->params, and its row
  * running; without params: it is no more, or locked.
  */
@@ -457,7 +485,7 @@ prepare(Running *running, bool queued)
 	{
 		json_t *params;
 
-		called_lease_load(&call, &running->lease_id, &lease);
+		load_lease(&call, running, &lease);
 		params = command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms);
 		json_decref(running->values);
 		running->values = provider_take_secrets(params);
@@ -527,7 +555,7 @@ load_values(Running *running)
 		json_t *params;
 
 		begin_on_all(&call);
-		called_lease_load(&call, &running->lease_id, &lease);
+		load_lease(&call, running, &lease);
 		params = called_lease_params(&call, &lease, "command execution");
 		running->values = provider_take_secrets(params);
 		running->values_unknown = false;
@@ -541,7 +569,7 @@ load_values(Running *running)
 		if (locked)
 			retry_later(running, LOCKED_RETRY_MS);
 		else if (running->to_cancel)
-			set_end(running, "cancelled");
+			set_cancelled(running);
 		else
 			set_lost(running, "Its driver has answered, and the secrets that are to be kept out of "
 			                  "that can't be looked up any more.");
@@ -756,13 +784,30 @@ take_answer(Running *running)
  * Leases and cancels
  */
 
+/* The lease has the status, NULL: is not there any more.  Notes its end. */
+static void
+note_lease(Running *running, const char *status)
+{
+	if (running->to_cancel || (status != NULL && strcmp(status, "active") == 0))
+		return;
+	running->to_cancel = true;
+	if (status == NULL)
+		snprintf(running->lease_end, sizeof(running->lease_end),
+		         "Lease \"%s\" is not in the table any more.", uuid_text(&running->lease_id));
+	else if (strcmp(status, "expired") == 0)
+		snprintf(running->lease_end, sizeof(running->lease_end), "Lease \"%s\" has expired.",
+		         uuid_text(&running->lease_id));
+	else
+		snprintf(running->lease_end, sizeof(running->lease_end),
+		         "Lease \"%s\" has ended (status: %.20s).", uuid_text(&running->lease_id), status);
+}
+
 /* False: not now, leases_at says when.  Nothing else waits for that. */
 static bool
 check_lease(Running *running)
 {
 	static Statement find_lease = {
-	    "SELECT 1 FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND status OPERATOR(pg_catalog.=) 'active'",
+	    "SELECT status FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -779,8 +824,8 @@ check_lease(Running *running)
 
 		ledger_begin(&call);
 		done = statement_try_read(TABLE_ENVIRONMENT_LEASES, &find_lease, values, NULL, &found);
-		if (done && found == 0)
-			running->to_cancel = true;
+		if (done)
+			note_lease(running, found > 0 ? result_text(0, 1) : NULL);
 		ledger_commit(&call, false);
 	}
 	PG_CATCH();
@@ -838,13 +883,14 @@ is_in_flight(const Running *running)
 static void
 advance(Running *running)
 {
-	if (running->phase == PHASE_ANSWERED && running->end == NULL)
-		take_answer(running);
+	/* First: what its driver answers may be due to the lease's end. */
 	if (running->end == NULL && running->check_lease)
 		(void) check_lease(running);
+	if (running->phase == PHASE_ANSWERED && running->end == NULL)
+		take_answer(running);
 	if (running->end == NULL && running->phase == PHASE_START && running->to_cancel &&
 	    !running->told)
-		set_end(running, "cancelled");
+		set_cancelled(running);
 	if (running->end != NULL && !is_in_flight(running))
 	{
 		finish(running);
@@ -898,7 +944,7 @@ take_queued(Running *running)
 	if (!check_lease(running))
 		taken = NONE_NOW;
 	else if (running->to_cancel)
-		set_end(running, "cancelled");
+		set_cancelled(running);
 	else if (!start(running, true))
 		taken = leases_at > GetCurrentTimestamp() ? NONE_NOW : NOT_NOW;
 	/* Not begun: the row says it all, next time. */

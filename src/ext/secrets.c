@@ -29,12 +29,11 @@
 #include "mb/pg_wchar.h"
 #include "port/pg_bswap.h"
 #include "secrets.h"
+#include "statement_log.h"
 #include "tables.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
-PG_FUNCTION_INFO_V1(envrt_create_secret);
-PG_FUNCTION_INFO_V1(envrt_rotate_secret);
 PG_FUNCTION_INFO_V1(envrt_sealing_key);
 PG_FUNCTION_INFO_V1(envrt_create_sealed_secret);
 PG_FUNCTION_INFO_V1(envrt_rotate_sealed_secret);
@@ -308,8 +307,7 @@ unseal(const SecretKeys *keys, bytea *sealed, const pg_uuid_t *company_id, const
 /*
  * envrt_create_secret(company_id, name, value, description)
  */
-Datum
-envrt_create_secret(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_create_secret)
 {
 	pg_uuid_t *company_id = uuid_argument(fcinfo, 0, "company_id");
 	char *name = text_argument(fcinfo, 1, "name");
@@ -329,8 +327,7 @@ envrt_create_secret(PG_FUNCTION_ARGS)
 /*
  * envrt_rotate_secret(secret_id, value)
  */
-Datum
-envrt_rotate_secret(PG_FUNCTION_ARGS)
+DEFINE_UNLOGGED_FUNCTION(envrt_rotate_secret)
 {
 	pg_uuid_t *secret_id = uuid_argument(fcinfo, 0, "secret_id");
 	char *value = text_to_utf8(text_argument(fcinfo, 1, "value"));

@@ -27,8 +27,11 @@
  * the first row on, but one made while a table is empty is a sequential scan
  * and stays one until statistics change; so plans are made with sequential
  * scans (and sorts, where an index has the order) off, and without the
- * compilation that the cost of a forbidden scan would call for.  Only the planning: the
- * flags must not reach what triggers plan.
+ * compilation that the cost of a forbidden scan would call for.  Bitmap scans
+ * are off where the statement says so: only a plain index scan marks the entries of
+ * dead rows, which the next one then passes by; without that, each look at a key
+ * whose rows come and go would walk all that have gone since the last vacuum.  Only the planning:
+ *the flags must not reach what triggers plan.
  */
 #include "postgres.h"
 
@@ -457,9 +460,10 @@ expand_text(const char *text)
  * head of this file.  SPI_execute_plan then finds it valid.
  */
 static void
-plan_on_index(SPIPlanPtr plan)
+plan_on_index(const Statement *statement)
 {
 	bool saved_seqscan = enable_seqscan;
+	bool saved_bitmapscan = enable_bitmapscan;
 	bool saved_sort = enable_sort;
 	bool saved_jit = jit_enabled;
 
@@ -468,13 +472,16 @@ plan_on_index(SPIPlanPtr plan)
 		CachedPlan *cached;
 
 		enable_seqscan = enable_sort = jit_enabled = false;
-		cached = SPI_plan_get_cached_plan(plan);
+		if (statement->plain_index)
+			enable_bitmapscan = false;
+		cached = SPI_plan_get_cached_plan(statement->plan);
 		if (cached != NULL)
 			ReleaseCachedPlan(cached, CurrentResourceOwner);
 	}
 	PG_FINALLY();
 	{
 		enable_seqscan = saved_seqscan;
+		enable_bitmapscan = saved_bitmapscan;
 		enable_sort = saved_sort;
 		jit_enabled = saved_jit;
 	}
@@ -521,7 +528,7 @@ int
 statement_execute(Statement *statement, Datum *values, const char *nulls)
 {
 	prepare(statement);
-	plan_on_index(statement->plan);
+	plan_on_index(statement);
 	return execute_plan(statement, values, nulls);
 }
 
@@ -558,7 +565,7 @@ statement_enforce(SharedTable table, Statement *statement, Datum *values, const 
 		return statement_write(table, statement, values, nulls);
 	lock_and_check(table);
 	prepare(statement);
-	plan_on_index(statement->plan);
+	plan_on_index(statement);
 	status = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(),
 	                              GetTransactionSnapshot(), false, true, 0);
 	if (status < 0)
@@ -584,7 +591,7 @@ int
 statement_execute_latest(Statement *statement, Datum *values, const char *nulls)
 {
 	prepare(statement);
-	plan_on_index(statement->plan);
+	plan_on_index(statement);
 	return execute_latest(statement, values, nulls);
 }
 

@@ -39,6 +39,7 @@ typedef struct Statement
 	const char *text;
 	int nargs;
 	Oid argtypes[STATEMENT_MAX_ARGUMENTS];
+	bool plain_index; /* no bitmap scan: it finds few rows, where many more have gone */
 	SPIPlanPtr plan;
 } Statement;
 

@@ -7,6 +7,11 @@
  * prepared before the first look, so that nothing is missed in between.  A
  * scheduler that is not there for long ends the wait: nobody else does what is
  * waited for.
+ *
+ * Whoever waits here or elsewhere looks each second whether its client is there
+ * still, as PostgreSQL does by client_connection_check_interval only, which is
+ * off unless somebody has set it: what nobody waits for any more is not to go on
+ * for a day, on the far side nor here.
  */
 #include "postgres.h"
 
@@ -16,12 +21,42 @@
 #include "pgstat.h"
 #include "shared_state.h"
 #include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 #include "waiting.h"
 
-/* Should a broadcast be lost with its scheduler. */
-#define LOOK_MS 1000
+/* Should a broadcast be lost with its scheduler; and to look at the client. */
+#define LOOK_MS WAITING_LOOK_MS
+
+/* Its header needs those of GSSAPI, which builds elsewhere need not have. */
+extern bool pq_check_connection(void);
+
+void
+waiting_check_client(void)
+{
+	static TimestampTz last = 0;
+	TimestampTz now;
+
+	if (MyProcPort == NULL || whereToSendOutput != DestRemote)
+	{
+		CHECK_FOR_INTERRUPTS();
+		return;
+	}
+	now = GetCurrentTimestamp();
+	/* (Before it, where the clock has been set back.) */
+	if (now < last || TimestampDifferenceExceeds(last, now, WAITING_LOOK_MS))
+	{
+		last = now;
+		if (!pq_check_connection())
+			ClientConnectionLost = InterruptPending = true;
+		/* It may have taken what somebody has set the latch for: whoever waits looks again. */
+		SetLatch(MyLatch);
+	}
+	CHECK_FOR_INTERRUPTS();
+}
 
 static void
 prepare(Waiting *waiting, TimestampTz deadline)
@@ -79,6 +114,7 @@ waiting_wait(Waiting *waiting)
 	require_scheduler(&waiting->missing_since);
 	(void) ConditionVariableTimedSleep(&shared_state->leases_changed, Min(left, LOOK_MS),
 	                                   PG_WAIT_EXTENSION);
+	waiting_check_client();
 	return true;
 }
 

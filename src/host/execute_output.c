@@ -544,8 +544,14 @@ execute_signal_name(int number)
 	static char name[32];
 	const char *abbreviation = sigabbrev_np(number);
 
-	if (abbreviation == NULL)
-		return NULL;
-	snprintf(name, sizeof name, "SIG%s", abbreviation);
+	/* Those that have no name of their own are counted from the first that programs may use. */
+	if (abbreviation != NULL)
+		snprintf(name, sizeof name, "SIG%s", abbreviation);
+	else if (number == SIGRTMIN)
+		snprintf(name, sizeof name, "SIGRTMIN");
+	else if (number > SIGRTMIN && number <= SIGRTMAX)
+		snprintf(name, sizeof name, "SIGRTMIN+%d", number - SIGRTMIN);
+	else
+		snprintf(name, sizeof name, "SIG%d", number);
 	return name;
 }

@@ -54,7 +54,7 @@ extern json_t *execute_output_result(ExecuteOutput *output, const ExecuteEnd *en
 
 extern void execute_output_free(ExecuteOutput *output);
 
-/* "SIGTERM" and so on: static, or NULL. */
+/* "SIGTERM", "SIGRTMIN+1", and "SIG32" for one that has no name: static. */
 extern const char *execute_signal_name(int number);
 
 #endif

@@ -92,6 +92,50 @@ is(scalar @scans, 0, 'none reads a table from end to end') or diag $scans[0];
 my @whole = grep { /Index (?:Only )?Scan using \S+ on (environment_leases|heartbeat_runs)(?! \w+\n\s+Index Cond)[^\n]*\n(?!\s+Index Cond)/ && !/_active_idx|_expiry_idx/ } @ours;
 is(scalar @whole, 0, 'nor a whole index') or diag $whole[0];
 
+# A run that has had many leases: what its acquire and release read of them is what is active.  The same for those
+# that have just ended, whose rows are dead and not vacuumed away.
+{
+	my $run = make_run($node, $company, agent => $agent);
+	my $many = 20_000;
+
+	$node->safe_psql('postgres', <<"END");
+SET session_replication_role = replica;
+INSERT INTO envrt.environment_leases (company_id, environment_id, heartbeat_run_id, status, provider, lease_policy, metadata, released_at)
+SELECT '$company', '$local', '$run', 'released', 'local', 'ephemeral', '{"driver": "local"}', now() FROM generate_series(1, $many) i;
+RESET session_replication_role;
+CREATE PROCEDURE pairs(n integer) LANGUAGE plpgsql AS \$\$
+BEGIN
+	FOR i IN 1..n LOOP
+		PERFORM envrt_acquire_lease('$company', '$local', '$run');
+		PERFORM envrt_release_leases('$run');
+		COMMIT;
+	END LOOP;
+END \$\$;
+CREATE FUNCTION entries_read(OUT entries bigint) LANGUAGE sql AS
+'SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) + pg_stat_get_xact_tuples_returned(''envrt.environment_leases''::regclass)
+FROM pg_index WHERE indrelid = ''envrt.environment_leases''::regclass';
+CREATE ROLE seeing LOGIN;
+GRANT USAGE ON SCHEMA envrt TO seeing;
+GRANT SELECT ON envrt.companies, envrt.environments, envrt.heartbeat_runs, envrt.environment_leases TO seeing;
+GRANT EXECUTE ON FUNCTION envrt_acquire_lease, envrt_release_leases TO seeing;
+END
+	# How many entries of indexes and rows a transaction reads that acquires and ends by this statement.
+	my $reads = sub {
+		my ($end, @as) = @_;
+
+		return $node->safe_psql('postgres', "BEGIN; DO \$\$ BEGIN PERFORM envrt_acquire_lease('$company', '$local', '$run'); $end; END \$\$;
+			SELECT entries_read(); COMMIT", @as);
+	};
+	my $release = "PERFORM envrt_release_leases('$run')";
+	cmp_ok($reads->($release), '<', 20, "in a run with $many ended leases, a company with a million: acquire and release");
+	$node->safe_psql('postgres', 'CALL pairs(500)');
+	cmp_ok($reads->($release), '<', 20, '... after as many as 500 that have just ended');
+	$node->safe_psql('postgres', 'ALTER TABLE envrt.environment_leases ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON envrt.environment_leases TO seeing USING (true)');
+	cmp_ok($reads->($release, extra_params => [ '-U', 'seeing' ]), '<', 20, '... for who sees by policies');
+	$node->safe_psql('postgres', 'ALTER TABLE envrt.environment_leases DISABLE ROW LEVEL SECURITY');
+	cmp_ok($reads->("UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = '$run'"), '<', 20, '... and when the run ends');
+}
+
 # An idle server, with one lease that ends tomorrow.
 $node->append_conf('postgresql.conf', "auto_explain.log_min_duration = -1\n");
 $node->restart;

@@ -68,6 +68,14 @@ sub await_state
 	return;
 }
 
+# How one ended: state, sqlstate, message.
+sub ending
+{
+	my ($id) = @_;
+
+	return split /\|/, $node->safe_psql('postgres', "SELECT state, sqlstate, message FROM envrt.executions WHERE id = '$id'");
+}
+
 sub output
 {
 	my ($id, $stream) = @_;
@@ -172,7 +180,8 @@ for my $driver (sort keys %lease)
 	$started = time;
 	$id = start($driver, q(trap '' TERM; echo begun; sleep 1234.625 & wait; sleep 1234.625));
 	await_output($id, 'begun');
-	$node->safe_psql('postgres', "SELECT envrt_cancel_execution('$id')");
+	is($node->safe_psql('postgres', join ';', ("SELECT envrt_cancel_execution('$id')") x 2), "t\nt", "$driver: while it is ending a cancel is one again");
+	is($node->safe_psql('postgres', "BEGIN; SELECT envrt_cancel_execution('$id'); SELECT envrt_cancel_execution('$id'); COMMIT"), "t\nt", "$driver: ... in one transaction, too") if state($id) eq 'running';
 	wait_until('one that ignores SIGTERM is gone', sub { !processes_with('1234.625') });
 	await_state($id, 'cancelled');
 }
@@ -469,6 +478,70 @@ for my $driver (sort keys %lease)
 	await_state($id, 'cancelled');
 	cmp_ok(time - $started, '<', 2, "$driver: the run's end cancels it");
 	wait_until('its process is gone', sub { !processes_with('1234.875') });
+	is_deeply([ ending($id) ], [ 'cancelled', '57014', "Lease \"$lease\" has ended (status: released)." ], "$driver: ... and its row says why");
+	like((sql_state($node, "SELECT envrt_await_execution('$id')"))[1], qr/DETAIL:  Lease "$lease" has ended/, "$driver: ... as does who waits");
+}
+
+# Other ends of its lease
+for my $driver (sort keys %lease)
+{
+	my $lease = $node->safe_psql('postgres', "SELECT id FROM envrt_acquire_lease('$company', '$environment{$driver}', '$run', expires_in => '1 h')");
+	my $id = $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'sh', ARRAY['-c', 'echo begun; exec sleep 1234.9375'])");
+
+	await_output($id, 'begun');
+	$node->safe_psql('postgres', "SELECT envrt_renew_lease('$lease', '1 ms')");
+	await_state($id, 'cancelled');
+	is_deeply([ ending($id) ], [ 'cancelled', '57014', "Lease \"$lease\" has expired." ], "$driver: the lease's time is over");
+	is((sql_state($node, "SELECT envrt_await_execution('$id')"))[0], '57014', "$driver: ... which ends a wait");
+	$lease = acquire($node, $company, $environment{$driver}, $run)->{id};
+	$id = $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'sh', ARRAY['-c', 'echo begun; exec sleep 1234.9375'])");
+	await_output($id, 'begun');
+	$node->safe_psql('postgres', "DELETE FROM envrt.environment_leases WHERE id = '$lease'");
+	await_state($id, 'cancelled');
+	is_deeply([ ending($id) ], [ 'cancelled', '57014', "Lease \"$lease\" is not in the table any more." ], "$driver: the lease is deleted");
+	wait_until('their processes are gone', sub { !processes_with('1234.9375') });
+}
+
+# What the scheduler does later is for what was asked, whatever becomes of the rows: nothing of another company's is reached.
+{
+	my $theirs = make_company($node, 'theirs');
+	my %of_other = (ssh => make_ssh_environment($node, $theirs, $sshd));
+
+	$of_other{sandbox} = make_environment($node, $theirs, 'sandbox', { provider => 'bubblewrap' }) if $environment{sandbox};
+	for my $driver (sort keys %lease)
+	{
+		my $mine = acquire($node, $company, $environment{$driver}, $run)->{id};
+		my $start = "SELECT envrt_start_execution('$mine', 'touch', ARRAY['moved'])";
+		my $change = "UPDATE envrt.environment_leases SET environment_id = '$of_other{$driver}'";
+		my $there = acquire($node, $theirs, $of_other{$driver}, make_run($node, $theirs))->{id};
+
+		my $id = $node->safe_psql('postgres', "BEGIN; $start; $change WHERE id = '$mine'; COMMIT");
+		my ($state, $message) = sql_state($node, "SELECT envrt_await_execution('$id', '60 s')");
+		is($state, '55000', "$driver: a lease that has been given another's environment before its command starts");
+		like($message, qr/given another environment meanwhile/, "$driver: ... which is said");
+		# The direct call: an ssh lease is where its environment is, a sandbox where the ledger says.
+		is((sql_state($node, "SELECT envrt_execute('$mine', 'true')"))[0], $driver eq 'ssh' ? '42501' : '00000', "$driver: the direct call reaches nothing of theirs");
+		# The whole lease becomes theirs.
+		$node->safe_psql('postgres', "$change, company_id = '$theirs' WHERE id = '$mine'");
+		$id = $node->safe_psql('postgres', "UPDATE envrt.environment_leases SET environment_id = '$environment{$driver}', company_id = '$company' WHERE id = '$mine';"
+			  . "BEGIN; $start; $change, company_id = '$theirs' WHERE id = '$mine'; COMMIT");
+		is((sql_state($node, "SELECT envrt_await_execution('$id', '60 s')"))[0], '55000', "$driver: ... and their company");
+		is((sql_state($node, "SELECT envrt_execute('$mine', 'true')"))[0], '42501', "$driver: what the ledger has is of the company it was made for")
+		  if $driver eq 'sandbox';
+		is($node->safe_psql('postgres', "SELECT exit_code FROM envrt_execute('$there', 'ls', ARRAY['moved'])"), 2, "$driver: nothing has run there");
+		$node->safe_psql('postgres', "SELECT envrt_release_lease(id) FROM unnest(ARRAY['$mine', '$there']::uuid[]) id");
+	}
+}
+
+# Signals have names, also those that have none of their own.
+if ($environment{sandbox})
+{
+	my %name_of = (SIGTERM => 15, SIGRTMIN => 34, 'SIGRTMIN+1' => 35, 'SIGRTMIN+30' => 64);
+
+	for my $name (sort keys %name_of)
+	{
+		is(await_execution(start('sandbox', "kill -$name_of{$name} \$\$"))->{signal}, $name, "signal $name_of{$name}");
+	}
 }
 
 # Its scheduler ends: it goes on, and nothing of its output is lost or doubled.  ENVRT_EXECUTION_SECONDS=600 has

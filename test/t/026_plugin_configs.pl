@@ -415,6 +415,75 @@ is(probe($by_driver)->{summary}, 'Plugin environment driver "envrt.recorder:reco
 is(probe($by_provider)->{summary}, 'Sandbox provider "recorder" is not installed or its plugin worker is not running.', 'sandbox: disabled');
 refused(create_statement('plugin', $recorder->driver_config), '55000', qr/Plugin environment driver "envrt\.recorder:recorder-env" is not ready\./, 'plugin: not created either');
 
+#######################################################################
+# A reference where a command may come to read the value: a right of its own
+#######################################################################
+
+{
+	$recorder->answer('environmentValidateConfig');
+	sql("UPDATE envrt.plugins SET status = 'ready'");
+	sql(q{CREATE ROLE maker LOGIN; GRANT USAGE ON SCHEMA envrt TO maker;
+		GRANT SELECT ON envrt.companies, envrt.company_secrets TO maker; GRANT SELECT, INSERT, UPDATE ON envrt.environments TO maker;
+		GRANT EXECUTE ON FUNCTION envrt_create_environment, envrt_probe_config TO maker;
+		CREATE POLICY maker ON envrt.company_secrets TO maker USING (true)});
+	my $secret = sql("SELECT envrt_create_secret('$company', 'for the right', 'value-for-the-right')");
+	my $other = sql("SELECT envrt_create_secret('$other_company', 'for the right', 'value-for-the-right')");
+	my $of = sub { return { type => 'secret_ref', secretId => $_[0], version => 'latest' } };
+	my $ref = $of->($secret);
+	my $asks = sub {
+		my ($statement, $state, $what) = @_;
+
+		is((sql_state($node, $statement, psql => { extra_params => [ '-U', 'maker' ] }))[0], $state, $what);
+		return;
+	};
+	my $insert = sub {
+		my ($driver, $config, $of_company) = @_;
+
+		return 'INSERT INTO envrt.environments (company_id, name, driver, config) VALUES ('
+		  . join(', ', map { literal($_) } $of_company // $company, 'By hand ' . ++$serial, $driver, to_json($config)) . ') RETURNING id';
+	};
+	my @exposed = (
+		[ 'sandbox', { provider => 'bubblewrap', env => { A => 'text', V => $ref } }, 'the env of a sandbox' ],
+		[ 'sandbox', $recorder->sandbox_config(env => { V => $ref }), 'the env of a provider' ],
+		[ 'sandbox', $recorder->sandbox_config(template => $ref), 'a field that its schema does not mark' ],
+		[ 'sandbox', $recorder->sandbox_config(list => [ { deep => $ref } ]), 'any depth' ],
+		[ 'sandbox', $recorder->sandbox_config(template => $secret), 'the id alone' ],
+		[ 'sandbox', $recorder->sandbox_config(apiKey => $ref, 'auth.clientToken' => $ref, ' apiKey' => $ref), 'names that look like marked ones' ],
+		[ 'plugin', $recorder->driver_config(env => { V => $ref }), 'a plugin' ]);
+	my @hidden = (
+		[ 'sandbox', $recorder->sandbox_config(apiKey => $ref, auth => { clientToken => $ref }), 'what is for the provider' ],
+		[ 'sandbox', { provider => 'bubblewrap', env => { V => 'text' } }, 'no secret' ],
+		[ 'plugin', $recorder->driver_config(apiKey => $ref), 'what is for the plugin' ]);
+
+	$asks->(create_statement(@$_[ 0, 1 ]), '42501', "not without the right: $_->[2]") for @exposed;
+	$asks->(probe_statement(@$_[ 0, 1 ]), '42501', "... nor in a probe: $_->[2]") for @exposed[ 0 .. 2 ];
+	$asks->($insert->(@$_[ 0, 1 ]), '42501', "... nor by hand: $_->[2]") for @exposed;
+	$asks->(create_statement(@$_[ 0, 1 ]), '00000', "without the right: $_->[2]") for @hidden;
+
+	# By hand, on what is there
+	my $plain = sql($insert->('sandbox', { provider => 'bubblewrap' }));
+	my $has = sql($insert->('sandbox', { provider => 'bubblewrap', env => { V => $ref } }));
+	my $keyed = sql($insert->('sandbox', { provider => 'recorder', apiKey => $ref }));
+	my $update = sub { return "UPDATE envrt.environments SET $_[1] WHERE id = '$_[0]'" };
+	my $env = literal(to_json({ V => $ref }));
+	$asks->($update->($plain, "config = config || jsonb_build_object('env', $env\::jsonb)"), '42501', 'an UPDATE that makes one');
+	$asks->($update->($has, "name = 'new', config = config || '{\"memoryMb\": 100}'"), '00000', '... not one that leaves it');
+	$asks->($update->($has, "config = jsonb_set(config, '{env,W}', config #> '{env,V}')"), '42501', '... nor a second place for it');
+	$asks->($update->($keyed, "config = config || jsonb_build_object('env', jsonb_build_object('V', config -> 'apiKey'))"), '42501', '... nor one from what is for the provider');
+	$asks->($update->($keyed, "config = config || '{\"provider\": \"bubblewrap\"}'"), '42501', '... nor the same for another provider');
+	$asks->($update->($has, "company_id = '$other_company'"), '42501', '... nor for another company');
+	$asks->("MERGE INTO envrt.environments e USING (SELECT 1) s ON e.id = '$plain' WHEN MATCHED THEN UPDATE SET config = jsonb_set(e.config, '{env}', $env)", '42501', '... nor a MERGE')
+	  if sql('SHOW server_version_num') >= 150000;
+
+	sql('GRANT EXECUTE ON FUNCTION envrt.use_secrets_in_env TO maker');
+	$asks->(create_statement(@$_[ 0, 1 ]), '00000', "with the right: $_->[2]") for @exposed[ 0, 1, 6 ];
+	$asks->($insert->(@$_[ 0, 1 ]), '00000', "... by hand: $_->[2]") for @exposed[ 0, 1, 6 ];
+	$asks->($update->($plain, "config = config || jsonb_build_object('env', $env\::jsonb)"), '00000', '... an UPDATE');
+	$asks->($insert->('sandbox', { provider => 'bubblewrap', env => { V => $of->($other) } }), '42501', 'not one of another company');
+	sql('REVOKE SELECT ON envrt.company_secrets FROM maker');
+	$asks->($insert->('sandbox', { provider => 'bubblewrap', env => { V => $ref } }), '42501', 'not one that can\'t be seen');
+}
+
 # What was sealed or stored is in no log.  (What came raw in a statement is the statement's to log.)
 unlike(slurp($node->logfile), qr/value-of-plugin|made-by-plugin/, 'the log has nothing of what the plugin made');
 
