@@ -774,14 +774,14 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.envrt_follow_execution(uuid, bigint) IS
 'The rows of envrt.execution_output after a position, each as soon as it is there, until the execution has ended. In the select list of a cursor (psql: \set FETCH_COUNT 1) rows arrive while it runs; in FROM they come all at once. Errors: 42704 no such execution, 55000 started by the very transaction that asks';
 
-CREATE FUNCTION @extschema@.envrt_push_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
+CREATE FUNCTION @extschema@.envrt_push_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, force boolean DEFAULT false, OUT files bigint, OUT bytes bigint)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.envrt_push_files(uuid, text, text) IS
-'Copies a file, or what is in a directory, from the server (local_path, absolute) into the workspace of an active lease (remote_path, relative to the workspace or absolute below it; default: the workspace). Permissions and links are kept, each file appears at once and complete, nothing is removed, and what is equal there need not be sent. Returns the number of files and links that were sent, and bytes. Needs pg_read_server_files. Progress: envrt.stat_transfers. Errors: 22023 bad argument, 42704 no such lease, 42501 not allowed, or a file of the server''s own, 0A000 the driver moves no files, 55000 lease not active, 58P01 no such file, 53100 disk full, 53400 a limit of the sandbox, 08006 no progress for envrt.provider_timeout, 08001/08004/28000/38000 from the driver';
+COMMENT ON FUNCTION @extschema@.envrt_push_files(uuid, text, text, boolean) IS
+'Copies a file, or what is in a directory, from the server (local_path, absolute) into the workspace of an active lease (remote_path, relative to the workspace or absolute below it; default: the workspace). Permissions and links are kept, each file appears at once and complete, nothing is removed, and what is equal there (size, permissions, time) is not sent, unless force. Returns the number of files and links that were sent, and bytes. Needs pg_read_server_files. Progress: envrt.stat_transfers. Errors: 22023 bad argument, 42704 no such lease, 42501 not allowed, a file of the server''s own, or a way through a link that may have come from a workspace, 0A000 the driver moves no files, 55000 lease not active, 58P01 no such file, 53100 disk full, 53400 a limit of the sandbox, 08006 no progress for envrt.provider_timeout, 08001/08004/28000/38000 from the driver';
 
-CREATE FUNCTION @extschema@.envrt_pull_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, OUT files bigint, OUT bytes bigint)
+CREATE FUNCTION @extschema@.envrt_pull_files(lease_id uuid, local_path text, remote_path text DEFAULT NULL, force boolean DEFAULT false, OUT files bigint, OUT bytes bigint)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.envrt_pull_files(uuid, text, text) IS
+COMMENT ON FUNCTION @extschema@.envrt_pull_files(uuid, text, text, boolean) IS
 'The other way round: from the workspace to the server, whose files become those of the server''s user. local_path is made when it is missing, not what it is in. What is made is writable for nobody but that user, and what would have a git run programs of the workspace is left out. Needs pg_write_server_files. Errors: as envrt_push_files, and 53400 more than envrt.max_pull, 42501 a file that is such a setting of a git';
 
 CREATE FUNCTION envrt.use_secrets_in_env()
@@ -1079,8 +1079,8 @@ REVOKE ALL ON FUNCTION @extschema@.envrt_start_execution(uuid, text, text[], tex
 REVOKE ALL ON FUNCTION @extschema@.envrt_await_execution(uuid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_cancel_execution(uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_follow_execution(uuid, bigint) FROM PUBLIC;
-REVOKE ALL ON FUNCTION @extschema@.envrt_push_files(uuid, text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION @extschema@.envrt_pull_files(uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_push_files(uuid, text, text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.envrt_pull_files(uuid, text, text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.use_secrets_in_env() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.on_environment_config() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.envrt_claim_instance(text) FROM PUBLIC;

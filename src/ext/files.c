@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include <pwd.h>
 #include <unistd.h>
 
 #include "access/htup_details.h"
@@ -53,6 +54,40 @@ require_right(const ApiCall *call, bool push)
  * What is never transferred
  */
 
+/* What the server runs, where its user could change it. */
+static void
+protect_program(json_t *list, const char *path)
+{
+	if (access(path, W_OK) == 0)
+		protect_path(list, path);
+}
+
+/* Where settings are read from, if there is anything. */
+static void
+protect_included(json_t *list)
+{
+	char *folder = pstrdup(ConfigFileName != NULL ? ConfigFileName : "");
+
+	get_parent_directory(folder);
+	protect_path(list, psprintf("%s/conf.d", folder));
+	protect_path(list, psprintf("%s/pg_hba.d", folder));
+}
+
+/* What its user's programs read: .ssh, .pgpass, .bashrc and the like. */
+static json_t *
+hidden_paths(void)
+{
+	json_t *list = json_array();
+	const char *home = getenv("HOME");
+	const struct passwd *user = getpwuid(geteuid());
+
+	if (user != NULL)
+		protect_path(list, user->pw_dir);
+	if (home != NULL && (user == NULL || strcmp(home, user->pw_dir) != 0))
+		protect_path(list, home);
+	return list;
+}
+
 /* The data directory, what it links to, and what the settings name (a new reference). */
 static json_t *
 protected_paths(void)
@@ -61,6 +96,7 @@ protected_paths(void)
 	char *tablespaces = psprintf("%s/pg_tblspc", DataDir);
 	DIR *directory = AllocateDir(tablespaces);
 	struct dirent *entry;
+	char *folder;
 
 	protect_path(list, DataDir);
 	protect_path(list, psprintf("%s/pg_wal", DataDir));
@@ -70,6 +106,11 @@ protected_paths(void)
 	if (directory != NULL)
 		FreeDir(directory);
 	protect_settings(list);
+	protect_included(list);
+	protect_program(list, pkglib_path);
+	folder = pstrdup(my_exec_path);
+	get_parent_directory(folder);
+	protect_program(list, folder);
 	return list;
 }
 
@@ -108,7 +149,7 @@ require_transfers(const CalledLease *lease)
 
 static json_t *
 transfer_params(const ApiCall *call, const CalledLease *lease, const char *local_path,
-                const char *remote_path)
+                const char *remote_path, bool force)
 {
 	json_t *params;
 	json_t *lease_json;
@@ -122,6 +163,8 @@ transfer_params(const ApiCall *call, const CalledLease *lease, const char *local
 	if (remote_path != NULL)
 		json_object_set_new(params, "remotePath", json_string(text_to_utf8(remote_path)));
 	json_object_set_new(params, "protectedPaths", protected_paths());
+	json_object_set_new(params, "hiddenPaths", hidden_paths());
+	json_object_set_new(params, "force", json_boolean(force));
 	json_object_set_new(params, "limits",
 	                    json_pack("{s:i, s:i, s:I}", "connectMs", envrt_ssh_connect_timeout,
 	                              "stallMs", envrt_provider_timeout, "maxBytes",
@@ -135,6 +178,7 @@ transfer(FunctionCallInfo fcinfo, const char *function, bool push)
 	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
 	char *local_path = text_argument(fcinfo, 1, "local_path");
 	char *remote_path = optional_text_argument(fcinfo, 2);
+	bool force = !PG_ARGISNULL(3) && PG_GETARG_BOOL(3);
 	CalledLease lease;
 	ApiCall call;
 	TupleDesc desc;
@@ -142,6 +186,8 @@ transfer(FunctionCallInfo fcinfo, const char *function, bool push)
 	bool nulls[2] = {false};
 	json_t *error;
 	json_t *result;
+	json_t *notice;
+	size_t index;
 	Datum row;
 
 	if (!is_absolute_path(local_path))
@@ -152,11 +198,13 @@ transfer(FunctionCallInfo fcinfo, const char *function, bool push)
 	api_enter(&call, function);
 	require_right(&call, push);
 	called_lease_load(&call, lease_id, &lease);
-	result =
-	    provider_call(push ? "environmentPushFiles" : "environmentPullFiles",
-	                  transfer_params(&call, &lease, local_path, remote_path), NO_LIMIT_MS, &error);
+	result = provider_call(push ? "environmentPushFiles" : "environmentPullFiles",
+	                       transfer_params(&call, &lease, local_path, remote_path, force),
+	                       NO_LIMIT_MS, &error);
 	if (error != NULL)
 		driver_host_raise(error);
+	json_array_foreach(json_object_get(result, "notices"), index, notice)
+	    ereport(NOTICE, (errmsg("%s", text_from_utf8(json_string_value(notice)))));
 	values[0] = Int64GetDatum(json_integer_value(json_object_get(result, "files")));
 	values[1] = Int64GetDatum(json_integer_value(json_object_get(result, "bytes")));
 	BlessTupleDesc(desc);
@@ -166,7 +214,7 @@ transfer(FunctionCallInfo fcinfo, const char *function, bool push)
 }
 
 /*
- * envrt_push_files(lease_id, local_path, remote_path)
+ * envrt_push_files(lease_id, local_path, remote_path, force)
  */
 Datum
 envrt_push_files(PG_FUNCTION_ARGS)
@@ -175,7 +223,7 @@ envrt_push_files(PG_FUNCTION_ARGS)
 }
 
 /*
- * envrt_pull_files(lease_id, local_path, remote_path)
+ * envrt_pull_files(lease_id, local_path, remote_path, force)
  */
 Datum
 envrt_pull_files(PG_FUNCTION_ARGS)

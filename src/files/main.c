@@ -2,8 +2,9 @@
  * main.c
  *		envrt_files: one end of a transfer of files, a short-lived process of its own.
  *
- *		envrt_files pack|unpack|list|choose [--below DIR] [--protect PATH]... [--name NAME]
- *			[--seal NAME] [--known] [--from-workspace SOURCE] [--max-bytes N] [--parent PID] PATH
+ *		envrt_files pack|unpack|list|choose [--below DIR] [--protect PATH]...
+ *			[--protect-hidden PATH]... [--name NAME] [--seal NAME] [--known] [--force]
+ *			[--from-workspace SOURCE] [--max-bytes N] [--parent PID] PATH
  *
  * The driver host starts one on the server's own file system, and for a sandbox another one
  * inside of it; the archive goes from one's stdout to the other's stdin, or by way of the
@@ -101,9 +102,11 @@ main(int argc, char **argv)
 {
 	static const struct option options[] = {{"below", required_argument, NULL, 'b'},
 	                                        {"protect", required_argument, NULL, 'p'},
+	                                        {"protect-hidden", required_argument, NULL, 'h'},
 	                                        {"name", required_argument, NULL, 'n'},
 	                                        {"seal", required_argument, NULL, 's'},
 	                                        {"known", no_argument, NULL, 'k'},
+	                                        {"force", no_argument, NULL, 'f'},
 	                                        {"from-workspace", required_argument, NULL, 'w'},
 	                                        {"parent", required_argument, NULL, 'P'},
 	                                        {"max-bytes", required_argument, NULL, 'm'},
@@ -127,6 +130,9 @@ main(int argc, char **argv)
 			case 'p':
 				place_protect(optarg);
 				break;
+			case 'h':
+				place_protect_hidden(optarg);
+				break;
 			case 'n':
 				name = optarg;
 				break;
@@ -135,6 +141,9 @@ main(int argc, char **argv)
 				break;
 			case 'k':
 				files_know();
+				break;
+			case 'f':
+				known_force();
 				break;
 			case 'w':
 				source = optarg;

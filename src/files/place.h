@@ -11,18 +11,26 @@
 /* Directories within directories; each is a descriptor. */
 #define MAX_DEPTH 500
 
-/* NULL: paths are absolute, and links in them are followed.  Else they are below it, without links.
+/*
+ * NULL: paths are absolute, and links in them are followed when no transfer can have made them.
+ * Else they are below it, without links.
  */
 extern void place_set_base(const char *path);
 extern bool place_is_workspace(void);
 
-/* A file or directory that is never read or written, with all that is below it. */
+/* A file or directory that is never read or written, with all that is below it, nor made. */
 extern void place_protect(const char *path);
+
+/* The same for all in a directory whose names begin with a dot. */
+extern void place_protect_hidden(const char *path);
 
 extern bool place_is_protected(const struct stat *info);
 
 /* Fails when it is one of these itself; path is for the text. */
 extern void place_check(const struct stat *info, const char *path);
+
+/* So does this when it is the name of one of these, that there is or not. */
+extern void place_check_new(int directory, const char *name, const char *path);
 
 /* So does this when what has this name is one of these, or a link to one. */
 extern void place_check_name(int directory, const char *name, const char *path);

@@ -87,7 +87,33 @@ report_before_exit(void (*function)(void))
 	before_exit = function;
 }
 
+/* A line that is being made. */
 static char failure[FILES_MAX_LINE];
+
+/* File names may hold anything; a report is one line. */
+static void
+write_made(void)
+{
+	size_t length = strlen(failure);
+
+	for (size_t i = 0; i < length; i++)
+		if (failure[i] == '\n' || failure[i] == '\r')
+			failure[i] = '?';
+	failure[length++] = '\n';
+	write_line(failure, length);
+}
+
+void
+report_note(const char *format, ...)
+{
+	va_list arguments;
+	int length = snprintf(failure, sizeof failure, "%c ", FILES_NOTE);
+
+	va_start(arguments, format);
+	vsnprintf(failure + length, sizeof failure - 1 - (size_t) length, format, arguments);
+	va_end(arguments);
+	write_made();
+}
 
 static void __attribute__((format(printf, 3, 0)))
 note_failure(char kind, const char *sqlstate, const char *format, va_list arguments)
@@ -97,18 +123,14 @@ note_failure(char kind, const char *sqlstate, const char *format, va_list argume
 	vsnprintf(failure + length, sizeof failure - 1 - (size_t) length, format, arguments);
 }
 
-/* File names may hold anything; a report is one line. */
 static void __attribute__((noreturn)) fail_now(void)
 {
-	size_t length = strlen(failure);
-
-	for (size_t i = 0; i < length; i++)
-		if (failure[i] == '\n' || failure[i] == '\r')
-			failure[i] = '?';
-	failure[length++] = '\n';
 	if (before_exit != NULL)
 		before_exit();
-	write_line(failure, length);
+	/* How many are complete. */
+	if (files > 0)
+		write_counts(FILES_PROGRESS);
+	write_made();
 	exit(1);
 }
 
@@ -126,6 +148,7 @@ state_of(int problem)
 		case ENOSPC:
 		case EDQUOT:
 			return "53100";
+		case ENAMETOOLONG:
 		case EFBIG:
 			return "53400";
 		case 0:

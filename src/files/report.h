@@ -13,6 +13,9 @@ extern void report_bytes(uint64_t count);
 
 extern void report_done(void);
 
+/* What who has called is to know besides. */
+extern void report_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 /* Exits.  problem: an errno, which gives the state; 0: the state is 38000. */
 extern void fail(int problem, const char *format, ...)
     __attribute__((noreturn, format(printf, 2, 3)));

@@ -19,6 +19,8 @@
  *   - Permissions are those of user, group and others; no set-user-ID, no owner, no device,
  *     no pipe, no socket.
  *   - Nothing that is protected, nor a link to it, loses its name.
+ *   - A directory gets the permissions and the time that the archive gives it whenever it is left,
+ *and may be written while it is entered: entries may come in any order, and return to a directory.
  *
  * What comes from a workspace is without what would have a git run its programs (git_setting.c),
  * by what the place is called on either side; it is writable for nobody but its owner, and
@@ -29,6 +31,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <search.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +53,7 @@
 #define BLOCK 65536
 #define MAX_NAME 255
 #define HOLE 4096
+#define MAX_SAID ((size_t) 64 * 1024 * 1024)
 #define BLOCK_OF_DISK 4096
 
 /* What may follow the end of an archive: it is read, so that who writes it is not interrupted. */
@@ -66,9 +70,19 @@ typedef struct Level
 	struct timespec modified;
 } Level;
 
+/* What the archive has said of a directory, by its path below the target. */
+typedef struct Said
+{
+	mode_t mode;
+	struct timespec modified;
+	char path[];
+} Said;
+
 static struct archive *archive;
+static void *said; /* of tsearch() */
+static size_t said_bytes;
 static Level levels[MAX_DEPTH + 1];
-static int depth; /* of the last level; 0 is the target */
+static int depth = -1; /* of the last level; 0 is the target */
 static char *names[MAX_DEPTH + 1];
 static bool something_read;
 static uint64_t max_bytes; /* 0: any number; what comes, and what it takes on the disk besides */
@@ -115,10 +129,26 @@ remove_temporary(void)
 	temporary_name[0] = '\0';
 }
 
+/* What may be written only while it is entered.  (Safe in a signal handler.) */
+static void
+restore_modes(void)
+{
+	for (int i = depth; i >= 0; i--)
+		if (levels[i].has_meta)
+			fchmod(levels[i].fd, levels[i].mode);
+}
+
+static void
+clean_up(void)
+{
+	remove_temporary();
+	restore_modes();
+}
+
 void
 files_abandon(void)
 {
-	remove_temporary();
+	clean_up();
 }
 
 static void
@@ -225,6 +255,67 @@ static void __attribute__((noreturn)) fail_setting(const char *path)
  * Directories
  */
 
+static int
+compare_said(const void *one, const void *other)
+{
+	return strcmp(((const Said *) one)->path, ((const Said *) other)->path);
+}
+
+/* For the first `count` names; without a path when there is no room for more. */
+static Said *
+said_of(int count)
+{
+	size_t length = 0;
+	Said *all;
+
+	for (int i = 0; i < count; i++)
+		length += strlen(names[i]) + 1;
+	if (said_bytes + length > MAX_SAID)
+		return NULL;
+	all = malloc(sizeof *all + length + 1);
+	if (all == NULL)
+		fail_state("53400", "out of memory");
+	all->path[0] = '\0';
+	for (int i = 0, end = 0; i < count; i++)
+		end += sprintf(all->path + end, "%s/", names[i]);
+	return all;
+}
+
+static void
+remember_level(const Level *level)
+{
+	Said *all = said_of(name_count);
+	Said **found;
+
+	if (all == NULL)
+		return;
+	found = tsearch(all, &said, compare_said);
+	if (found == NULL)
+		fail_state("53400", "out of memory");
+	if (*found == all)
+		said_bytes += sizeof *all + strlen(all->path) + 64;
+	else
+		free(all);
+	(*found)->mode = level->mode;
+	(*found)->modified = level->modified;
+}
+
+/* The one that was entered last, by the first names. */
+static void
+recall_level(Level *level, int count)
+{
+	Said *all = said != NULL ? said_of(count) : NULL;
+	Said **found = all != NULL ? tfind(all, &said, compare_said) : NULL;
+
+	if (found != NULL)
+	{
+		level->has_meta = true;
+		level->mode = (*found)->mode;
+		level->modified = (*found)->modified;
+	}
+	free(all);
+}
+
 static void
 leave_level(void)
 {
@@ -253,9 +344,11 @@ enter_level(const char *name, const char *path)
 {
 	Level *level = &levels[depth + 1];
 	int above = levels[depth].fd;
-	bool made = mkdirat(above, name, 0700) == 0;
+	bool made;
 	struct stat info;
 
+	place_check_new(above, name, path);
+	made = mkdirat(above, name, 0700) == 0;
 	level->fd = open_directory(above, name);
 	if (level->fd < 0 && (errno == ENOTDIR || errno == ELOOP))
 	{
@@ -275,9 +368,15 @@ enter_level(const char *name, const char *path)
 		count_bytes(BLOCK_OF_DISK);
 	level->was_there = !made;
 	level->has_meta = made;
-	level->mode = 0755;
+	level->mode = made ? 0755 : info.st_mode & 07777;
 	level->modified.tv_nsec = UTIME_OMIT;
+	if (!made && (info.st_mode & 0700) != 0700)
+	{
+		fchmod(level->fd, (info.st_mode & 0777) | 0700);
+		level->has_meta = true;
+	}
 	depth++;
+	recall_level(level, depth);
 }
 
 /* Has exactly the first `count` names entered. */
@@ -300,27 +399,37 @@ mode_of(struct archive_entry *entry)
 	return archive_entry_perm(entry) & (from_workspace ? WORKSPACE_MODE : 0777);
 }
 
+/* As the library reads a time: of one before 1970 it takes the fraction for one that goes on. */
+static struct timespec
+time_of(struct archive_entry *entry)
+{
+	struct timespec time = {.tv_sec = archive_entry_mtime(entry),
+	                        .tv_nsec = archive_entry_mtime_nsec(entry)};
+
+	if (!archive_entry_mtime_is_set(entry))
+		time.tv_nsec = UTIME_OMIT;
+	else if (time.tv_sec < 0 && time.tv_nsec > 0)
+	{
+		time.tv_sec--;
+		time.tv_nsec = 1000000000 - time.tv_nsec;
+	}
+	return time;
+}
+
 static void
 make_directory(struct archive_entry *entry, const char *path)
 {
 	Level *level;
-	struct stat info;
 
 	go_to(name_count, path);
 	if (name_count == 0)
 		return;
 	level = &levels[depth];
-	if (fstat(level->fd, &info) < 0)
-		fail(errno, "could not look at \"%s\": %s", path, strerror(errno));
-	if ((info.st_mode & 0700) != 0700)
-		fchmod(level->fd, (info.st_mode & 0777) | 0700);
-	if (!level->has_meta)
-		level->mode = info.st_mode & 07777;
 	level->has_meta = true;
 	if (!from_workspace || !level->was_there)
 		level->mode = mode_of(entry);
-	level->modified.tv_sec = archive_entry_mtime(entry);
-	level->modified.tv_nsec = archive_entry_mtime_is_set(entry) ? 0 : UTIME_OMIT;
+	level->modified = time_of(entry);
+	remember_level(level);
 }
 
 /*
@@ -353,6 +462,8 @@ write_at(int fd, const char *bytes, size_t length, la_int64_t offset, const char
 
 		if (count < 0 && errno != EINTR)
 			fail(errno, "could not write \"%s\": %s", path, strerror(errno));
+		if (count == 0)
+			fail(ENOSPC, "could not write \"%s\": %s", path, strerror(ENOSPC));
 		if (count > 0)
 		{
 			bytes += count;
@@ -398,7 +509,10 @@ write_content(int fd, struct archive_entry *entry, const char *path)
 	{
 		/* After a hole a single byte takes a block. */
 		if (offset != next)
+		{
 			count_bytes(BLOCK_OF_DISK);
+			report_bytes(offset > next ? (uint64_t) (offset - next) : 0);
+		}
 		next = offset + (la_int64_t) length;
 		if (write_what_is(fd, bytes, length, offset, path))
 			end = offset + (la_int64_t) length;
@@ -406,6 +520,8 @@ write_content(int fd, struct archive_entry *entry, const char *path)
 	}
 	if (status != ARCHIVE_EOF)
 		fail_reading();
+	if (archive_entry_size(entry) > next)
+		report_bytes((uint64_t) (archive_entry_size(entry) - next));
 	/* A hole at the end. */
 	if (end != archive_entry_size(entry) && ftruncate(fd, archive_entry_size(entry)) < 0)
 		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
@@ -455,11 +571,12 @@ static void
 make_file(struct archive_entry *entry, int directory, const char *name, const char *path)
 {
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
-	int fd = open_new(directory, path);
+	int fd;
 
+	place_check_new(directory, name, path);
+	fd = open_new(directory, path);
 	write_content(fd, entry, path);
-	if (archive_entry_mtime_is_set(entry))
-		times[1] = (struct timespec){.tv_sec = archive_entry_mtime(entry)};
+	times[1] = time_of(entry);
 	if (fchmod(fd, mode_of(entry)) < 0)
 		fail(errno, "could not write \"%s\": %s", path, strerror(errno));
 	futimens(fd, times);
@@ -481,11 +598,11 @@ make_link(struct archive_entry *entry, int directory, const char *name, const ch
 
 	if (target == NULL || target[0] == '\0')
 		fail(0, "the archive's link \"%s\" leads nowhere", path);
+	place_check_new(directory, name, path);
 	new_temporary(directory);
 	if (symlinkat(target, directory, temporary_name) < 0)
 		fail(errno, "could not make \"%s\": %s", path, strerror(errno));
-	if (archive_entry_mtime_is_set(entry))
-		times[1] = (struct timespec){.tv_sec = archive_entry_mtime(entry)};
+	times[1] = time_of(entry);
 	utimensat(directory, temporary_name, times, AT_SYMLINK_NOFOLLOW);
 	rename_temporary(name, path);
 	report_file();
@@ -522,6 +639,7 @@ make_name(struct archive_entry *entry, const char *path)
 	name = strdup(names[name_count - 1]);
 	if (name == NULL)
 		fail_state("53400", "out of memory");
+	place_check_new(levels[depth].fd, name, path);
 	new_temporary(levels[depth].fd);
 	read_names(target);
 	found = name_count > 0 ? find_directory(target) : -1;
@@ -626,6 +744,7 @@ unpack_directory(struct archive_entry *entry, const char *target)
 	find_git_place(levels[0].fd);
 	if (is_setting(S_IFDIR))
 		fail_setting(target);
+	depth = 0;
 	levels[0].has_meta = made;
 	levels[0].mode = mode_of(entry);
 	levels[0].modified.tv_nsec = UTIME_OMIT;
@@ -664,7 +783,7 @@ files_unpack(const char *target, const char *source)
 	from_workspace = source != NULL;
 	if (source != NULL)
 		source_place = git_place_of(source);
-	report_before_exit(remove_temporary);
+	report_before_exit(clean_up);
 	archive = archive_read_new();
 	if (archive == NULL)
 		fail_state("53400", "out of memory");

@@ -194,10 +194,16 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	arguments[count++] = (char *) modes[spec->mode];
 	arguments[count++] = "--parent";
 	arguments[count++] = parent;
-	for (char *const *path = spec->protected_paths; *path != NULL && count < MAX_ARGUMENTS - 16;
+	for (char *const *path = spec->protected_paths; *path != NULL && count < MAX_ARGUMENTS - 20;
 	     path++)
 	{
 		arguments[count++] = "--protect";
+		arguments[count++] = *path;
+	}
+	for (char *const *path = spec->hidden_paths; *path != NULL && count < MAX_ARGUMENTS - 16;
+	     path++)
+	{
+		arguments[count++] = "--protect-hidden";
 		arguments[count++] = *path;
 	}
 	if (spec->mode == FILES_UNPACK)
@@ -213,6 +219,8 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	}
 	if (spec->mode == FILES_PACK && spec->known_fd >= 0)
 		arguments[count++] = "--known";
+	if (spec->force)
+		arguments[count++] = "--force";
 	if (spec->known_fd >= 0)
 		stdio[0] = (uv_stdio_container_t){.flags = UV_INHERIT_FD, .data.fd = spec->known_fd};
 	if (spec->name != NULL)

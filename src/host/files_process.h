@@ -25,12 +25,14 @@ typedef struct FilesProcessSpec
 	FilesMode mode;
 	int fd;       /* packs, lists and answers to it, unpacks from it; the caller's */
 	int known_fd; /* where a list comes from, or -1: packs all; the caller's */
+	bool force;   /* also what the list says is equal */
 	const char *path;
 	const char *remote_path;      /* in the workspace */
 	uint64_t max_bytes;           /* that are unpacked; 0: any number */
 	const char *name;             /* of a file that is packed */
 	const char *seal;             /* NULL: none */
 	char *const *protected_paths; /* up to NULL */
+	char *const *hidden_paths;    /* up to NULL */
 
 	FilesReport *report; /* the caller's, until ended() */
 	void (*progress)(void *data);

@@ -37,6 +37,13 @@ take_line(FilesReport *report, const char *line)
 			free(report->text);
 			report->text = xstrdup(line + 8);
 			return false;
+		case FILES_NOTE:
+			if (line[1] == ' ' && report->notes.length < FILES_MAX_LINE)
+			{
+				bytes_append_text(&report->notes, line + 2);
+				bytes_append_text(&report->notes, "\n");
+			}
+			return false;
 		default:
 			return false;
 	}
@@ -78,6 +85,7 @@ void
 files_report_clear(FilesReport *report)
 {
 	free(report->text);
+	bytes_free(&report->notes);
 	bytes_free(&report->line);
 	*report = (FilesReport){0};
 }

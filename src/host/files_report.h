@@ -19,6 +19,7 @@ typedef struct FilesReport
 	char end; /* FILES_DONE, FILES_ERROR or FILES_SECOND; 0: not said (yet) */
 	char sqlstate[6];
 	char *text;
+	Bytes notes; /* lines for who has called */
 	Bytes line;
 } FilesReport;
 

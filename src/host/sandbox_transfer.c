@@ -97,6 +97,7 @@ finish(SandboxTransfer *all)
 		error = limit_error(all);
 	else if (error == NULL)
 		error = transfer_error(&all->transfer, true);
+	bytes_append(&all->transfer.notes, all->list_report.notes.data, all->list_report.notes.length);
 	files_report_clear(&all->list_report);
 	sandbox_lease_leave(&all->member);
 	timer_stop(&all->timer);
@@ -303,8 +304,9 @@ make_spec(const SandboxTransfer *all, const char *mode, Bytes *bytes)
 	    SANDBOX_WORKSPACE,
 	    "--name",
 	    all->transfer.request->remote_name,
-	    /* It says nothing to the others. */
+	    /* These say nothing to the others. */
 	    "--known",
+	    all->transfer.request->force ? "--force" : "--known",
 	    "--",
 	    all->transfer.request->remote_path,
 	    "PATH=/usr/bin",
@@ -387,11 +389,13 @@ start(SandboxTransfer *all)
 {
 	const TransferRequest *request = all->transfer.request;
 	FilesProcessSpec local = {.known_fd = -1,
+	                          .force = request->force,
 	                          .path = request->local_path,
 	                          .remote_path = request->remote_path,
 	                          .max_bytes = request->max_bytes,
 	                          .name = request->name,
 	                          .protected_paths = request->protected_paths,
+	                          .hidden_paths = request->hidden_paths,
 	                          .report = &all->transfer.local,
 	                          .progress = local_progress,
 	                          .ended = local_ended,

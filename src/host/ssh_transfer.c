@@ -96,6 +96,19 @@ struct SshTransfer
  * The end
  */
 
+/* Of a push, whose script has not said itself what it has come to. */
+static void
+hint_what_is_there(const SshTransfer *all, HostError *error)
+{
+	if (error == NULL || error->hint != NULL || !all->transfer.request->push)
+		return;
+	if (all->transfer.local.end == FILES_DONE && all->command_request != NULL)
+		error_hint(error, "All had been sent, and whether it is in place is not known: another "
+		                  "push makes sure.");
+	else if (all->transfer.local.files > 0)
+		error_hint(error, "Nothing in the workspace has changed.");
+}
+
 static void
 finish_if_over(SshTransfer *all)
 {
@@ -120,6 +133,7 @@ finish_if_over(SshTransfer *all)
 	}
 	error_free(local);
 	files_report_clear(&all->chooser_report);
+	hint_what_is_there(all, error);
 	transfer_end(&all->transfer, error);
 	ssh_execute_start_clear(&all->start);
 	execute_request_free(all->command_request);
@@ -295,12 +309,14 @@ start_processes(SshTransfer *all)
 {
 	const TransferRequest *request = all->transfer.request;
 	FilesProcessSpec spec = {.known_fd = -1,
+	                         .force = request->force,
 	                         .path = request->local_path,
 	                         .remote_path = request->remote_path,
 	                         .max_bytes = request->max_bytes,
 	                         .name = request->name,
 	                         .seal = request->push ? all->seal : NULL,
 	                         .protected_paths = request->protected_paths,
+	                         .hidden_paths = request->hidden_paths,
 	                         .progress = local_progress,
 	                         .data = all};
 	int list = -1;
@@ -525,7 +541,7 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 		error = not_started(all);
 	else if (error == NULL && !all->stopping)
 		error = ssh_transfer_failure(all->transfer.request, result->exited ? result->status : -1,
-		                             &all->errors);
+		                             &all->errors, &all->transfer.notes);
 	if (all->error == NULL)
 		all->error = error;
 	else

@@ -20,8 +20,11 @@ extern json_t *ssh_transfer_command(const TransferRequest *request, const char *
 /* How the packer is to name its last entry; to be freed. */
 extern char *ssh_transfer_seal(const char *marker);
 
-/* What went wrong, by its status (-1: a signal) and what it wrote to stderr; NULL: nothing. */
+/*
+ * What went wrong, by its status (-1: a signal) and what it wrote to stderr; NULL: nothing.  What
+ * it wrote for who has called goes into the notes.
+ */
 extern HostError *ssh_transfer_failure(const TransferRequest *request, int status,
-                                       const Bytes *errors);
+                                       const Bytes *errors, Bytes *notes);
 
 #endif

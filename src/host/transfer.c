@@ -22,6 +22,8 @@
 #define DEFAULT_STALL_MS 60000
 #define MAX_MS 86400000
 #define MAX_PROTECTED 1000
+#define MAX_NOTES 20
+#define MAX_NOTE 1000
 #define LOOKS 10 /* in the time of a stall */
 
 static Transfer *first_transfer;
@@ -101,9 +103,10 @@ last_name(const char *path)
 	return end > start ? xstrndup(path + start, end - start) : xstrdup("root");
 }
 
-static void
-take_protected(TransferRequest *request, const json_t *list, HostError **error)
+static char **
+take_protected(const json_t *list, HostError **error)
 {
+	char **paths;
 	size_t index;
 	json_t *value;
 	size_t count = 0;
@@ -111,11 +114,20 @@ take_protected(TransferRequest *request, const json_t *list, HostError **error)
 	if (json_array_size(list) > MAX_PROTECTED)
 	{
 		*error = error_new("53400", "more than %d protected places", MAX_PROTECTED);
-		return;
+		return NULL;
 	}
-	request->protected_paths = xcalloc(json_array_size(list) + 1, sizeof *request->protected_paths);
-	json_array_foreach(list, index, value) if (json_is_string(value))
-	    request->protected_paths[count++] = xstrdup(json_string_value(value));
+	paths = xcalloc(json_array_size(list) + 1, sizeof *paths);
+	json_array_foreach(list, index, value) if (json_is_string(value)) paths[count++] =
+	    xstrdup(json_string_value(value));
+	return paths;
+}
+
+static void
+free_protected(char **paths)
+{
+	for (char **path = paths; path != NULL && *path != NULL; path++)
+		free(*path);
+	free(paths);
 }
 
 static uint64_t
@@ -135,9 +147,8 @@ transfer_request_free(TransferRequest *request)
 {
 	if (request == NULL)
 		return;
-	for (char **path = request->protected_paths; path != NULL && *path != NULL; path++)
-		free(*path);
-	free(request->protected_paths);
+	free_protected(request->protected_paths);
+	free_protected(request->hidden_paths);
 	free(request->local_path);
 	free(request->remote_path);
 	free(request->name);
@@ -153,12 +164,15 @@ transfer_request_new(const json_t *params, bool push, const char *workspace, Hos
 	char *remote;
 
 	request->push = push;
+	request->force = json_is_true(json_object_get(params, "force"));
 	request->connect_ms = take_limit(params, "connectMs", DEFAULT_CONNECT_MS);
 	request->stall_ms = take_limit(params, "stallMs", DEFAULT_STALL_MS);
 	max_bytes = json_object_get(json_object_get(params, "limits"), "maxBytes");
 	if (json_integer_value(max_bytes) > 0)
 		request->max_bytes = (uint64_t) json_integer_value(max_bytes);
-	take_protected(request, json_object_get(params, "protectedPaths"), error);
+	request->protected_paths = take_protected(json_object_get(params, "protectedPaths"), error);
+	if (*error == NULL)
+		request->hidden_paths = take_protected(json_object_get(params, "hiddenPaths"), error);
 	if (*error == NULL)
 		request->local_path = take_path(params, "localPath", error);
 	if (*error == NULL && (request->local_path == NULL || request->local_path[0] != '/'))
@@ -296,12 +310,47 @@ transfer_error(const Transfer *transfer, bool has_remote)
 	return error_new("38000", "the transfer ended early");
 }
 
+static void
+add_notes(json_t *list, const Bytes *notes)
+{
+	const char *line = notes->data;
+
+	while (line != NULL && *line != '\0')
+	{
+		size_t length = strcspn(line, "\n");
+		char *text = clean_text(line, length, MAX_NOTE, false);
+
+		if (text[0] != '\0' && json_array_size(list) < MAX_NOTES)
+			json_array_append_new(list, json_string(text));
+		free(text);
+		line += length + (line[length] == '\n');
+	}
+}
+
+/* In the order in which it all happened, as far as there is one. */
+static json_t *
+answer(const Transfer *transfer)
+{
+	json_t *result = json_pack("{s:I, s:I}", "files", (json_int_t) transfer->local.files, "bytes",
+	                           (json_int_t) transfer->local.bytes);
+	json_t *notices = json_array();
+
+	add_notes(notices, &transfer->notes);
+	add_notes(notices, &transfer->remote.notes);
+	add_notes(notices, &transfer->local.notes);
+	if (json_array_size(notices) > 0)
+		json_object_set(result, "notices", notices);
+	json_decref(notices);
+	return result;
+}
+
 void
 transfer_end(Transfer *transfer, HostError *error)
 {
 	Call *call = transfer->call;
-	json_int_t files = (json_int_t) transfer->local.files;
-	json_int_t bytes = (json_int_t) transfer->local.bytes;
+	json_t *result = error == NULL && call != NULL ? answer(transfer) : NULL;
+	/* What has got to the target. */
+	uint64_t files = transfer->request->push ? transfer->remote.files : transfer->local.files;
 
 	if (transfer->previous != NULL)
 		transfer->previous->next = transfer->next;
@@ -312,6 +361,7 @@ transfer_end(Transfer *transfer, HostError *error)
 	timer_stop(&transfer->watch);
 	files_report_clear(&transfer->local);
 	files_report_clear(&transfer->remote);
+	bytes_free(&transfer->notes);
 	transfer_request_free(transfer->request);
 	free(transfer->driver);
 	free(transfer->lease_id);
@@ -321,11 +371,12 @@ transfer_end(Transfer *transfer, HostError *error)
 	else if (error != NULL)
 	{
 		if (error->hint == NULL && files > 0)
-			error_hint(error, "Files that were complete before have stayed.");
+			error_hint(error, "%llu files that were complete before have stayed.",
+			           (unsigned long long) files);
 		call_fail(call, error);
 	}
 	else
-		call_answer(call, json_pack("{s:I, s:I}", "files", files, "bytes", bytes));
+		call_answer(call, result);
 }
 
 json_t *

@@ -17,11 +17,13 @@
 typedef struct TransferRequest
 {
 	bool push;              /* to the workspace; else from it */
+	bool force;             /* also what is equal on both sides */
 	char *local_path;       /* absolute */
 	char *remote_path;      /* below the workspace; "": that itself */
 	char *name;             /* the local path's last name */
 	char *remote_name;      /* the remote path's */
 	char **protected_paths; /* what is never transferred; up to NULL */
+	char **hidden_paths;    /* in which nothing is that begins with a dot; up to NULL */
 	uint64_t connect_ms;
 	uint64_t stall_ms;  /* without progress */
 	uint64_t max_bytes; /* that a pull may bring; 0: any number */
@@ -42,6 +44,7 @@ typedef struct Transfer
 	TransferRequest *request;
 	FilesReport local;  /* of our own end: what counts */
 	FilesReport remote; /* of the other, where it is ours, too */
+	Bytes notes;        /* lines for who has called, besides those of the reports */
 	int64_t since;
 	uint64_t moved_at;
 	Timer *watch;

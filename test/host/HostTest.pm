@@ -10,13 +10,13 @@ use Carp qw(croak);
 use Exporter 'import';
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
-use EnvrtFixture qw(wait_until temporary_directory slurp spew);
+use EnvrtFixture qw(wait_until temporary_directory slurp spew endless_file);
 use JSON::PP ();
 use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(wait_until temporary_directory slurp spew time sleep start_host bad_sshd ssh_config
+our @EXPORT = qw(wait_until temporary_directory slurp spew endless_file time sleep start_host bad_sshd ssh_config
   request is_error elapsed $top);
 
 our $top = "$FindBin::RealBin/../..";

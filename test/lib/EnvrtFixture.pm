@@ -23,7 +23,7 @@ use POSIX qw(:sys_wait_h _exit);
 use Socket qw(SOMAXCONN);
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw(wait_until has_ipv6 has_sandboxes temporary_directory slurp spew run_command processes_below);
+our @EXPORT_OK = qw(wait_until has_ipv6 has_sandboxes temporary_directory slurp spew endless_file run_command processes_below);
 
 my $owner = $$;
 my @running;       # fixtures of this process, in the order in which they started
@@ -64,6 +64,22 @@ sub spew
 	open my $file, '>:raw', $path or croak "can't write $path: $!";
 	chmod $mode, $path if defined $mode;
 	print $file $text;
+	close $file or croak "can't write $path: $!";
+	return;
+}
+
+# A file that takes long to transfer and little room: of so many holes a transfer takes no notice.
+sub endless_file
+{
+	my ($path) = @_;
+
+	open my $file, '>:raw', $path or croak "can't write $path: $!";
+	truncate $file, 900 * 1024**3;
+	for (1 .. 10_050)
+	{
+		seek $file, $_ * 8192, 0;
+		print $file 'x';
+	}
 	close $file or croak "can't write $path: $!";
 	return;
 }
