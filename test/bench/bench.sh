@@ -7,6 +7,7 @@
 
 . test/lib/server.sh
 . test/bench/commands.sh
+. test/bench/transfers.sh
 
 seconds=${BENCH_SECONDS:-2}
 rounds=${BENCH_ROUNDS:-5}
@@ -245,6 +246,7 @@ done
 ssh_turns "mkdir -p '$workspace' && cd '$workspace' && pwd"
 print_ssh "path"
 measure_commands
+measure_transfers
 echo
 
 server_stop
