@@ -180,8 +180,8 @@ for my $driver (sort keys %lease)
 	$started = time;
 	$id = start($driver, q(trap '' TERM; echo begun; sleep 1234.625 & wait; sleep 1234.625));
 	await_output($id, 'begun');
-	is($node->safe_psql('postgres', join ';', ("SELECT envrt_cancel_execution('$id')") x 2), "t\nt", "$driver: while it is ending a cancel is one again");
-	is($node->safe_psql('postgres', "BEGIN; SELECT envrt_cancel_execution('$id'); SELECT envrt_cancel_execution('$id'); COMMIT"), "t\nt", "$driver: ... in one transaction, too") if state($id) eq 'running';
+	# One that takes effect at the commit is ending until then, however slow the machine is.
+	is($node->safe_psql('postgres', "BEGIN; SELECT envrt_cancel_execution('$id'); SELECT envrt_cancel_execution('$id'); COMMIT"), "t\nt", "$driver: while it is ending a cancel is true again");
 	wait_until('one that ignores SIGTERM is gone', sub { !processes_with('1234.625') });
 	await_state($id, 'cancelled');
 }
