@@ -10,7 +10,8 @@
  * goes through realloc(), which would leave a copy behind, and one that grew
  * for a large message is given back as soon as it is empty.
  *
- * Everything that is malformed ends a connection, so the parser is strict
+ * Everything that is malformed ends a connection of the host's clients, and
+ * costs a plugin's worker the call that it is about, so the parser is strict
  * where two readers of one line could disagree (duplicate keys, a message that
  * is a request and a response at once) and lenient only where JSON-RPC
  * libraries are known to differ (a null beside the other of result and error,
@@ -31,6 +32,9 @@
 /* What an idle reader keeps. */
 #define READER_KEEP 65536
 
+/* What is kept of a line that is skipped. */
+#define SKIPPED_KEEP 1024
+
 struct RpcReader
 {
 	char *buffer;
@@ -41,6 +45,11 @@ struct RpcReader
 	size_t handed;      /* end of the line the caller holds; 0 when none */
 	size_t max_line;    /* its newline included */
 	RpcReadStatus lost; /* RPC_READ_MORE while all is well */
+	bool skips;         /* lines that are too long */
+	bool skipping;
+	RpcScanner scanner; /* of the line that is skipped */
+	char skipped[SKIPPED_KEEP];
+	size_t skipped_length;
 };
 
 static void
@@ -85,7 +94,19 @@ rpc_reader_free(RpcReader *reader)
 	if (reader == NULL)
 		return;
 	free_zeroed(reader->buffer, reader->capacity);
-	free(reader);
+	free_zeroed((char *) reader, sizeof *reader);
+}
+
+void
+rpc_reader_skip_long(RpcReader *reader)
+{
+	reader->skips = true;
+}
+
+void
+rpc_reader_skipped(const RpcReader *reader, RpcIdentity *identity)
+{
+	rpc_scan_end(&reader->scanner, identity);
 }
 
 /* Zeroes the line that the caller had, and drops a large buffer that is empty. */
@@ -184,6 +205,42 @@ is_blank(const char *bytes, size_t length)
 	return true;
 }
 
+static void
+begin_to_skip(RpcReader *reader)
+{
+	size_t there = reader->end - reader->start;
+
+	reader->skipping = true;
+	memset(&reader->scanner, 0, sizeof reader->scanner);
+	/* It is longer than the limit, but the limit may be smaller than what is kept. */
+	reader->skipped_length = there < SKIPPED_KEEP ? there : SKIPPED_KEEP;
+	if (reader->skipped_length > reader->max_line)
+		reader->skipped_length = reader->max_line;
+	memcpy(reader->skipped, reader->buffer + reader->start, reader->skipped_length);
+}
+
+/* Goes on to the end of the line, or of what is there. */
+static RpcReadStatus
+skip(RpcReader *reader)
+{
+	const char *bytes = reader->buffer + reader->start;
+	size_t there = reader->end - reader->start;
+	const char *newline = there > 0 ? memchr(bytes, '\n', there) : NULL;
+	size_t length = newline ? (size_t) (newline - bytes) : there;
+
+	if (there == 0)
+		return RPC_READ_MORE;
+	rpc_scan(&reader->scanner, bytes, length);
+	reader->handed = reader->scanned = reader->start + length + (newline ? 1 : 0);
+	if (newline == NULL)
+	{
+		reader_forget_handed(reader);
+		return RPC_READ_MORE;
+	}
+	reader->skipping = false;
+	return RPC_READ_SKIPPED;
+}
+
 RpcReadStatus
 rpc_reader_next(RpcReader *reader, const char **line, size_t *length)
 {
@@ -198,6 +255,17 @@ rpc_reader_next(RpcReader *reader, const char **line, size_t *length)
 		size_t line_length;
 
 		reader_forget_handed(reader);
+		if (reader->skipping)
+		{
+			RpcReadStatus status = skip(reader);
+
+			if (status == RPC_READ_SKIPPED)
+			{
+				*line = reader->skipped;
+				*length = reader->skipped_length;
+			}
+			return status;
+		}
 		newline = NULL;
 		if (reader->end > reader->scanned)
 			newline = memchr(reader->buffer + reader->scanned, '\n', reader->end - reader->scanned);
@@ -205,6 +273,11 @@ rpc_reader_next(RpcReader *reader, const char **line, size_t *length)
 		/* Without a newline one more byte must come, so what is here must be shorter. */
 		line_length =
 		    (newline ? (size_t) (newline - reader->buffer) + 1 : reader->end + 1) - reader->start;
+		if (line_length > reader->max_line && reader->skips)
+		{
+			begin_to_skip(reader);
+			continue;
+		}
 		if (line_length > reader->max_line)
 		{
 			reader->lost = RPC_READ_TOO_LONG;

@@ -12,6 +12,7 @@
 #include <stddef.h>
 
 #include "json_library.h"
+#include "rpc_identity.h"
 
 /*
  * Make jansson zero every block that it frees, since messages carry secrets.
@@ -27,11 +28,20 @@ typedef enum
 {
 	RPC_READ_LINE,     /* a line is at *line, valid until the next call */
 	RPC_READ_MORE,     /* feed more bytes */
+	RPC_READ_SKIPPED,  /* a line over the limit has been read past; its beginning is at *line */
 	RPC_READ_TOO_LONG, /* the line is over the limit; the stream is lost */
 	RPC_READ_NO_MEMORY /* out of memory; the stream is lost */
 } RpcReadStatus;
 
 extern RpcReader *rpc_reader_new(size_t max_line);
+
+/*
+ * A line that is too long does not lose the stream: it is read to its end without
+ * being kept, and then there is RPC_READ_SKIPPED, after which rpc_reader_skipped()
+ * says whose it was, until the next call.
+ */
+extern void rpc_reader_skip_long(RpcReader *reader);
+extern void rpc_reader_skipped(const RpcReader *reader, RpcIdentity *identity);
 extern void rpc_reader_free(RpcReader *reader); /* zeroes what it held */
 extern RpcReadStatus rpc_reader_feed(RpcReader *reader, const char *bytes, size_t length);
 

@@ -60,8 +60,8 @@
 #define BACKOFF_MS 1000
 #define MAX_BACKOFF_MS (5 * 60 * 1000)
 
-/* A driver host may wait for a create, list and destroy, each within the limit. */
-#define call_timeout() (3 * (int64) envrt_provider_timeout + 5000)
+/* When a row is tried again whose call nobody knows of any more. */
+#define FORGOTTEN_MS (3 * (int64) envrt_provider_timeout + 6000)
 
 typedef enum CleanupResult
 {
@@ -479,7 +479,6 @@ make_call(Cleanup *cleanup, int row, bool of_another)
 	set_text(params, "hostInstance", result_text(row, 10));
 	set_text(params, "leaseId", uuid_text(&cleanup->lease_id));
 	json_object_set_new(params, "fence", json_integer(cleanup->fence));
-	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
 	if (cleanup->keep)
 		json_object_set_new(params, "keep", json_true());
 	/* A plugin may have given it the name of something that lives: let it be said first. */
@@ -499,6 +498,14 @@ make_call(Cleanup *cleanup, int row, bool of_another)
 		json_object_set_new(params, "secrets", config_secrets_by_id(values));
 	}
 	json_object_set(params, "config", config);
+	provider_set_limit(params);
+}
+
+/* A driver host may wait for a create, list and destroy, each within the limit. */
+static int64
+call_timeout(const Cleanup *cleanup)
+{
+	return 3 * provider_patience(cleanup->params) / 2 + 5000;
 }
 
 /* Take the chosen rows: they are in flight from the commit on. */
@@ -524,7 +531,7 @@ take(List *chosen, TimestampTz now)
 		Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
 		bool of_another = is_of_another(cleanup);
 
-		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, call_timeout() + 1000));
+		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, FORGOTTEN_MS));
 		if (statement_execute(&update, values, NULL) == 0)
 			elog(ERROR, "ledger row \"%s\" has vanished", uuid_text(&cleanup->lease_id));
 		make_call(cleanup, 0, of_another);
@@ -666,8 +673,8 @@ start(List *chosen)
 			continue;
 		}
 		FAULT_POINT("cleanup-before-call");
-		if (!driver_client_call(cleanup->method, json_incref(cleanup->params), call_timeout(),
-		                        cleanup_answered, cleanup))
+		if (!driver_client_call(cleanup->method, json_incref(cleanup->params),
+		                        call_timeout(cleanup), cleanup_answered, cleanup))
 			cleanup_answered(cleanup, &(DriverAnswer){NULL, NULL});
 	}
 }

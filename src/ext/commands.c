@@ -218,13 +218,18 @@ command_params(const ApiCall *call, const CalledLease *lease, const Command *com
 	int64 timeout = command->timeout_ms;
 	int64 call_ms;
 	bool of_plugin = called_lease_is_of_plugin(lease);
+	json_t *lease_json = called_lease_json(lease, params);
+	json_t *remote_cwd = json_object_get(json_object_get(lease_json, "metadata"), "remoteCwd");
 	json_t *secrets;
 
-	json_object_set_new(params, "lease", called_lease_json(lease, params));
+	json_object_set_new(params, "lease", lease_json);
 	json_object_set_new(params, "command", text_json(command->command));
 	json_object_set(params, "args", args_json(command->args));
 	if (command->cwd != NULL)
 		json_object_set_new(params, "cwd", text_json(command->cwd));
+	/* The driver host's own know where a lease is; a plugin is told, as by the application. */
+	else if (of_plugin && json_is_string(remote_cwd))
+		json_object_set(params, "cwd", remote_cwd);
 	json_object_set(params, "env", resolve_env(lease->company_id, command->env, &secrets));
 	if (of_plugin && json_object_size(secrets) > 0)
 		json_object_set(params, "secrets", secrets);

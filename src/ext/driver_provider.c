@@ -119,8 +119,7 @@ resume(AcquireRequest *request)
 			report_cleaned_up();
 		params = provider_call_params(idle);
 		plugins_restrict(params);
-		result = provider_call("environmentResumeLease", params, 2 * (int64) envrt_provider_timeout,
-		                       &error);
+		result = provider_call("environmentResumeLease", params, provider_patience(params), &error);
 		switch (provider_judge_resume(id, result, error, &reason))
 		{
 			case RESUME_DONE:
@@ -152,8 +151,8 @@ static json_t *
 make(const AcquireRequest *request, json_t *params)
 {
 	json_t *error;
-	json_t *result = provider_call("environmentAcquireLease", params,
-	                               2 * (int64) envrt_provider_timeout, &error);
+	json_t *result =
+	    provider_call("environmentAcquireLease", params, provider_patience(params), &error);
 
 	if (error != NULL)
 	{

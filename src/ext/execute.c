@@ -11,6 +11,7 @@
 #include "arguments.h"
 #include "commands.h"
 #include "driver_call.h"
+#include "execute_result.h"
 #include "funcapi.h"
 #include "json.h"
 #include "lease_call.h"
@@ -68,22 +69,22 @@ result_row_of(FunctionCallInfo fcinfo, const json_t *result, bool raw)
 	TupleDesc desc;
 	Datum values[6] = {0};
 	bool nulls[6] = {false};
-	const json_t *exit_code = json_object_get(result, "exitCode");
-	const json_t *signal = json_object_get(result, "signal");
+	ExecuteResult read;
+	const char *problem = execute_result_read(result, &read);
 	json_t *metadata = json_object_get(result, "metadata");
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	if (!json_is_object(result))
+	if (problem != NULL)
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-		                errmsg("the driver answered without a result")));
+		                errmsg("the driver's answer can't be used: %s", problem)));
 	BlessTupleDesc(desc);
-	nulls[0] = !json_is_integer(exit_code);
-	values[0] = Int32GetDatum((int32) json_integer_value(exit_code));
-	nulls[1] = !json_is_string(signal);
+	nulls[0] = !read.has_exit_code;
+	values[0] = Int32GetDatum(read.exit_code);
+	nulls[1] = read.signal == NULL;
 	if (!nulls[1])
-		values[1] = CStringGetTextDatum(text_from_utf8(json_string_value(signal)));
-	values[2] = BoolGetDatum(json_is_true(json_object_get(result, "timedOut")));
+		values[1] = CStringGetTextDatum(text_from_utf8(read.signal));
+	values[2] = BoolGetDatum(read.timed_out);
 	values[3] = stream_datum(result, "stdout", raw);
 	values[4] = stream_datum(result, "stderr", raw);
 	nulls[5] = !json_is_object(metadata);

@@ -21,6 +21,7 @@
 
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "execute_result.h"
 #include "execution_rows.h"
 #include "json.h"
 #include "ledger.h"
@@ -246,22 +247,24 @@ execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
 	values[1] = CStringGetTextDatum(end->state);
 	if (end->result != NULL)
 	{
-		const json_t *exit_code = json_object_get(end->result, "exitCode");
-		const char *signal = json_string_value(json_object_get(end->result, "signal"));
+		ExecuteResult read;
 		json_t *metadata = json_object_get(end->result, "metadata");
 
+		/* The result was found to be one before (running_executions.c). */
+		(void) execute_result_read(end->result, &read);
 		metadata = json_guard(json_is_object(metadata) ? json_copy(metadata) : json_object_new());
 		if (end->missing > 0)
 		{
 			json_object_set_new(metadata, "outputTruncated", json_true());
 			json_object_set_new(metadata, "outputMissingBytes", json_integer(end->missing));
 		}
-		nulls[2] = json_is_integer(exit_code) ? ' ' : 'n';
-		values[2] = Int32GetDatum((int32) json_integer_value(exit_code));
-		nulls[3] = signal != NULL ? ' ' : 'n';
-		values[3] = signal != NULL ? CStringGetTextDatum(text_from_utf8(signal)) : (Datum) 0;
+		nulls[2] = read.has_exit_code ? ' ' : 'n';
+		values[2] = Int32GetDatum(read.exit_code);
+		nulls[3] = read.signal != NULL ? ' ' : 'n';
+		values[3] =
+		    read.signal != NULL ? CStringGetTextDatum(text_from_utf8(read.signal)) : (Datum) 0;
 		nulls[4] = nulls[5] = ' ';
-		values[4] = BoolGetDatum(json_is_true(json_object_get(end->result, "timedOut")));
+		values[4] = BoolGetDatum(read.timed_out);
 		values[5] = JsonbPGetDatum(jsonb_from_json(metadata));
 	}
 	for (int i = 0; i < (int) lengthof(texts); i++)

@@ -30,6 +30,7 @@
 #include "plugin_config.h"
 #include "plugins.h"
 #include "protocol.h"
+#include "provider_lease.h"
 #include "secret_fields.h"
 #include "settings.h"
 #include "shared_state.h"
@@ -242,17 +243,17 @@ ask(const PluginConfig *config, const PluginDriver *plugin, const char *driver_k
 	    strcmp(config->driver, "plugin") == 0
 	        ? psprintf("Plugin environment driver \"%s:%s\"", plugin->plugin_key, driver_key)
 	        : psprintf("Sandbox provider \"%s\"", driver_key);
-	json_t *params = json_guard(json_pack("{s:s, s:s, s:O, s:{s:i}}", "driverKey", driver_key,
-	                                      "pluginKey", plugin->plugin_key, "config", filled,
-	                                      "limits", "callMs", envrt_provider_timeout));
+	json_t *params = json_guard(json_pack("{s:s, s:s, s:O}", "driverKey", driver_key, "pluginKey",
+	                                      plugin->plugin_key, "config", filled));
 	json_t *error;
 	json_t *result;
 
+	provider_set_limit(params);
 	/* Also what is raw: the driver host masks it in what the worker logs. */
 	if (json_object_size(config->hidden) > 0)
 		json_object_set_new(params, "secrets", config_secrets_by_id(config->hidden));
-	result = driver_host_try("environmentValidateConfig", params,
-	                         2 * (int64) envrt_provider_timeout, &error);
+	result =
+	    driver_host_try("environmentValidateConfig", params, provider_patience(params), &error);
 	if (error != NULL)
 	{
 		json_int_t code = json_integer_value(json_object_get(error, "code"));

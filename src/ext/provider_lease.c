@@ -40,6 +40,10 @@
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 
+/* What a plugin has beyond its provider's time, and what it has at most. */
+#define PROVIDER_MARGIN_MS 30000
+#define MAX_PROVIDER_MS (15 * 60 * 1000)
+
 /* What an environment says about who makes its provider leases. */
 typedef struct Target
 {
@@ -110,6 +114,43 @@ provider_of(const Environment *environment)
 	return target_provider(&target);
 }
 
+/* Whether a call is for a provider in the driver host itself. */
+static bool
+is_of_host(const json_t *params)
+{
+	const char *driver_key = json_string_value(json_object_get(params, "driverKey"));
+
+	return json_object_get(params, "pluginKey") == NULL && driver_key != NULL &&
+	       provider_is_builtin(driver_key);
+}
+
+/*
+ * What a call to a provider may take.  Only who has made the environment knows how long its
+ * provider needs, for images to be built, say; so its config has the word, as in the application:
+ * these two are how long a plugin waits for its provider, and it needs a moment to say that it has
+ * waited in vain.
+ */
+void
+provider_set_limit(json_t *params)
+{
+	static const char *const keys[] = {"timeoutMs", "bridgeRequestTimeoutMs"};
+	const json_t *config = json_object_get(params, "config");
+	double longest = 0;
+	json_int_t limit = envrt_provider_timeout;
+
+	for (int i = 0; i < (int) lengthof(keys) && !is_of_host(params); i++)
+		longest = Max(longest, json_number_value(json_object_get(config, keys[i])));
+	if (longest > 0)
+		limit = (json_int_t) Min(longest + PROVIDER_MARGIN_MS, MAX_PROVIDER_MS);
+	json_object_set_new(params, "limits", json_pack("{s:I}", "callMs", limit));
+}
+
+int64
+provider_patience(const json_t *params)
+{
+	return 2 * json_integer_value(json_object_get(json_object_get(params, "limits"), "callMs"));
+}
+
 json_t *
 provider_environment_params(const Environment *environment, const char *driver_key,
                             const char *plugin_key, json_t *config)
@@ -123,7 +164,7 @@ provider_environment_params(const Environment *environment, const char *driver_k
 	json_object_set(params, "config", config);
 	if (plugin_key != NULL)
 		json_object_set_new(params, "pluginKey", json_string(plugin_key));
-	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
+	provider_set_limit(params);
 	return params;
 }
 
@@ -491,18 +532,8 @@ provider_call_params(const json_t *row)
 		json_object_set(params, "pluginKey", json_object_get(row, "plugin_key"));
 	if (json_is_object(json_object_get(row, "metadata")))
 		json_object_set(params, "leaseMetadata", json_object_get(row, "metadata"));
-	json_object_set_new(params, "limits", json_pack("{s:i}", "callMs", envrt_provider_timeout));
+	provider_set_limit(params);
 	return params;
-}
-
-/* Whether a call is for a provider in the driver host itself. */
-static bool
-is_of_host(const json_t *params)
-{
-	const char *driver_key = json_string_value(json_object_get(params, "driverKey"));
-
-	return json_object_get(params, "pluginKey") == NULL && driver_key != NULL &&
-	       provider_is_builtin(driver_key);
 }
 
 json_t *

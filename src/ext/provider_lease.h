@@ -21,6 +21,13 @@ extern bool provider_policy_reuses(const char *policy);
 extern json_t *provider_environment_params(const Environment *environment, const char *driver_key,
                                            const char *plugin_key, json_t *config);
 
+/* Sets limits.callMs: what the driver host lets the provider take, by the config of these params.
+ */
+extern void provider_set_limit(json_t *params);
+
+/* How long such a call may take with what it may have to wait for, in milliseconds. */
+extern int64 provider_patience(const json_t *params);
+
 /* In the scheduler: whether provider_create_row can be called; if not, soon. */
 extern bool provider_is_known(const Environment *environment);
 

@@ -146,8 +146,7 @@ envrt_resume_lease(PG_FUNCTION_ARGS)
 		     errmsg("Plugin environment lease \"%s\" does not have a provider lease id to resume.",
 		            uuid_text(lease_id))));
 	plugins_restrict(params);
-	result =
-	    provider_call("environmentResumeLease", params, 2 * (int64) envrt_provider_timeout, &error);
+	result = provider_call("environmentResumeLease", params, provider_patience(params), &error);
 	if (error != NULL)
 		driver_host_raise(error);
 	answer = json_guard(json_object_new());

@@ -43,7 +43,7 @@ ask(const Environment *environment, const char *driver_key, const char *plugin_k
 	/* With what is raw in a config that is not stored, for the driver host to mask as well. */
 	json_object_update(values, environment->unsaved_secrets);
 	json_object_set(params, PARAMS_SECRETS, values);
-	result = provider_call("environmentProbe", params, 2 * (int64) envrt_provider_timeout, &error);
+	result = provider_call("environmentProbe", params, provider_patience(params), &error);
 	if (error != NULL)
 	{
 		json_object_set(details, "error", json_object_get(error, "message"));

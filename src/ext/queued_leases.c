@@ -485,7 +485,6 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 
 				if (lease->awaited != NULL)
 					json_object_set(row, "provider_lease_id", lease->awaited);
-				*timeout_ms = 2 * (int64) envrt_provider_timeout + 1000;
 				to_call = reserve(lease, &request, row);
 				if (to_call && lease->resumed)
 				{
@@ -500,6 +499,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 					made = provider_call_params(row);
 					plugins_restrict(made);
 				}
+				*timeout_ms = provider_patience(made) + 1000;
 			}
 			else
 			{

@@ -43,6 +43,7 @@
 #include "commands.h"
 #include "config_secrets.h"
 #include "driver_client.h"
+#include "execute_result.h"
 #include "execution_rows.h"
 #include "fault_points.h"
 #include "json.h"
@@ -723,15 +724,18 @@ take_end(Running *running, json_t *end)
 {
 	json_t *result = json_object_get(end, "result");
 	ExecutionEnd *exited;
+	ExecuteResult read;
+	const char *problem;
 
 	if (json_object_get(end, "error") != NULL)
 		set_error_end(running, json_object_get(end, "error"));
-	else if (!json_is_object(result))
+	else if ((problem = execute_result_read(result, &read)) != NULL)
 	{
 		ExecutionEnd *failed = set_end(running, "failed");
 
 		failed->sqlstate = "38000";
-		failed->message = "the driver answered without a result";
+		failed->message =
+		    end_text(running, psprintf("the driver's answer can't be used: %s", problem));
 	}
 	else
 	{

@@ -390,8 +390,8 @@ realize_by_plugin(const ApiCall *call, const CalledLease *lease, json_t *workspa
 
 	json_object_set_new(params, "lease", called_lease_json(lease, params));
 	json_object_set(params, "workspace", workspace);
-	result = provider_call("environmentRealizeWorkspace", params,
-	                       2 * (int64) envrt_provider_timeout, &error);
+	result =
+	    provider_call("environmentRealizeWorkspace", params, provider_patience(params), &error);
 	if (error != NULL)
 		driver_host_raise(error);
 	if (!json_is_object(result) || !json_is_string(json_object_get(result, "cwd")))

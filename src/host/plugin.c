@@ -47,6 +47,7 @@
 #include <sodium.h>
 
 #include "host_instance.h"
+#include "json_mend.h"
 #include "jsonrpc.h"
 #include "log.h"
 #include "memory.h"
@@ -65,8 +66,11 @@
 #define MAX_SILENT 5
 #define SILENT_MS 5000
 #define HEALTH_MS 5000
-#define MAX_STRAY 1000
-#define STRAY_RATE 10
+/* What a worker may print: so much at once, and so much a second; a line, and each STRAY_BYTES of
+ * it. */
+#define MAX_STRAY 100000
+#define STRAY_RATE 1000
+#define STRAY_BYTES 4096
 #define DRAIN_MS 10000
 #define MAX_ERROR 500
 #define MAX_ANSWERED 4000
@@ -334,17 +338,18 @@ services_release(void *owner)
 	plugin_release(owner);
 }
 
+/* A line of that many bytes that is of no use to anybody. */
 static void
-stray(Plugin *plugin, const char *how)
+stray(Plugin *plugin, size_t length, const char *how)
 {
 	uint64_t now = now_ms();
 
-	/* A bucket, so that a worker that lives long may print now and then. */
+	/* A bucket, so that a worker may print what its calls give it to print. */
 	plugin->stray -= (double) (now - plugin->stray_at) * STRAY_RATE / 1000;
 	plugin->stray_at = now;
 	if (plugin->stray < 0)
 		plugin->stray = 0;
-	plugin->stray += 1;
+	plugin->stray += 1 + (double) length / STRAY_BYTES;
 	if (plugin->stray > MAX_STRAY)
 		broke_protocol(plugin, how);
 }
@@ -393,19 +398,35 @@ initialized(Plugin *plugin, const RpcMessage *message)
 	}
 }
 
+/* Any sign of life will do. */
+static void
+heard(Plugin *plugin)
+{
+	plugin->silent = 0;
+	timer_stop(&plugin->health);
+}
+
+static PluginRequest *
+find_sent(const Plugin *plugin, json_int_t id)
+{
+	PluginRequest *request = plugin->sent.first;
+
+	while (request != NULL && request->id != id)
+		request = request->next;
+	return request;
+}
+
 static void
 worker_answers(Plugin *plugin, const RpcMessage *message)
 {
 	json_int_t id = json_integer_value(message->id);
-	PluginRequest *request = plugin->sent.first;
+	PluginRequest *request = json_is_integer(message->id) ? find_sent(plugin, id) : NULL;
 
 	if (json_is_integer(message->id) && id != 0 && id == plugin->initialize_id)
 	{
 		initialized(plugin, message);
 		return;
 	}
-	while (request != NULL && !(json_is_integer(message->id) && request->id == id))
-		request = request->next;
 	if (request == NULL && json_is_integer(message->id) && id != 0 && id == plugin->health_id)
 	{
 		plugin->health_id = 0;
@@ -413,7 +434,7 @@ worker_answers(Plugin *plugin, const RpcMessage *message)
 	}
 	if (request == NULL)
 	{
-		stray(plugin, "answered what it was not asked, again and again");
+		stray(plugin, 0, "answers what it was not asked, again and again");
 		return;
 	}
 	if (message->error != NULL)
@@ -435,34 +456,86 @@ worker_answers(Plugin *plugin, const RpcMessage *message)
 	stop_when_drained(plugin);
 }
 
-/* What begins like a message is meant to be one. */
+/* A request of the host's whose answer is of no use; problem: what it is instead. */
 static void
-no_message(Plugin *plugin, const RpcMessage *message, const char *line, size_t length)
+answer_is_lost(Plugin *plugin, json_int_t id, const char *problem)
 {
+	PluginRequest *request = find_sent(plugin, id);
+	HostError *error;
 	char *how;
 
-	while (length > 0 && (*line == ' ' || *line == '\t'))
-		line++, length--;
-	if (length == 0 || *line != '{')
+	if (id != 0 && id == plugin->initialize_id)
 	{
-		worker_services_log_noise(plugin->services, line, length);
-		stray(plugin, "prints too much on its output");
+		how = xformat("could not be initialized: %s", problem);
+		broke_protocol(plugin, how);
+		free(how);
 		return;
 	}
-	how = xformat("broke the protocol: %s", message->error_text);
-	broke_protocol(plugin, how);
-	free(how);
+	if (request == NULL)
+	{
+		stray(plugin, 0, "answers what it was not asked, again and again");
+		return;
+	}
+	log_message(LOG_WARNING, "plugin \"%s\": its worker's answer to %s can't be used: %s",
+	            plugin_id(plugin), request->method, problem);
+	error = plugin_error_unusable(plugin_id(plugin), request->method, problem);
+	request_end(request, REPLY_LOST, NULL, error);
+	stop_when_drained(plugin);
+}
+
+/*
+ * A line that can't be used costs at most the call whose id it carries.  What does not
+ * say that it is a message is a line for the log: libraries like to print, objects too.
+ */
+static void
+line_unusable(void *owner, const RpcIdentity *identity, const char *problem, const char *line,
+              size_t length)
+{
+	Plugin *plugin = owner;
+
+	heard(plugin);
+	if (!identity->has_method && identity->is_message && json_is_integer(identity->id))
+	{
+		answer_is_lost(plugin, json_integer_value(identity->id), problem);
+		return;
+	}
+	if (identity->is_message)
+		worker_services_log_noise(plugin->services, problem, strlen(problem));
+	else
+		worker_services_log_noise(plugin->services, line, length);
+	stray(plugin, identity->length, "floods its output with what is no message");
+	if (identity->is_message && identity->has_method && identity->id != NULL)
+		services_send(plugin, plugin->starts,
+		              rpc_error(json_incref(identity->id), RPC_INVALID_REQUEST, problem, NULL));
+}
+
+/* What was parsed, or, where that fails, what it is once it has been mended. */
+static void
+parse(const char *line, size_t length, RpcMessage *message)
+{
+	Bytes mended = {0};
+
+	rpc_parse(line, length, message);
+	if (message->kind != RPC_INVALID || message->root != NULL || line[0] != '{')
+		return;
+	json_mend(&mended, line, length);
+	rpc_message_clear(message);
+	rpc_parse(mended.data, mended.length, message);
+	explicit_bzero(mended.data, mended.length);
+	bytes_free(&mended);
 }
 
 static void
 line_came(void *owner, const char *line, size_t length)
 {
 	Plugin *plugin = owner;
+	RpcIdentity identity;
 	RpcMessage message;
 
-	plugin->silent = 0;
-	timer_stop(&plugin->health);
-	rpc_parse(line, length, &message);
+	heard(plugin);
+	while (length > 0 && (*line == ' ' || *line == '\t'))
+		line++, length--;
+	parse(line, length, &message);
 	switch (message.kind)
 	{
 		case RPC_REQUEST:
@@ -473,7 +546,9 @@ line_came(void *owner, const char *line, size_t length)
 			worker_answers(plugin, &message);
 			break;
 		case RPC_INVALID:
-			no_message(plugin, &message, line, length);
+			rpc_identify(line, length, &identity);
+			line_unusable(plugin, &identity, message.error_text, line, length);
+			rpc_identity_clear(&identity);
 			break;
 	}
 	rpc_message_clear(&message);
@@ -571,6 +646,7 @@ start_worker(Plugin *plugin)
 {
 	static const WorkerProcessEvents events = {
 	    .line = line_came,
+	    .unusable = line_unusable,
 	    .drained = process_drained,
 	    .ended = process_ended,
 	};

@@ -14,9 +14,11 @@
 #include <string.h>
 
 #include "driver.h"
+#include "execute_result.h"
 #include "lease_operation.h"
 #include "memory.h"
 #include "plugin_call.h"
+#include "plugin_error.h"
 #include "plugins.h"
 #include "protocol.h"
 #include "timer.h"
@@ -156,6 +158,23 @@ expired(void *data)
 	plugin_call_free(state);
 }
 
+/* The answer for the client, or NULL with *error set. */
+static json_t *
+take_result(const PluginCall *state, json_t *result, HostError **error)
+{
+	const char *problem;
+	ExecuteResult read;
+
+	if (makes_lease(state->method))
+		return plugin_lease(state->plugin, state->method, result, error);
+	problem = strcmp(state->method, "environmentExecute") == 0 ? execute_result_read(result, &read)
+	                                                           : NULL;
+	if (problem == NULL)
+		return json_incref(result);
+	*error = plugin_error_unusable(plugin_manifest(state->plugin)->id, state->method, problem);
+	return NULL;
+}
+
 static void
 answered(void *data, PluginReply reply, json_t *result, HostError *error)
 {
@@ -163,9 +182,7 @@ answered(void *data, PluginReply reply, json_t *result, HostError *error)
 	json_t *answer = NULL;
 
 	if (reply == REPLY_RESULT)
-		answer = makes_lease(state->method)
-		             ? plugin_lease(state->plugin, state->method, result, &error)
-		             : json_incref(result);
+		answer = take_result(state, result, &error);
 	else if (is_acquire(state->method) &&
 	         (reply == REPLY_UNSUPPORTED || reply == REPLY_NO_WORKER ||
 	          (reply == REPLY_ERROR && !plugin_can_tell_leases(state->plugin, state->driver_key))))

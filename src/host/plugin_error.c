@@ -66,6 +66,14 @@ plugin_error_lost(const char *plugin, const char *last_words)
 }
 
 HostError *
+plugin_error_unusable(const char *plugin, const char *method, const char *problem)
+{
+	return complete(error_new("38000", "Plugin \"%s\" answered %s with what can't be used: %s",
+	                          plugin, method, problem),
+	                RPC_WORKER_ERROR, "");
+}
+
+HostError *
 plugin_error_answered(const char *plugin, const char *last_words, json_int_t code,
                       const char *message)
 {

@@ -32,6 +32,10 @@ extern HostError *plugin_error_no_worker(const char *plugin, const char *driver,
 /* The worker ended before it answered. */
 extern HostError *plugin_error_lost(const char *plugin, const char *last_words);
 
+/* The worker answered with what can't be used; problem: why. */
+extern HostError *plugin_error_unusable(const char *plugin, const char *method,
+                                        const char *problem);
+
 /* The worker answered with this error. */
 extern HostError *plugin_error_answered(const char *plugin, const char *last_words, json_int_t code,
                                         const char *message);

@@ -136,6 +136,21 @@ connection_unread(const Connection *connection)
 	return uv_stream_get_write_queue_size((const uv_stream_t *) &connection->pipe);
 }
 
+/* An answer that no line can hold costs its call, and not the connection. */
+static void
+shorten(const json_t *message, Write *write)
+{
+	HostError *error = error_new("38000", "the driver's answer is too long");
+	json_t *instead;
+
+	error_detail(error, "It has %zu bytes as JSON, of at most %d.", write->length, ENVRT_MAX_LINE);
+	instead = error_response(json_incref(json_object_get(message, "id")), error);
+	error_free(error);
+	rpc_line_free(write->line, write->length);
+	write->line = rpc_dump_line(instead, &write->length);
+	json_decref(instead);
+}
+
 void
 connection_send(Connection *connection, json_t *message)
 {
@@ -149,6 +164,8 @@ connection_send(Connection *connection, json_t *message)
 	}
 	write = xcalloc(1, sizeof *write);
 	write->line = rpc_dump_line(message, &write->length);
+	if (write->line != NULL && write->length > ENVRT_MAX_LINE)
+		shorten(message, write);
 	json_decref(message);
 	if (write->line == NULL)
 	{

@@ -377,12 +377,25 @@ has_too_many_values(const char *line, size_t length)
 	return values > MAX_VALUES;
 }
 
+/* Takes the identity. */
+static void
+unusable(WorkerProcess *process, RpcIdentity *identity, const char *problem, const char *line,
+         size_t length)
+{
+	if (process->owner != NULL)
+		process->events.unusable(process->owner, identity, problem, line, length);
+	rpc_identity_clear(identity);
+}
+
 static void
 take_line(WorkerProcess *process, const char *line, size_t length)
 {
+	RpcIdentity identity;
+
 	if (has_too_many_values(line, length))
 	{
-		worker_process_kill(process, "wrote a message with too many values");
+		rpc_identify(line, length, &identity);
+		unusable(process, &identity, "the message has too many values", line, length);
 		return;
 	}
 	if (process->stopping && is_farewell(line, length))
@@ -392,6 +405,15 @@ take_line(WorkerProcess *process, const char *line, size_t length)
 	}
 	else if (process->owner != NULL)
 		process->events.line(process->owner, line, length);
+}
+
+static void
+take_skipped(WorkerProcess *process, const char *beginning, size_t length)
+{
+	RpcIdentity identity;
+
+	rpc_reader_skipped(process->reader, &identity);
+	unusable(process, &identity, "the message is longer than 16 MiB", beginning, length);
 }
 
 static void
@@ -411,11 +433,16 @@ output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	}
 	status = rpc_reader_feed(process->reader, buffer->base, (size_t) count);
 	explicit_bzero(buffer->base, (size_t) count);
-	while (!process->killed && (status == RPC_READ_MORE || status == RPC_READ_LINE) &&
-	       (status = rpc_reader_next(process->reader, &line, &length)) == RPC_READ_LINE)
-		take_line(process, line, length);
-	if (!process->killed && status != RPC_READ_MORE && status != RPC_READ_LINE)
-		worker_process_kill(process, "wrote a line that is too long");
+	while (!process->killed && status != RPC_READ_NO_MEMORY &&
+	       (status = rpc_reader_next(process->reader, &line, &length)) != RPC_READ_MORE)
+	{
+		if (status == RPC_READ_LINE)
+			take_line(process, line, length);
+		else if (status == RPC_READ_SKIPPED)
+			take_skipped(process, line, length);
+	}
+	if (!process->killed && status == RPC_READ_NO_MEMORY)
+		worker_process_kill(process, "wrote a line for which there was no memory");
 }
 
 static void
@@ -659,6 +686,7 @@ worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *ev
 		free(process);
 		return NULL;
 	}
+	rpc_reader_skip_long(process->reader);
 	uv_pipe_init(uv_default_loop(), &process->input, 0);
 	uv_pipe_init(uv_default_loop(), &process->output, 0);
 	uv_pipe_init(uv_default_loop(), &process->errors, 0);

@@ -11,6 +11,8 @@
 
 #include <jansson.h>
 
+#include "rpc_identity.h"
+
 typedef struct WorkerProcess WorkerProcess;
 
 /* What is run. */
@@ -26,6 +28,10 @@ typedef struct WorkerProcessEvents
 {
 	/* A line that it wrote. */
 	void (*line)(void *owner, const char *line, size_t length);
+
+	/* One that must not be read; problem: why.  Of a long one the beginning. */
+	void (*unusable)(void *owner, const RpcIdentity *identity, const char *problem,
+	                 const char *line, size_t length);
 
 	/* All that was sent has left us. */
 	void (*drained)(void *owner);

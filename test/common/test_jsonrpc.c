@@ -160,6 +160,122 @@ test_reader_limits(void)
 	rpc_reader_free(NULL);
 }
 
+static char *
+dumped(const json_t *value)
+{
+	return value ? json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY) : strdup("none");
+}
+
+/* Lines and, in brackets, what was skipped: its beginning, and whose it was. */
+static void
+read_skipping(size_t max_line, size_t piece, const char *input, char *got, size_t size)
+{
+	RpcReader *reader = rpc_reader_new(max_line);
+	size_t total = strlen(input);
+
+	got[0] = '\0';
+	rpc_reader_skip_long(reader);
+	for (size_t i = 0; i < total; i += piece)
+	{
+		RpcReadStatus status;
+		const char *line;
+		size_t length;
+
+		rpc_reader_feed(reader, input + i, total - i < piece ? total - i : piece);
+		while ((status = rpc_reader_next(reader, &line, &length)) != RPC_READ_MORE)
+		{
+			size_t used = strlen(got);
+			RpcIdentity identity;
+
+			if (status == RPC_READ_LINE)
+			{
+				snprintf(got + used, size - used, "%.*s|", (int) length, line);
+				continue;
+			}
+			rpc_reader_skipped(reader, &identity);
+			snprintf(got + used, size - used, "[%.*s %d%d %lld %zu]|",
+			         (int) (length < 4 ? length : 4), line, identity.is_message,
+			         identity.has_method, (long long) json_integer_value(identity.id),
+			         identity.length);
+			rpc_identity_clear(&identity);
+		}
+	}
+	rpc_reader_free(reader);
+}
+
+static void
+test_reader_skips(void)
+{
+	static const char input[] =
+	    "one\n{\"jsonrpc\":\"2.0\",\"result\":\"aaaaaaaaaaaaaaa\\\"}\",\"id\":7}\ntwo\n"
+	    "xxxxxxxxxxxxxxxxxxxxxxxxxx\n\n{\"method\":1,\"id\":8,\"jsonrpc\":\"2.0\"}\nthree\n";
+	static const char expected[] = "one|[{\"js 10 7 54]|two|[xxxx 00 0 26]|[{\"me 11 8 35]|three|";
+	bool same = true;
+	char got[1024];
+
+	for (size_t piece = 1; piece <= sizeof input; piece++)
+	{
+		read_skipping(20, piece, input, got, sizeof got);
+		if (strcmp(got, expected) != 0)
+			same = is(got, expected, "lines and what was skipped");
+	}
+	ok(same,
+	   "lines that are too long are skipped, in pieces of every size, and say whose they are");
+}
+
+/* What a line says of whose it is: is_message, has_method, id. */
+static const struct
+{
+	const char *line;
+	const char *expected;
+} identities[] = {
+    {"{\"jsonrpc\":\"2.0\",\"id\":5,\"result\":{", "10 5"},
+    {" { \"id\" : 5 , \"jsonrpc\" : \"2.0\" , \"method\" : \"m\" }", "11 5"},
+    {"{\"jsonrpc\":\"2.0\",\"id\":\"a,}\\\"b\",\"method\":\"m\"}", "11 \"a,}\\\"b\""},
+    {"{\"jsonrpc\":\"2.0\",\"id\":5", "10 5"},
+    {"{\"jsonrpc\":\"2.0\",\"id\":5,\"id\":6}", "10 none"},
+    {"{\"jsonrpc\":\"2.0\",\"id\":5.5}", "10 none"},
+    {"{\"jsonrpc\":\"2.0\",\"id\":null}", "10 none"},
+    {"{\"jsonrpc\":\"2.0\",\"id\":[5]}", "10 none"},
+    {"{\"jsonrpc\":\"2.0\",\"id\":{\"id\":5}}", "10 none"},
+    {"{\"jsonrpc\":\"2.0\",\"result\":{\"id\":5,\"method\":1},\"id\":6}", "10 6"},
+    {"{\"jsonrpc\":\"2.0\",\"result\":[\"],\\\"id\\\":9\"],\"id\":6}", "10 6"},
+    {"{\"jsonrpc\":\"2.0\",\"result\":1}{\"id\":5}", "10 none"},
+    {"{\"jsonrpc\":\"1.0\",\"id\":5}", "00 5"},
+    {"{\"jsonrpc\":2.0,\"id\":5}", "00 5"},
+    {"{\"level\":30,\"id\":5}", "00 5"},
+    {"[{\"jsonrpc\":\"2.0\",\"id\":5}]", "00 none"},
+    {"{", "00 none"},
+    {"}", "00 none"},
+    {"{\"id\":", "00 none"},
+    {"{]]]}}}\"id\":5", "00 none"},
+    {"", "00 none"},
+};
+
+static void
+test_identities(void)
+{
+	char line[1024];
+	RpcIdentity identity;
+
+	for (size_t i = 0; i < sizeof identities / sizeof identities[0]; i++)
+	{
+		char got[300];
+		char *id;
+
+		rpc_identify(identities[i].line, strlen(identities[i].line), &identity);
+		id = dumped(identity.id);
+		snprintf(got, sizeof got, "%d%d %s", identity.is_message, identity.has_method, id);
+		is(got, identities[i].expected, identities[i].line);
+		free(id);
+		rpc_identity_clear(&identity);
+	}
+	snprintf(line, sizeof line, "{\"jsonrpc\":\"2.0\",\"id\":\"%0300d\"}", 1);
+	rpc_identify(line, strlen(line), &identity);
+	ok(identity.is_message && identity.id == NULL, "an id that is too long is none");
+	rpc_identity_clear(&identity);
+}
+
 /* When most of the buffer is consumed, what is left moves to its start instead of growing. */
 static void
 test_reader_compacts(void)
@@ -288,12 +404,6 @@ static const struct
     {"{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":1}}",
      "the response's error is not an object with a code and a message"},
 };
-
-static char *
-dumped(const json_t *value)
-{
-	return value ? json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY) : strdup("none");
-}
 
 static void
 describe(const RpcMessage *message, char *text, size_t size)
@@ -487,6 +597,8 @@ main(void)
 	test_reader_limits();
 	test_reader_compacts();
 	test_reader_zeroes();
+	test_reader_skips();
+	test_identities();
 	test_messages();
 	test_builders();
 	test_out_of_memory();

@@ -46,6 +46,14 @@ sub act
 	return params(driverKey => 'rude', config => { act => $act }, %other);
 }
 
+# The rude one is to say this, with three million of one for MANY.
+sub raw
+{
+	my ($line, $one) = @_;
+
+	return act('raw', config => { act => 'raw', hex => unpack('H*', $line), one => unpack('H*', $one // ''), times => 3_000_000 });
+}
+
 sub plugin_stats
 {
 	my ($host, $key) = @_;
@@ -231,7 +239,7 @@ is_deeply($host->stats->{plugins}, [], 'plugins are not looked for before one is
 	is(length $big->{result}{blob}, 8_000_000, 'a long line');
 }
 
-# What breaks the protocol, and ends.
+# Ends, and floods.
 sub lost
 {
 	my ($act, $how) = @_;
@@ -254,12 +262,9 @@ sub lost
 }
 {
 	my @acts = (
-		half => qr/broke the protocol: the message ends too early/,
-		'bad text' => qr/broke the protocol: the message is not valid UTF-8/,
 		'half for good' => qr/exited with status 5/,
-		'much junk' => qr/prints too much on its output/,
-		'many strangers' => qr/answered what it was not asked, again and again/,
-		long => qr/line that is too long/,
+		'much junk' => qr/floods its output with what is no message/,
+		'many strangers' => qr/answers what it was not asked, again and again/,
 		exit => qr/exited with status 3/,
 		kill => qr/ended by signal 9/,
 		mute => qr/closed its output/,
@@ -288,6 +293,78 @@ sub lost
 	is($host->call('environmentProbe', act('order'))->{result}, 'second', '... cost nothing');
 	is($client->answer($bystander)->{result}, 'first', '... and nobody else');
 	like(slurp($host->{stderr}), qr/^LOG: plugin "envrt\.rude": on its output: this is no JSON$/m, '... but are logged');
+}
+
+# A line that can't be used costs at most the call whose id it carries.
+{
+	my $largest = 1.7976931348623157e308;
+	my $client = $host->connect;
+	my $bystander = $client->send_call('environmentProbe', act('order'));
+	my $answer = '{"jsonrpc":"2.0","id":ID,"result":';
+	my $pid = plugin_stats($host, 'envrt.rude')->{pid};
+	my @lines = (
+		'half of a pair' => [ $answer . '["\ud83d","\ude00","\ud83dx","\ud83d\ud83d\ude00","\\\\ud83d"]}', [ "\x{fffd}", "\x{fffd}", "\x{fffd}x", "\x{fffd}\x{1f600}", '\\ud83d' ] ],
+		'bytes that are no text' => [ $answer . qq(["\xff\xfe","\xed\xa0\xbd","\xc3\xbc"]}), [ "\x{fffd}\x{fffd}", "\x{fffd}\x{fffd}\x{fffd}", "\x{fc}" ] ],
+		'control characters' => [ $answer . qq("a\x01b\tc\x1f\x7f"}), "a\x01b\tc\x1f\x7f" ],
+		'integers beyond 64 bits' => [ $answer . '[9223372036854775807,9223372036854775808,-1e2,-123456789012345678901234567890]}', [ 9223372036854775807, 9223372036854775808, -100, -1.2345678901234568e29 ] ],
+		'numbers beyond a double' => [ $answer . '[1e999,-1e999,1e-999,' . ('9' x 400) . ']}', [ $largest, -$largest, 0, $largest ] ],
+		'what Python writes' => [ $answer . '[NaN,Infinity,-Infinity,"NaN"]}', [ undef, $largest, -$largest, 'NaN' ] ],
+		'zero bytes' => [ $answer . qq(["a\x00b","\\u0000"]}), [ "a\0b", "\0" ] ],
+		'a log line that is an object' => [ qq({"level":30,"id":ID,"msg":"done"}\n{ event: 1 }\n{"jsonrpc":"1.0","id":ID,"error":"x"}\n$answer"logged"}), 'logged' ],
+		'lines that begin like messages' => [ qq({\n{"jsonrpc":"2.0","method":"log"\n{"jsonrpc":"2.0"\n"}{\n$answer"begun"}), 'begun' ],
+		'half a line' => [ $answer, qr/can't be used: the message ends too early/ ],
+		'deep nesting' => [ $answer . ('[' x 100_000) . (']' x 100_000) . '}', qr/can't be used: the message is nested too deeply/ ],
+		'the same key twice' => [ $answer . '{"a":1,"a":2}}', qr/can't be used: the message has an object with the same key twice/ ],
+		'two answers in one' => [ $answer . '1,"error":{"code":1,"message":"m"}}', qr/can't be used: the response has a result and an error/ ],
+		'an error that is none' => [ '{"jsonrpc":"2.0","id":ID,"error":"boom"}', qr/can't be used: the response's error is not an object/ ],
+		'its id at the end' => [ '{"result":[{"id":1,"jsonrpc":"x"}],,"jsonrpc" : "2.0","id" :ID }', qr/can't be used: the message is not valid JSON/ ],
+		'too many values' => [ $answer . '[' . ('1,' x 300_000) . '1]}', qr/can't be used: the message has too many values/ ],
+		'more than a line' => [ $answer . '"MANY"}', qr/can't be used: the message is longer than 16 MiB/, '\u0001' ],
+		# What is mended can be more than a line of ours.
+		'control characters that grow' => [ $answer . '"MANY"}', qr/^the driver's answer is too long$/, "\x01" ]);
+
+	while (my ($name, $case) = splice @lines, 0, 2)
+	{
+		my ($line, $expected, $one) = @$case;
+		my $got = $host->call('environmentProbe', raw($line, $one));
+
+		if (ref $expected eq 'Regexp') { is_error($got, '38000', $expected, "$name: costs its call") }
+		else { is_deeply($got->{result}, $expected, "$name: the call has its result") or diag explain $got }
+	}
+	is($host->call('environmentProbe', act('some strangers'))->{result}, 'after strangers', 'thousands of answers to nobody');
+	is_deeply(
+		$host->call('environmentProbe', act('bad request'))->{result},
+		{ jsonrpc => '2.0', id => 'r', error => { code => -32600, message => 'the message has an object with the same key twice' } },
+		'a request that is none is refused');
+	is($host->call('environmentProbe', act('order'))->{result}, 'second', '... all of this costs nobody else anything');
+	is($client->answer($bystander)->{result}, 'first', '... that has waited all the time');
+	is(plugin_stats($host, 'envrt.rude')->{pid}, $pid, '... and the worker lives on');
+	like(slurp($host->{stderr}), qr/^LOG: plugin "envrt\.rude": on its output: \{"level":30,"id":\d+,"msg":"done"\}$/m, '... and its log lines are logged');
+}
+
+# What a command's end can't be.
+{
+	my $methods = temporary_directory();
+
+	plugin_folder("$methods/ends", manifest('ends'));
+	spew("$methods/ends/worker", slurp("$FindBin::RealBin/plugins/rude/worker"), 0755);
+	spew("$methods/ends/mode", 'methods environmentExecute');
+	my $ends = start_host(plugins => [$methods]);
+	my $end = sub {
+		my ($exit_code, $more) = @_;
+
+		return $ends->call('environmentExecute',
+			{ %{ raw(qq({"jsonrpc":"2.0","id":ID,"result":{"exitCode":$exit_code,"timedOut":false,"stdout":"","stderr":""$more}})) }, driverKey => 'ends' });
+	};
+
+	is($end->($_, '')->{result}{exitCode}, $_, "exit code $_") for 7, -1, 2147483647, -2147483648;
+	ok(exists $end->('null', '')->{result}, 'no exit code');
+	ok($end->('7.0', '')->{result}{exitCode} == 7, 'a whole number that is written as a real');
+	is_error($end->($_, ''), '38000', qr/can't be used: the exit code is no whole number of 32 bits/, "exit code $_ is none")
+	  for 4294967296, 4294967299, -4294967296, 2147483648, '1.5', '1e400', '18446744073709551616', '"0"', 'false', '[]', '{}';
+	is_error($end->(0, ',"signal":9'), '38000', qr/the signal is no text/, 'a signal that is a number');
+	is_error($end->(0, ',"timedOut":"true"'), '38000', qr/same key twice|timedOut is neither/, 'a word that is given twice');
+	$ends->terminate;
 }
 
 # Requests that were not sent wait for the next worker, and crashes in a row are made to wait.
