@@ -812,7 +812,7 @@ prepare_again(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 	plugins_restrict(made);
 	lease->values = provider_take_secrets(made);
 	*params = json_incref(made);
-	*timeout_ms = 2 * (int64) envrt_provider_timeout + 1000;
+	*timeout_ms = provider_patience(made) + 1000;
 	ledger_commit(&call, false);
 }
 

@@ -42,6 +42,7 @@ int envrt_reuse_idle_timeout = 86400;
 bool envrt_act_after_promotion = false;
 char *envrt_plugin_path = NULL;
 int envrt_plugin_memory = 2048;
+int envrt_plugin_concurrency = 400;
 char *envrt_sandbox_directory = NULL;
 bool envrt_sandbox_on_data_filesystem = false;
 int envrt_sandbox_memory = 1024;
@@ -282,9 +283,17 @@ settings_define(void)
 	    &envrt_plugin_path, "", PGC_SIGHUP, GUC_LIST_INPUT | GUC_SUPERUSER_ONLY, check_plugin_path,
 	    NULL, NULL);
 	DefineCustomIntVariable(
-	    "envrt.plugin_memory", "Memory of a plugin's worker, and of each process that it starts.",
-	    "Zero means no limit. Workers that run keep the limit that they were started with.",
+	    "envrt.plugin_memory",
+	    "Memory that a plugin's worker and all that it has started may have in use together.",
+	    "The largest of these processes is killed when it is more. Zero means no limit. Workers "
+	    "that run keep the limit that they were started with.",
 	    &envrt_plugin_memory, 2048, 0, 1048576, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.plugin_concurrency",
+	    "How many commands a plugin's worker is given at once, and as many other requests.",
+	    "Others wait for their turn, which goes around by company; three quarters are one "
+	    "company's at most.",
+	    &envrt_plugin_concurrency, 400, 1, 100000, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable(
 	    "envrt.sandbox_directory", "Where bubblewrap sandboxes have their images and workspaces.",
 	    "An absolute path on another file system than the data directory's. Empty: no sandboxes.",

@@ -33,6 +33,7 @@ extern char *envrt_plugin_path;
 extern char *envrt_sandbox_directory;
 extern bool envrt_sandbox_on_data_filesystem;
 extern int envrt_plugin_memory;
+extern int envrt_plugin_concurrency;
 extern int envrt_sandbox_memory;
 extern int envrt_sandbox_processes;
 extern char *envrt_allowed_hosts;

@@ -99,11 +99,20 @@ fair_queue_add(FairQueue *queue, FairItem *item, const char *company_id, void *d
 FairItem *
 fair_queue_next(const FairQueue *queue, size_t share)
 {
+	return fair_queue_next_of(queue, share, NULL, NULL);
+}
+
+FairItem *
+fair_queue_next_of(const FairQueue *queue, size_t share,
+                   bool (*may)(void *data, const FairItem *oldest), void *data)
+{
 	const FairCompany *best = NULL;
 
 	for (const FairCompany *company = queue->companies; company != NULL; company = company->next)
 	{
 		if (company->first == NULL || (share > 0 && company->serving >= share))
+			continue;
+		if (may != NULL && !may(data, company->first))
 			continue;
 		if (best == NULL || company->serving < best->serving ||
 		    (company->serving == best->serving && company->turn < best->turn))
@@ -120,6 +129,21 @@ fair_queue_serve(FairQueue *queue, FairItem *item)
 	item->company->serving++;
 	item->company->turn = ++queue->turn;
 	queue->serving++;
+}
+
+const char *
+fair_queue_served(const FairQueue *queue, const char *company_id)
+{
+	const FairCompany *company = queue->companies;
+
+	/* It is one of ours. */
+	while (company_id != NULL && company->id != company_id)
+		company = company->next;
+	if (company_id != NULL)
+		company = company->next;
+	while (company != NULL && company->serving == 0)
+		company = company->next;
+	return company != NULL ? company->id : NULL;
 }
 
 void

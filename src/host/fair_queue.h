@@ -42,8 +42,15 @@ extern void fair_queue_add(FairQueue *queue, FairItem *item, const char *company
  */
 extern FairItem *fair_queue_next(const FairQueue *queue, size_t share);
 
+/* The same among the companies for whose oldest item may() is true. */
+extern FairItem *fair_queue_next_of(const FairQueue *queue, size_t share,
+                                    bool (*may)(void *data, const FairItem *oldest), void *data);
+
 /* The item is being served from now on, and counts as such until it is removed. */
 extern void fair_queue_serve(FairQueue *queue, FairItem *item);
+
+/* The company after that one, or the first after NULL, that has an item in service; NULL: none. */
+extern const char *fair_queue_served(const FairQueue *queue, const char *company);
 
 /* The item leaves, whether it waits, is served, or is in no queue. */
 extern void fair_queue_remove(FairQueue *queue, FairItem *item);

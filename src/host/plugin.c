@@ -7,32 +7,35 @@
  *   idle      no process and nobody who needs one
  *   starting  a process, and `initialize` on its way
  *   running   initialized: requests are sent
- *   waiting   requests, but it is too early after a crash for another start
+ *   waiting   requests, but for all of them it is too early after a crash for another start
  *   stopping  the process is to end, when it has answered what it was sent, or
  *             has had some time for that; nothing is sent any more
  *
  * A request is first in the list `waiting`, in the order in which it came, and
  * in `sent` from the moment that a byte of it may have reached the worker.
- * That line is kept sharp, because it decides what can be said when the worker
- * ends: who waits goes on waiting, for the next worker; who was sent gets
- * REPLY_LOST, since nobody knows how far the worker came.  To keep it sharp,
- * one request at a time is handed to the process, the next when all bytes of
- * that one have left us.
+ * Which of them is next is another file's matter (plugin_turns.c).  That line is kept sharp,
+ *because it decides what can be said when the worker ends: who waits goes on waiting, for the next
+ *worker; who was sent gets REPLY_LOST, since nobody knows how far the worker came.  To keep it
+ *sharp, one request at a time is handed to the process, the next when all bytes of that one have
+ *left us.
  *
  * Requests have no time limit of their own: the asker has.  When it loses its patience, it says
  * so (plugin_request_is_late) or drops the request (plugin_request_forget), and with it the
  * secrets; the worker is not told, since its protocol has no word for it, and its late answer is
- * known for what it is.  A worker that owes too many late answers is killed.  One that has said
+ * known for what it is.  A worker that owes too many answers that are overdue is killed, and so is
+ * one that owes nothing else while others wait for their places.  One that has said
  * nothing for some time while several requests ran out of theirs may hang, or only wait for
  * somebody else, while it works well at other requests: so it is asked for its health, and killed
  * when it does not even answer that, or say anything else.
  *
- * What breaks the protocol kills the worker: its stream can't be trusted any
- * more.  What is no message at all does not, since libraries like to print,
- * nor do answers that nobody waits for; unless there is too much of it in a
- * short time.  The end of a process that nobody asked for is a crash, whatever
+ * The calls of many companies share the worker, so a line that can't be used
+ * costs no more than the call whose id it carries: what is in it may be
+ * what one company's command has written.  What is no message at all is logged, since libraries
+ * like to print, and answers that nobody waits for are dropped; only a flood of
+ * such lines ends the worker.  The end of a process that nobody asked for is a crash, whatever
  * its status.  After the first the worker may be started again at once, then
- * ever later, as long as it does not last.
+ * ever later, as long as it does not last: for those for whom it was working when it crashed, or
+ * for all when it did not get as far.
  *
  * Answers are delivered from the event loop only, so an asker is never called
  * back from within plugin_ask().  The memory of a plugin goes, by way of the
@@ -54,6 +57,7 @@
 #include "plugin.h"
 #include "plugin_error.h"
 #include "plugin_folder.h"
+#include "plugin_turns.h"
 #include "protocol.h"
 #include "secret_mask.h"
 #include "timer.h"
@@ -72,6 +76,7 @@
 #define STRAY_RATE 1000
 #define STRAY_BYTES 4096
 #define DRAIN_MS 10000
+#define MAX_LIMIT_MS (25 * 60 * 60 * 1000)
 #define MAX_ERROR 500
 #define MAX_ANSWERED 4000
 #define MAX_METHODS 1000
@@ -98,9 +103,13 @@ struct PluginRequest
 	json_t *company; /* whose it is: a text, or NULL */
 	bool resolves;   /* among the secrets are some that the worker can ask for */
 	json_int_t id;   /* once sent */
+	PluginTurn turn;
+	uint64_t limit_ms; /* after it was sent, for the worker to answer */
+	Timer *limit;      /* runs when nobody waits for the answer any more */
 	bool sent;
-	bool hopeless; /* its asker won't wait for as long as the delay is */
-	bool late;
+	bool hopeless;           /* its asker won't wait for as long as the delay is */
+	bool failed;             /* and counted as such */
+	bool late;               /* the answer is overdue */
 	PluginAnswered answered; /* NULL: forgotten */
 	void *data;
 };
@@ -120,6 +129,7 @@ struct Plugin
 	json_t *supported; /* method names, of the last worker that said them */
 	RequestList waiting;
 	RequestList sent;
+	PluginTurns turns; /* of both */
 	json_int_t last_id;
 	json_int_t initialize_id;
 	json_int_t health_id; /* the last */
@@ -184,6 +194,8 @@ request_free(PluginRequest *request)
 	Plugin *plugin = request->plugin;
 
 	list_remove(request->sent ? &plugin->sent : &plugin->waiting, request);
+	plugin_turns_remove(&plugin->turns, &request->turn);
+	timer_stop(&request->limit);
 	if (request->late)
 		plugin->late--;
 	plugin->active--;
@@ -194,6 +206,14 @@ request_free(PluginRequest *request)
 	free(request);
 }
 
+static void
+count_failed(PluginRequest *request)
+{
+	if (!request->failed)
+		request->plugin->failed++;
+	request->failed = true;
+}
+
 /* Tells the asker and frees the request; takes the error. */
 static void
 request_end(PluginRequest *request, PluginReply reply, json_t *result, HostError *error)
@@ -202,8 +222,8 @@ request_end(PluginRequest *request, PluginReply reply, json_t *result, HostError
 	PluginAnswered answered = request->answered;
 	void *data = request->data;
 
-	if (reply != REPLY_RESULT && !request->late)
-		plugin->failed++;
+	if (reply != REPLY_RESULT)
+		count_failed(request);
 	request_free(request);
 	if (answered == NULL)
 	{
@@ -581,10 +601,13 @@ crashed(Plugin *plugin, const char *how)
 	log_message(LOG_WARNING, "plugin \"%s\": its worker %s", plugin_id(plugin), how);
 	free(plugin->last_error);
 	plugin->last_error = xstrdup(how);
+	/* Whoever it worked for has to wait; everybody, if it did not get as far. */
+	if (plugin->state != STATE_RUNNING ||
+	    !plugin_turns_crashed(&plugin->turns, now_ms(), randombytes_uniform(1001)))
+		worker_backoff_crashed(&plugin->backoff, now_ms(), randombytes_uniform(1001));
 	plugin->state = STATE_IDLE;
 	plugin->initialize_id = 0;
 	timer_stop(&plugin->timer);
-	worker_backoff_crashed(&plugin->backoff, now_ms(), randombytes_uniform(1001));
 }
 
 static void
@@ -641,6 +664,27 @@ process_drained(void *owner)
 	look(owner);
 }
 
+/* How long it is before a worker may be started for one of those that wait. */
+static uint64_t
+start_delay(const Plugin *plugin)
+{
+	uint64_t delay = worker_backoff_delay(&plugin->backoff, now_ms());
+	uint64_t wait = plugin_turns_wait(&plugin->turns, now_ms());
+
+	return delay > wait ? delay : wait;
+}
+
+/* The same for one of them. */
+static uint64_t
+request_delay(const PluginRequest *request)
+{
+	const Plugin *plugin = request->plugin;
+	uint64_t delay = plugin->process == NULL ? worker_backoff_delay(&plugin->backoff, now_ms()) : 0;
+	uint64_t own = plugin_turns_delay(&plugin->turns, &request->turn, now_ms());
+
+	return delay > own ? delay : own;
+}
+
 static void
 start_worker(Plugin *plugin)
 {
@@ -657,7 +701,7 @@ start_worker(Plugin *plugin)
 	    .arguments = {manifest->node ? "node" : manifest->worker,
 	                  manifest->node ? manifest->worker : NULL},
 	};
-	uint64_t delay = worker_backoff_delay(&plugin->backoff, now_ms());
+	uint64_t delay = start_delay(plugin);
 	char *problem = NULL;
 
 	if (plugin->state != STATE_IDLE)
@@ -744,9 +788,10 @@ static void
 send_waiting(Plugin *plugin, bool tell)
 {
 	PluginRequest *request;
+	uint64_t wait;
 
 	while (plugin->state == STATE_RUNNING && worker_process_is_drained(plugin->process) &&
-	       (request = plugin->waiting.first) != NULL)
+	       (request = plugin_turns_next(&plugin->turns, now_ms())) != NULL)
 	{
 		json_int_t id = plugin->last_id + 1;
 
@@ -768,10 +813,33 @@ send_waiting(Plugin *plugin, bool tell)
 		request->sent = true;
 		request->id = plugin->last_id = id;
 		list_append(&plugin->sent, request);
+		plugin_turns_serve(&plugin->turns, &request->turn, now_ms());
 		/* Kept no longer than needed: it may hold secrets. */
 		json_decref(request->params);
 		request->params = NULL;
 	}
+	/* Those that may have caused a crash have to wait for their time. */
+	wait = plugin->state == STATE_RUNNING ? plugin_turns_wait(&plugin->turns, now_ms()) : 0;
+	if (wait > 0)
+		timer_start(&plugin->timer, wait, look, plugin);
+}
+
+/*
+ * Whether those that wait do so only for answers that are overdue and that nobody
+ * wants: then the end of the worker costs nobody anything.
+ */
+static bool
+is_clogged(const Plugin *plugin)
+{
+	if (plugin->state != STATE_RUNNING || plugin->waiting.first == NULL ||
+	    plugin->sent.first == NULL || !worker_process_is_drained(plugin->process) ||
+	    plugin_turns_wait(&plugin->turns, now_ms()) > 0)
+		return false;
+	for (const PluginRequest *request = plugin->sent.first; request != NULL;
+	     request = request->next)
+		if (!request->late || request->answered != NULL)
+			return false;
+	return true;
 }
 
 static void
@@ -786,6 +854,7 @@ plugin_free(Plugin *plugin)
 		request_free(plugin->waiting.first);
 	while (plugin->sent.first != NULL)
 		request_free(plugin->sent.first);
+	plugin_turns_forgive(&plugin->turns);
 	worker_services_free(plugin->services);
 	plugin_manifest_free(plugin->manifest);
 	json_decref(plugin->supported);
@@ -831,12 +900,13 @@ look(void *data)
 	}
 	plugin_keep(plugin);
 	send_waiting(plugin, true);
-	while (plugin->state == STATE_WAITING && (request = hopeless(plugin)) != NULL)
+	if (is_clogged(plugin))
+		broke_protocol(plugin, "owes answers that are overdue, and nothing else");
+	while ((request = hopeless(plugin)) != NULL)
 	{
 		char *words = last_words(plugin);
-		HostError *error =
-		    plugin_error_no_worker(plugin_id(plugin), driver_of(request), words, plugin->last_error,
-		                           worker_backoff_delay(&plugin->backoff, now_ms()));
+		HostError *error = plugin_error_no_worker(plugin_id(plugin), driver_of(request), words,
+		                                          plugin->last_error, request_delay(request));
 
 		free(words);
 		request_end(request, REPLY_NO_WORKER, NULL, error);
@@ -889,16 +959,26 @@ plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answer
 	request->company = json_incref(json_object_get(question->params, "companyId"));
 	request->answered = answered;
 	request->data = data;
+	request->limit_ms = question->patience_ms;
 	learn_secrets(plugin, request);
 	list_append(&plugin->waiting, request);
+	plugin_turns_add(&plugin->turns, &request->turn, json_string_value(request->company),
+	                 strcmp(request->method, "environmentExecute") == 0, request);
 	plugin->calls++;
 	plugin->active++;
 	if (plugin->state == STATE_RUNNING)
 		send_waiting(plugin, false);
 	else if (plugin->state == STATE_IDLE)
 		start_worker(plugin);
-	if (plugin->state == STATE_WAITING &&
-	    worker_backoff_delay(&plugin->backoff, now_ms()) > question->patience_ms)
+	else if (plugin->state == STATE_WAITING && start_delay(plugin) == 0)
+	{
+		/* Others have to wait, and this one need not. */
+		timer_stop(&plugin->timer);
+		start_when_due(plugin);
+	}
+	if (is_clogged(plugin))
+		timer_start(&plugin->soon, 0, look, plugin);
+	if (!request->sent && request_delay(request) > question->patience_ms)
 	{
 		request->hopeless = true;
 		timer_start(&plugin->soon, 0, look, plugin);
@@ -921,9 +1001,12 @@ owes_late(PluginRequest *request)
 		return;
 	request->late = true;
 	plugin->late++;
-	plugin->failed++;
+	count_failed(request);
+	plugin_turns_overdue(&plugin->turns, &request->turn);
 	if (plugin->late > MAX_LATE && plugin->process != NULL)
 		broke_protocol(plugin, "owes too many answers");
+	if (plugin->waiting.first != NULL)
+		timer_start(&plugin->soon, 0, look, plugin);
 }
 
 static void
@@ -957,6 +1040,31 @@ plugin_request_is_late(PluginRequest *request)
 	}
 }
 
+static void
+limit_is_over(void *data)
+{
+	owes_late(data);
+}
+
+/*
+ * The worker was not told that nobody wants the answer any more, and goes on; so the
+ * place is taken until it has answered or should have.
+ */
+static void
+wait_for_nobody(PluginRequest *request)
+{
+	uint64_t lasted = now_ms() - request->turn.served_at;
+	uint64_t limit = request->limit_ms < MAX_LIMIT_MS ? request->limit_ms : MAX_LIMIT_MS;
+
+	count_failed(request);
+	if (request->late)
+		return;
+	if (lasted >= limit)
+		owes_late(request);
+	else
+		timer_start(&request->limit, limit - lasted, limit_is_over, request);
+}
+
 void
 plugin_request_forget(PluginRequest *request)
 {
@@ -967,7 +1075,7 @@ plugin_request_forget(PluginRequest *request)
 	json_decref(request->secrets);
 	request->secrets = NULL;
 	if (request->sent)
-		owes_late(request);
+		wait_for_nobody(request);
 	else
 		request_free(request);
 	plugin_release(plugin);
@@ -1044,6 +1152,7 @@ void
 plugin_restart(Plugin *plugin)
 {
 	memset(&plugin->backoff, 0, sizeof plugin->backoff);
+	plugin_turns_forgive(&plugin->turns);
 	switch (plugin->state)
 	{
 		case STATE_IDLE:

@@ -10,6 +10,7 @@
 #include "call.h"
 #include "log.h"
 #include "plugin_state.h"
+#include "plugin_turns.h"
 #include "plugins.h"
 #include "sandbox_config.h"
 #include "sandbox_place.h"
@@ -18,6 +19,7 @@
 #include "worker_process.h"
 
 #define MAX_MEMORY_MB 1048576
+#define MAX_CONCURRENCY 100000
 
 Settings settings = {.ssh_idle_timeout_ms = 60000, .ssh_sessions_per_host = 4};
 
@@ -31,6 +33,7 @@ settings_configure(const json_t *params)
 	const json_t *data_directory = json_object_get(params, "dataDirectory");
 	const json_t *plugin_path = json_object_get(params, "pluginPath");
 	const json_t *plugin_memory = json_object_get(params, "pluginMemoryMb");
+	const json_t *plugin_concurrency = json_object_get(params, "pluginConcurrency");
 
 	if (json_is_integer(idle) && json_integer_value(idle) >= 0)
 		settings.ssh_idle_timeout_ms = (uint64_t) json_integer_value(idle);
@@ -52,6 +55,9 @@ settings_configure(const json_t *params)
 	    json_integer_value(plugin_memory) <= MAX_MEMORY_MB)
 		worker_process_limit_memory((unsigned long long) json_integer_value(plugin_memory) * 1024 *
 		                            1024);
+	if (json_is_integer(plugin_concurrency) && json_integer_value(plugin_concurrency) > 0 &&
+	    json_integer_value(plugin_concurrency) <= MAX_CONCURRENCY)
+		plugin_turns_set_limit((size_t) json_integer_value(plugin_concurrency));
 	if (json_is_string(data_directory))
 		plugin_state_set_directory(json_string_value(data_directory));
 	sandbox_place_configure(params);

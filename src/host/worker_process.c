@@ -74,6 +74,7 @@ struct WorkerProcess
 {
 	WorkerProcess *next;
 	WorkerProcess *previous;
+	char *plugin;
 	WorkerProcessEvents events;
 	void *owner; /* NULL: dismissed */
 	uv_process_t process;
@@ -88,8 +89,8 @@ struct WorkerProcess
 	Bytes stderr_bytes;
 	Timer *timer;
 	Timer *kill_timer;
-	char pid_text[16]; /* as the supervisor says it */
-	size_t pid_length;
+	char channel_line[16]; /* of the supervisor, as far as it has come */
+	size_t channel_length;
 	pid_t pid;
 	char *how; /* how it ended, or is made to end */
 	bool stopping;
@@ -151,6 +152,7 @@ handle_closed(uv_handle_t *handle)
 		explicit_bzero(process->stderr_bytes.data, process->stderr_bytes.allocated);
 	bytes_free(&process->stderr_bytes);
 	free(process->how);
+	free(process->plugin);
 	free(process);
 }
 
@@ -504,7 +506,21 @@ worker_process_mask_stderr(WorkerProcess *process, WorkerMask mask, void *data)
 		mask(data, kept->data, kept->length);
 }
 
-/* The supervisor says who the worker is, and nothing else. */
+static void
+channel_says(WorkerProcess *process, const char *line)
+{
+	if (strcmp(line, WORKER_SUPERVISOR_KILLED_CHILD) == 0)
+		log_message(
+		    LOG_WARNING,
+		    "plugin \"%s\": the largest process that its worker had started was killed, since "
+		    "together they took more memory than envrt.plugin_memory",
+		    process->plugin);
+	else if (strcmp(line, WORKER_SUPERVISOR_KILLED) != 0)
+		process->pid = (pid_t) strtol(line, NULL, 10);
+	else if (process->how == NULL)
+		process->how = xstrdup("took more memory than envrt.plugin_memory");
+}
+
 static void
 channel_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
@@ -515,9 +531,13 @@ channel_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	for (ssize_t i = 0; i < count; i++)
 	{
 		if (buffer->base[i] == '\n')
-			process->pid = (pid_t) strtol(process->pid_text, NULL, 10);
-		else if (process->pid_length + 1 < sizeof process->pid_text)
-			process->pid_text[process->pid_length++] = buffer->base[i];
+		{
+			process->channel_line[process->channel_length] = '\0';
+			process->channel_length = 0;
+			channel_says(process, process->channel_line);
+		}
+		else if (process->channel_length + 1 < sizeof process->channel_line)
+			process->channel_line[process->channel_length++] = buffer->base[i];
 	}
 }
 
@@ -677,12 +697,14 @@ worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *ev
 	WorkerProcess *process = xcalloc(1, sizeof *process);
 	int result;
 
+	process->plugin = xstrdup(program->plugin);
 	process->events = *events;
 	process->owner = owner;
 	process->reader = rpc_reader_new(ENVRT_MAX_LINE);
 	if (process->reader == NULL)
 	{
 		*problem = xformat("could not be started: out of memory");
+		free(process->plugin);
 		free(process);
 		return NULL;
 	}

@@ -43,7 +43,7 @@ typedef struct WorkerProcessEvents
 /* The soft limit of open files that workers get; before the host raises its own. */
 extern void worker_process_note_file_limit(void);
 
-/* What memory those that are started from now on get, each process of theirs; 0: any amount. */
+/* What memory those that are started from now on get, with all that they start; 0: any amount. */
 extern void worker_process_limit_memory(unsigned long long bytes);
 
 /* NULL with *problem set, to be freed. */

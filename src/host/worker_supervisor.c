@@ -12,15 +12,18 @@
  *      theirs (PR_SET_CHILD_SUBREAPER);
  *   2. starts the worker, in a session of its own, with default signals, none
  *      blocked, no descriptor but 0, 1 and 2, the number of open files that
- *      the host itself was started with (core dumps stay off), a limit of
- *      memory, and SIGKILL at the death of its parent;
- *   3. waits for the worker's end, or that of the channel at descriptor 3,
+ *      the host itself was started with (core dumps stay off), and SIGKILL at
+ *      the death of its parent;
+ *   3. watches what memory the worker and all that it has started have in use
+ *      together, and kills the largest of them when that is too much.  Address
+ *      space does not count: a thread reserves megabytes and uses kilobytes;
+ *   4. waits for the worker's end, or that of the channel at descriptor 3,
  *      which is the host's end or its wish, and then kills its children until
  *      none is left: whose parent is dead becomes a child;
- *   4. ends as the worker has.
+ *   5. ends as the worker has.
  *
- * On the channel it says the worker's process id, as a line, and hears a byte:
- * a T is SIGTERM for the worker.
+ * On the channel it says the worker's process id, as a line, and in a line what it has killed
+ * for its memory; it hears a byte: a T is SIGTERM for the worker.
  *
  * A worker runs as the same user, so one that is out to do harm can kill this
  * process first.  The worker itself dies with it; what it had started and put
@@ -32,6 +35,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,12 +44,17 @@
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "worker_supervisor.h"
 
 #define CHANNEL 3
 #define SWEEP_PAUSE_MS 10
+
+/* How often memory is looked at, also when more than half of what there may be is in use. */
+#define WATCH_MS 1000
+#define WATCH_CLOSELY_MS 100
 
 static void
 close_from(unsigned first)
@@ -91,17 +100,6 @@ limit_files(const char *text)
 	setrlimit(RLIMIT_NOFILE, &files);
 }
 
-/* Of what it has for itself: address space that a runtime only reserves does not count. */
-static void
-limit_memory(const char *text)
-{
-	rlim_t bytes = (rlim_t) strtoull(text, NULL, 10);
-	struct rlimit memory = {bytes, bytes};
-
-	if (bytes > 0)
-		setrlimit(RLIMIT_DATA, &memory);
-}
-
 static void __attribute__((noreturn)) become_worker(pid_t supervisor, char **argv)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -111,7 +109,6 @@ static void __attribute__((noreturn)) become_worker(pid_t supervisor, char **arg
 	close_from(CHANNEL);
 	reset_signals();
 	limit_files(argv[2]);
-	limit_memory(argv[3]);
 	execvp(argv[4], argv + 4);
 	/* The host keeps what comes on stderr for its messages. */
 	fprintf(stderr, "could not execute %s: %s\n", argv[4], strerror(errno));
@@ -161,6 +158,150 @@ kill_children(void)
 			kill((pid_t) strtol(entry->d_name, NULL, 10), SIGKILL);
 	}
 	closedir(processes);
+}
+
+/*
+ * Memory
+ */
+
+typedef struct Process
+{
+	pid_t pid;
+	pid_t parent;
+	bool ours;
+	unsigned long long bytes;
+} Process;
+
+/* The sum of these fields of a file in /proc, in bytes; 0 when it can't be read. */
+static unsigned long long
+sum_of_fields(pid_t pid, const char *file, const char *const *fields)
+{
+	unsigned long long sum = 0;
+	char path[64];
+	char line[256];
+	FILE *stream;
+
+	snprintf(path, sizeof path, "/proc/%d/%s", (int) pid, file);
+	stream = fopen(path, "re");
+	if (stream == NULL)
+		return 0;
+	while (fgets(line, sizeof line, stream) != NULL)
+		for (size_t i = 0; fields[i] != NULL; i++)
+			if (strncmp(line, fields[i], strlen(fields[i])) == 0)
+				sum += strtoull(line + strlen(fields[i]), NULL, 10) * 1024;
+	fclose(stream);
+	return sum;
+}
+
+/* What a process has for itself; what it shares with those that it was forked from counts in full.
+ */
+static unsigned long long
+quick_bytes(pid_t pid)
+{
+	static const char *const fields[] = {"RssAnon:", "RssShmem:", "VmSwap:", NULL};
+
+	return sum_of_fields(pid, "status", fields);
+}
+
+/* The same with its part of what is shared, which takes the kernel longer. */
+static unsigned long long
+exact_bytes(pid_t pid)
+{
+	static const char *const fields[] = {"Pss_Anon:", "Pss_Shmem:", "SwapPss:", NULL};
+	unsigned long long bytes = sum_of_fields(pid, "smaps_rollup", fields);
+
+	return bytes > 0 ? bytes : quick_bytes(pid);
+}
+
+/* All processes; *count: how many.  To be freed. */
+static Process *
+list_processes(size_t *count)
+{
+	DIR *directory = opendir("/proc");
+	const struct dirent *entry;
+	Process *processes = NULL;
+	size_t room = 0;
+
+	*count = 0;
+	while (directory != NULL && (entry = readdir(directory)) != NULL)
+	{
+		Process *grown;
+
+		if (entry->d_name[0] < '1' || entry->d_name[0] > '9')
+			continue;
+		if (*count == room)
+		{
+			room = room > 0 ? room * 2 : 256;
+			grown = realloc(processes, room * sizeof *processes);
+			if (grown == NULL)
+				break;
+			processes = grown;
+		}
+		processes[(*count)++] = (Process){
+		    .pid = (pid_t) strtol(entry->d_name, NULL, 10),
+		    .parent = parent_of(entry->d_name),
+		};
+	}
+	if (directory != NULL)
+		closedir(directory);
+	return processes;
+}
+
+static void
+mark_children(Process *processes, size_t count, pid_t parent)
+{
+	for (size_t i = 0; i < count; i++)
+	{
+		if (processes[i].ours || processes[i].parent != parent)
+			continue;
+		processes[i].ours = true;
+		mark_children(processes, count, processes[i].pid);
+	}
+}
+
+/* Of what is ours: all bytes, and the process that has the most. */
+static unsigned long long
+measure(Process *processes, size_t count, unsigned long long (*bytes_of)(pid_t pid), pid_t *largest)
+{
+	unsigned long long total = 0;
+	unsigned long long most = 0;
+
+	*largest = 0;
+	for (size_t i = 0; i < count; i++)
+	{
+		if (!processes[i].ours)
+			continue;
+		processes[i].bytes = bytes_of(processes[i].pid);
+		total += processes[i].bytes;
+		if (processes[i].bytes <= most)
+			continue;
+		most = processes[i].bytes;
+		*largest = processes[i].pid;
+	}
+	return total;
+}
+
+/* Kills the largest process when there is too much; returns when to look again. */
+static int
+watch_memory(pid_t worker, unsigned long long limit)
+{
+	size_t count;
+	Process *processes = list_processes(&count);
+	unsigned long long total;
+	pid_t largest;
+
+	mark_children(processes, count, getpid());
+	total = measure(processes, count, quick_bytes, &largest);
+	if (total > limit)
+		total = measure(processes, count, exact_bytes, &largest);
+	free(processes);
+	if (total > limit && largest > 0)
+	{
+		dprintf(CHANNEL, "%s\n",
+		        largest == worker ? WORKER_SUPERVISOR_KILLED : WORKER_SUPERVISOR_KILLED_CHILD);
+		kill(largest, SIGKILL);
+	}
+	return total > limit / 2 ? WATCH_CLOSELY_MS : WATCH_MS;
 }
 
 /* Ends all that is left, and ends as the worker did. */
@@ -215,8 +356,19 @@ hear(pid_t worker)
 	return length > 0 || (length < 0 && (errno == EINTR || errno == EAGAIN));
 }
 
-static void __attribute__((noreturn)) watch(pid_t worker, int signals)
+static int64_t
+monotonic_ms(void)
 {
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void __attribute__((noreturn)) watch(pid_t worker, int signals, unsigned long long limit)
+{
+	int64_t due = monotonic_ms();
+
 	struct pollfd wait[] = {
 	    {.fd = CHANNEL, .events = POLLIN},
 	    {.fd = signals, .events = POLLIN},
@@ -228,8 +380,12 @@ static void __attribute__((noreturn)) watch(pid_t worker, int signals)
 		int status = 0;
 		pid_t pid;
 
-		if (poll(wait, 2, -1) < 0 && errno != EINTR)
+		int64_t left = due - monotonic_ms();
+
+		if (poll(wait, 2, limit == 0 ? -1 : left > 0 ? (int) left : 0) < 0 && errno != EINTR)
 			sweep(worker, 0, signals);
+		if (limit > 0 && monotonic_ms() >= due)
+			due = monotonic_ms() + watch_memory(worker, limit);
 		if (wait[1].revents != 0 && read(signals, &information, sizeof information) < 0 &&
 		    errno != EAGAIN)
 			sweep(worker, 0, signals);
@@ -279,5 +435,5 @@ worker_supervisor(int argc, char **argv)
 	}
 	fcntl(CHANNEL, F_SETFL, fcntl(CHANNEL, F_GETFL) | O_NONBLOCK);
 	dprintf(CHANNEL, "%d\n", (int) worker);
-	watch(worker, signals);
+	watch(worker, signals, strtoull(argv[3], NULL, 10));
 }

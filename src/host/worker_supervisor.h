@@ -11,7 +11,15 @@
 /* What the host says on the channel. */
 #define WORKER_SUPERVISOR_TERMINATE "T"
 
-/* argv: the program's name, the option, the limit of open files, the worker and its arguments. */
+/* What it hears there besides the worker's id: for their memory it has killed the worker, or a
+ * child. */
+#define WORKER_SUPERVISOR_KILLED "K"
+#define WORKER_SUPERVISOR_KILLED_CHILD "C"
+
+/*
+ * argv: the program's name, the option, the limit of open files, the bytes of memory (0: any
+ * number), the worker and its arguments.
+ */
 extern void worker_supervisor(int argc, char **argv) __attribute__((noreturn));
 
 #endif

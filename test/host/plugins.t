@@ -8,6 +8,7 @@ use FindBin;
 use lib $FindBin::RealBin;
 use HostTest;
 use JSON::PP ();
+use POSIX ();
 use Test::More;
 
 my $json = JSON::PP->new->utf8->canonical;
@@ -393,15 +394,63 @@ $host = start_host(plugins => [ $journals, $rude ]);
 # A worker that takes too much memory.
 {
 	my $bounded = start_host(plugins => [$rude], control => { pluginMemoryMb => 100 });
-	my $call = sub { return $bounded->call('environmentProbe', act('memory', config => { act => 'memory', bytes => $_[0] })) };
+	my $call = sub {
+		my ($bytes, %other) = @_;
+
+		return $bounded->call('environmentProbe', act('memory', config => { act => 'memory', bytes => $bytes, %other }));
+	};
 
 	is($call->(10_000_000)->{result}, 10_000_000, 'a worker has the memory that it is given');
-	my $answer = $call->(200_000_000);
-	is_error($answer, '38000', qr/ended during the call/, '... and no more');
-	like($answer->{error}{data}{detail}, qr/out of memory/i, '... which its last words are about');
+	is($bounded->call('environmentProbe', act('memory', config => { act => 'reserve', bytes => 4_000_000_000 }))->{result}, 'reserved', '... and any address space')
+	  if (POSIX::uname())[4] eq 'x86_64';
+	is($call->(200_000_000, child => 1, hold => 1)->{result}, 'child ended by 9', '... and what it has started no more either');
+	is(plugin_stats($bounded, 'envrt.rude')->{restarts}, 0, '... which does not cost the worker its life');
+	like(slurp($bounded->{stderr}), qr/^WARNING: plugin "envrt\.rude": the largest process that its worker had started was killed/m, '... and is logged');
+	is_error($call->(200_000_000, hold => 1), '38000', qr/ended during the call/, '... but its own memory does');
+	like(plugin_stats($bounded, 'envrt.rude')->{lastError}, qr/took more memory than envrt\.plugin_memory/, '... and it is said why');
 	$bounded->configure(pluginMemoryMb => 400);
 	is($call->(200_000_000)->{result}, 200_000_000, '... unless the next one is given more');
 	$bounded->terminate;
+}
+
+# Several companies and one worker.
+{
+	my $shared = start_host(plugins => [$rude], control => { pluginConcurrency => 12 });
+	my $client = $shared->connect;
+	my $of = sub { my ($company, $act, %other) = @_; return $client->send_call('environmentProbe', act($act, companyId => $company, %other)) };
+	my $held = sub { return $shared->call('environmentProbe', act('held', companyId => 'watcher'))->{result} };
+
+	is($shared->call('environmentProbe', act('echo', companyId => 'watcher'))->{result}{companyId}, 'watcher', 'a worker of several companies');
+	my @greedy = map { $of->('greedy', 'hold') } 1 .. 20;
+	wait_until('they are held', sub { $held->() == 9 });
+	is($held->(), 9, 'one company has three quarters of the places');
+	my $modest = $of->('modest', 'hold');
+	wait_until('it is held', sub { $held->() == 10 });
+	pass('... and another finds one');
+	# Their askers go, and the worker does not know: it goes on.
+	my $gone = $shared->connect;
+	$gone->send_call('environmentProbe', act('hold', companyId => 'gone'));
+	wait_until('it is asked', sub { plugin_stats($shared, 'envrt.rude')->{activeCalls} >= 22 });
+	$gone->close;
+	is($client->answer($of->('watcher', 'release', limits => { callMs => 20000 }))->{result}, 'released', 'they are let go');
+	is($client->answer($modest)->{result}, 'held', '... and answered');
+	$shared->call('environmentProbe', act('release', companyId => 'watcher')) while $held->() > 0 || plugin_stats($shared, 'envrt.rude')->{activeCalls} > 0;
+	is(scalar(grep { $client->answer($_)->{result} eq 'held' } @greedy), 20, '... and so are those that waited');
+	# A company for which the worker crashes waits, and others do not.
+	my $pid = plugin_stats($shared, 'envrt.rude')->{pid};
+	is_error($client->answer($of->('crasher', 'exit')), '38000', qr/ended during/, 'a call that ends the worker') for 1 .. 2;
+	my $answer = $client->answer($of->('crasher', 'echo', limits => { callMs => 500 }));
+	is_error($answer, '38000', qr/has no running worker/, '... a second time: its company has to wait');
+	ok($client->answer($of->('innocent', 'echo', limits => { callMs => 20000 }))->{result}, '... and another has not');
+	isnt(plugin_stats($shared, 'envrt.rude')->{pid}, $pid, '... with another worker');
+	ok($client->answer($of->('crasher', 'echo', limits => { callMs => 20000 }))->{result}, '... nor has the first in the end');
+	is_error($client->answer($of->('crasher', 'exit')), '38000', qr/ended during/, 'a third time');
+	ok($client->answer($of->('innocent', 'echo', limits => { callMs => 20000 }))->{result}, '... costs another nothing');
+	# Answers that never come are their company's loss.
+	my @never = map { $of->('greedy', 'never', limits => { callMs => 100 }) } 1 .. 30;
+	is(scalar(grep { ($client->answer($_)->{error}{message} // '') =~ /did not answer|no running worker|ended during/ } @never), 30, 'calls that are never answered');
+	ok($client->answer($of->('innocent', 'echo', limits => { callMs => 20000 }))->{result}, '... leave the others theirs');
+	$shared->terminate;
 }
 
 # A host that runs out of descriptors at each point of a start.
@@ -467,8 +516,8 @@ $host = start_host(plugins => [ $journals, $rude ]);
 	}
 	wait_until('it is killed', sub { !is_running($pid) });
 	wait_until('the host knows', sub { (plugin_stats($host, 'envrt.rude')->{pid} // 0) != $pid });
-	like(plugin_stats($host, 'envrt.rude')->{lastError}, qr/owes too many answers/,
-		'a worker that owes a thousand answers is given up');
+	like(plugin_stats($host, 'envrt.rude')->{lastError}, qr/owes answers that are overdue, and nothing else/,
+		'a worker that owes nothing but answers that are overdue is given up');
 }
 
 # Its stderr, its log, its wishes.
@@ -665,7 +714,7 @@ my %bad = (
 	$host = start_host(plugins => [$odd]);
 	for my $name (sort keys %how)
 	{
-		my $answer = $host->call('environmentProbe', act('echo', driverKey => $name, limits => { callMs => 700 }));
+		my $answer = $host->call('environmentProbe', act('echo', driverKey => $name, limits => { callMs => 1400 }));
 
 		is_error($answer, '38000', qr/did not answer/, "$name: a worker that does not start");
 		like($answer->{error}{data}{detail}, $how{$name}, '... and why');
