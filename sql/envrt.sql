@@ -1014,15 +1014,26 @@ CREATE VIEW envrt.stat_sandboxes AS
 COMMENT ON VIEW envrt.stat_sandboxes IS
 'Bubblewrap sandboxes that this driver host has seen: the key of the provider lease, the image (null: the machine''s /usr), commands that run in it now, since when it is known';
 
-CREATE FUNCTION envrt.scheduler_stats(OUT database_id oid, OUT pid integer, OUT state text, OUT since timestamptz)
+CREATE FUNCTION envrt.scheduler_stats(OUT database_id oid, OUT pid integer, OUT state text, OUT since timestamptz, OUT failing integer)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'envrt_scheduler_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envrt.scheduler_stats() IS 'Behind the view envrt.stat_schedulers';
 
 CREATE VIEW envrt.stat_schedulers AS
-    SELECT s.database_id, d.datname AS database, s.pid, s.state, s.since
+    SELECT s.database_id, d.datname AS database, s.pid, s.state, s.since, s.failing
     FROM envrt.scheduler_stats() s LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.database_id;
-COMMENT ON VIEW envrt.stat_schedulers IS 'The scheduler of each database that has envrt, on the whole server: starting, running, or stopping; no row without preload';
+COMMENT ON VIEW envrt.stat_schedulers IS 'The scheduler of each database that has envrt, on the whole server: starting, running, or stopping; failing: how many rows it could not deal with and tries again later, see stat_failures; no row without preload';
+
+CREATE FUNCTION envrt.failure_stats(OUT activity text, OUT row_id uuid, OUT attempts integer, OUT since timestamptz, OUT last_attempt_at timestamptz,
+                                    OUT next_attempt_at timestamptz, OUT sqlstate text, OUT last_error text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'envrt_failure_stats' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION envrt.failure_stats() IS 'Behind the view envrt.stat_failures';
+
+CREATE VIEW envrt.stat_failures AS
+    SELECT activity, row_id, attempts, since, last_attempt_at, next_attempt_at, sqlstate, last_error FROM envrt.failure_stats();
+COMMENT ON VIEW envrt.stat_failures IS
+'What this database''s scheduler could not do, since a trigger, rule, foreign key or lock is in the way, and tries again later: the activity, the row it is about (null: the activity as a whole), failures in a row, since when, the last and the next try, the last error. At most 200 rows of the whole server are shown; stat_schedulers counts all';
 
 -- ---------------------------------------------------------------------------------------------
 -- Fault points, for tests
@@ -1106,12 +1117,13 @@ REVOKE ALL ON FUNCTION envrt.ssh_session_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.transfer_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.sandbox_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.scheduler_stats() FROM PUBLIC;
+REVOKE ALL ON FUNCTION envrt.failure_stats() FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.arm_fault_point(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.disarm_fault_point(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION envrt.fault_point_stats() FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA envrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.latency_stats(), envrt.ssh_session_stats(), envrt.sandbox_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.own_instance() TO pg_monitor;
-GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_latency, envrt.stat_ssh_sessions, envrt.stat_sandboxes, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_cleanup TO pg_monitor;
+GRANT EXECUTE ON FUNCTION envrt.driver_host_stats(), envrt.call_stats(), envrt.latency_stats(), envrt.ssh_session_stats(), envrt.sandbox_stats(), envrt.transfer_stats(), envrt.scheduler_stats(), envrt.failure_stats(), envrt.own_instance() TO pg_monitor;
+GRANT SELECT ON envrt.stat_driver_host, envrt.stat_calls, envrt.stat_latency, envrt.stat_ssh_sessions, envrt.stat_sandboxes, envrt.stat_transfers, envrt.stat_schedulers, envrt.stat_failures, envrt.stat_cleanup TO pg_monitor;
 GRANT EXECUTE ON FUNCTION @extschema@.envrt_plugins(), envrt.plugin_metric_stats() TO pg_monitor;
 GRANT SELECT ON envrt.stat_plugins, envrt.stat_plugin_metrics TO pg_monitor;

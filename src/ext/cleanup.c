@@ -39,6 +39,7 @@
 #include "settings.h"
 #include "shared_state.h"
 #include "storage/lmgr.h"
+#include "timer.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -53,7 +54,7 @@
 #define UNSPEAKABLE "the provider gave this an id that can't be stored"
 
 #define REPORT_RETRY_MS 1000
-#define MAX_REPORT_RETRY_MS 30000
+#define MAX_REPORT_RETRY_MS (2 * 60 * 1000)
 #define LOST_RETRY_MS 500
 #define SAME_RETRY_MS 100
 #define MAX_LOSSES 1
@@ -755,7 +756,7 @@ report_to_leases(List *ended, bool try, const char *status)
 	    " WHERE id OPERATOR(pg_catalog.=) ANY ("
 	    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
 	    "  FOR NO KEY UPDATE SKIP LOCKED)"
-	    " RETURNING id",
+	    " RETURNING id, coalesce(cleanup_status OPERATOR(pg_catalog.=) $2, false)",
 	    2,
 	    {UUIDARRAYOID, TEXTOID},
 	};
@@ -803,13 +804,16 @@ report_to_leases(List *ended, bool try, const char *status)
 		for (int row = 0; row < found; row++)
 		{
 			pg_uuid_t *id = result_uuid(row, 1);
+			bool isnull;
+			/* A trigger may have put the old status back. */
+			bool done = DatumGetBool(result_datum(row, 2, &isnull));
 
 			foreach (cell, ended)
 			{
 				Cleanup *cleanup = lfirst(cell);
 
 				if (cleanup->has_holder && memcmp(&cleanup->holder_id, id, UUID_LEN) == 0)
-					cleanup->lease_blocked = false;
+					cleanup->lease_blocked = !done;
 			}
 		}
 		api_leave(&owner);
@@ -1162,7 +1166,7 @@ cleanup_begin(void)
 TimestampTz
 cleanup_tend(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 
 	if (!dlist_is_empty(&answered))
 	{
@@ -1178,6 +1182,6 @@ cleanup_tend(void)
 	while (start_due())
 		CHECK_FOR_INTERRUPTS();
 	look = !dlist_is_empty(&answered);
-	next_due = find_next_due();
+	next_due = timer_at(find_next_due());
 	return look ? now : next_due;
 }

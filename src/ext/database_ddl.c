@@ -41,6 +41,7 @@
 #include "pgstat.h"
 #include "shared_state.h"
 #include "tcop/utility.h"
+#include "timer.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -189,7 +190,7 @@ static int64
 hold_database(const char *name)
 {
 	Oid database = name != NULL ? get_database_oid(name, true) : InvalidOid;
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_WAIT_MS);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(timer_now(), STOP_WAIT_MS);
 	SchedulerSlot *slot;
 	bool held = false;
 	int64 count = -1;
@@ -215,7 +216,7 @@ hold_database(const char *name)
 	for (;;)
 	{
 		bool ended;
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		long left = TimestampDifferenceMilliseconds(timer_now(), deadline);
 
 		LWLockAcquire(shared_state->lock, LW_SHARED);
 		ended = slot->state == SCHEDULER_ENDED;

@@ -35,6 +35,7 @@
 #include "shared_state.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
+#include "timer.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -80,7 +81,7 @@ typedef enum CallOutcome
 static long
 time_left(TimestampTz deadline)
 {
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+	return TimestampDifferenceMilliseconds(timer_now(), deadline);
 }
 
 /* Wait for the socket, the latch, the deadline, or a second: who waits looks again. */
@@ -125,7 +126,7 @@ try_connect(void)
 static void
 connection_open(void)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), START_WAIT_MS);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(timer_now(), START_WAIT_MS);
 
 	if (shared_state == NULL)
 		ereport_not_preloaded();
@@ -350,8 +351,7 @@ exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 {
 	json_int_t id = ++last_id;
 	json_t *request = json_guard(rpc_request(id, method, json_incref(params)));
-	TimestampTz deadline =
-	    TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms + ANSWER_MARGIN_MS);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(timer_now(), timeout_ms + ANSWER_MARGIN_MS);
 	volatile CallOutcome outcome = CALL_LOST;
 
 	PG_TRY();

@@ -29,6 +29,7 @@
 #include "shared_state.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
+#include "timer.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -76,7 +77,7 @@ connection_close(void)
 	rpc_reader_free(reader);
 	reader = NULL;
 	instance[0] = '\0';
-	connect_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RECONNECT_MS);
+	connect_at = TimestampTzPlusMilliseconds(timer_now(), RECONNECT_MS);
 	while (!dlist_is_empty(&lines))
 	{
 		ClientLine *line = dlist_container(ClientLine, node, dlist_pop_head_node(&lines));
@@ -117,7 +118,7 @@ enqueue(const char *method, json_t *params, int64 timeout_ms, DriverAnswered ans
 		return false;
 	call = MemoryContextAllocZero(TopMemoryContext, sizeof(ClientCall));
 	call->id = last_id;
-	call->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	call->deadline = TimestampTzPlusMilliseconds(timer_now(), timeout_ms);
 	call->answered = answered;
 	call->data = data;
 	if (length > ENVRT_MAX_LINE)
@@ -161,7 +162,7 @@ try_connect(void)
 	LWLockAcquire(shared_state->lock, LW_SHARED);
 	running = shared_state->host_state == HOST_RUNNING;
 	LWLockRelease(shared_state->lock);
-	if (!running || GetCurrentTimestamp() < connect_at || !AcquireExternalFD())
+	if (!running || timer_now() < connect_at || !AcquireExternalFD())
 		return;
 	strlcpy(address.sun_path, ENVRT_RUN_DIRECTORY "/" ENVRT_SOCKET_NAME, sizeof(address.sun_path));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -171,7 +172,7 @@ try_connect(void)
 		if (fd >= 0)
 			close(fd);
 		ReleaseExternalFD();
-		connect_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RECONNECT_MS);
+		connect_at = TimestampTzPlusMilliseconds(timer_now(), RECONNECT_MS);
 		return;
 	}
 	connection = fd;
@@ -285,7 +286,7 @@ read_lines(void)
 static void
 give_up_overdue(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	dlist_iter iter;
 
 	dlist_foreach(iter, &calls)
@@ -333,7 +334,7 @@ driver_client_deadline(void)
 	{
 		LWLockAcquire(shared_state->lock, LW_SHARED);
 		if (shared_state->host_state == HOST_RUNNING)
-			deadline = Max(connect_at, GetCurrentTimestamp() + 1000);
+			deadline = Max(connect_at, timer_now() + 1000);
 		LWLockRelease(shared_state->lock);
 		return deadline;
 	}

@@ -23,12 +23,14 @@
 #include "catalog/pg_type.h"
 #include "execute_result.h"
 #include "execution_rows.h"
+#include "failures.h"
 #include "json.h"
 #include "ledger.h"
 #include "settings.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "timer.h"
 #include "utils/timestamp.h"
 
 #include <sodium.h>
@@ -37,16 +39,18 @@
 /* What a row of output costs besides its bytes. */
 #define ROW_COST 64
 /* At once, so that others have their turn. */
-#define PURGE_EXECUTIONS 20
 #define PURGE_OUTPUT 1000
 #define PURGE_LOCKED_MS 1000
 #define LOOK_AT_ALL (USECS_PER_SEC * SECS_PER_HOUR)
+
+static bool tables_locked = false;
 
 void
 execution_rows_lock(void)
 {
 	static const char *const tables[] = {"executions", "execution_output"};
 
+	tables_locked = true;
 	for (int i = 0; i < (int) lengthof(tables); i++)
 	{
 		Oid relid = get_relname_relid(tables[i], get_namespace_oid("envrt", false));
@@ -55,6 +59,13 @@ execution_rows_lock(void)
 			ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 			                errmsg("somebody has envrt.%s locked", tables[i])));
 	}
+	tables_locked = false;
+}
+
+bool
+execution_rows_were_locked(void)
+{
+	return tables_locked;
 }
 
 void
@@ -177,9 +188,14 @@ typedef enum Written
 	ROW_LOCKED
 } Written;
 
-/* `values` has room for the id, which goes first. */
+/*
+ * Runs the statement for the row, unless that is locked or `open` (a condition on it) does not
+ * hold.  Raises an error when the statement has not had its effect: then `open` holds still.
+ * `values` has room for the id, which goes first.
+ */
 static Written
-write_row(Statement *statement, const pg_uuid_t *id, Datum *values, const char *nulls)
+write_row(Statement *statement, Statement *open, const pg_uuid_t *id, Datum *values,
+          const char *nulls)
 {
 	static Statement lock = {
 	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
@@ -196,8 +212,21 @@ write_row(Statement *statement, const pg_uuid_t *id, Datum *values, const char *
 	values[0] = UUIDPGetDatum(id);
 	if (statement_execute(&lock, values, NULL) == 0)
 		return statement_execute(&exists, values, NULL) > 0 ? ROW_LOCKED : NOTHING_TO_WRITE;
-	return statement_execute(statement, values, nulls) > 0 ? WRITTEN : NOTHING_TO_WRITE;
+	if (statement_execute(open, values, NULL) == 0)
+		return NOTHING_TO_WRITE;
+	statement_execute(statement, values, nulls);
+	if (statement_execute(open, values, NULL) > 0)
+		ereport_without_effect("a change of the execution's state", "envrt.executions");
+	return WRITTEN;
 }
+
+#define OPEN_ROW(condition)                                                                        \
+	{                                                                                              \
+		"SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1 AND " condition, 1,       \
+		{                                                                                          \
+			UUIDOID                                                                                \
+		}                                                                                          \
+	}
 
 bool
 execution_row_start(const pg_uuid_t *id, const char *host_instance)
@@ -209,9 +238,11 @@ execution_row_start(const pg_uuid_t *id, const char *host_instance)
 	    2,
 	    {UUIDOID, TEXTOID},
 	};
+	static Statement open = OPEN_ROW("state OPERATOR(pg_catalog.=) 'queued'"
+	                                 " AND cancel_requested_at IS NULL");
 	Datum values[2] = {0, CStringGetTextDatum(host_instance)};
 
-	return write_row(&start, id, values, NULL) == WRITTEN;
+	return write_row(&start, &open, id, values, NULL) == WRITTEN;
 }
 
 bool
@@ -223,9 +254,10 @@ execution_row_accepted(const pg_uuid_t *id)
 	    1,
 	    {UUIDOID},
 	};
+	static Statement open = OPEN_ROW("env IS NOT NULL");
 	Datum values[1];
 
-	return write_row(&accepted, id, values, NULL) != ROW_LOCKED;
+	return write_row(&accepted, &open, id, values, NULL) != ROW_LOCKED;
 }
 
 bool
@@ -240,6 +272,8 @@ execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
 	    10,
 	    {UUIDOID, TEXTOID, INT4OID, TEXTOID, BOOLOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID},
 	};
+	static Statement open =
+	    OPEN_ROW("state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])");
 	Datum values[10] = {0};
 	char nulls[] = "  nnnnnnnn";
 	const char *const texts[] = {end->sqlstate, end->message, end->detail, end->hint};
@@ -272,7 +306,7 @@ execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
 		nulls[6 + i] = texts[i] != NULL ? ' ' : 'n';
 		values[6 + i] = texts[i] != NULL ? CStringGetTextDatum(texts[i]) : (Datum) 0;
 	}
-	return write_row(&finish, id, values, nulls) != ROW_LOCKED;
+	return write_row(&finish, &open, id, values, nulls) != ROW_LOCKED;
 }
 
 /* A piece's bytes; NULL when they are none. */
@@ -333,7 +367,8 @@ execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPositio
 		values[3] = PointerGetDatum(text_of_bytes(data, length, &replaced));
 		values[4] = replaced ? PointerGetDatum(cstring_to_text_with_len(data, length)) : (Datum) 0;
 		values[5] = Int64GetDatum(to->size);
-		statement_execute(&insert, values, replaced ? NULL : "    n ");
+		if (statement_execute(&insert, values, replaced ? NULL : "    n ") == 0)
+			to->refused += (int64) length;
 	}
 	return true;
 }
@@ -357,16 +392,28 @@ execution_output_position(const pg_uuid_t *id, OutputPosition *position)
 	position->size = DatumGetInt64(result_datum(0, 2, &isnull));
 }
 
-TimestampTz
-execution_rows_purge(void)
+/* The execution that execution_rows_purge() is at. */
+static pg_uuid_t purging;
+
+static const char purge_activity[] = "forgetting old executions";
+
+/*
+ * Where the last batch ended: what it has deleted need not be walked over again, which as long
+ * as somebody has an old snapshot is there still.  Nothing is finished before what is gone,
+ * unless a clock was set back, and but for what was locked: now and then all is looked at.
+ */
+static struct
 {
-	static Statement find = {
-	    "SELECT id, finished_at FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.<=) $1"
-	    " AND finished_at OPERATOR(pg_catalog.>=) $2 ORDER BY finished_at LIMIT 1"
-	    " FOR UPDATE SKIP LOCKED",
-	    2,
-	    {TIMESTAMPTZOID, TIMESTAMPTZOID},
-	};
+	pg_uuid_t id;
+	int64 position;
+	TimestampTz time;
+	TimestampTz all_at;
+} purged = {.time = DT_NOBEGIN, .all_at = DT_NOBEGIN};
+
+/* Forgets one, which is locked; false when there is more of its output. */
+static bool
+purge_one(const pg_uuid_t *id)
+{
 	static Statement delete_output = {
 	    "DELETE FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1"
 	    " AND position OPERATOR(pg_catalog.>) $2 AND position OPERATOR(pg_catalog.<=) ("
@@ -377,82 +424,142 @@ execution_rows_purge(void)
 	    2,
 	    {UUIDOID, INT8OID},
 	};
-	/*
-	 * Where the last batch ended: what it has deleted need not be walked over again, which as long
-	 * as somebody has an old snapshot is there still.  Nothing is finished before what is gone,
-	 * unless a clock was set back, and but for what was locked: now and then all is looked at.
-	 */
-	static pg_uuid_t purged_id;
-	static int64 purged_position = 0;
-	static TimestampTz purged_time = DT_NOBEGIN;
-	static TimestampTz all_at = DT_NOBEGIN;
 	static Statement delete_execution = {
 	    "DELETE FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
 	    1,
 	    {UUIDOID},
 	};
+	static Statement left = {
+	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
+	    " UNION ALL (SELECT FROM envrt.execution_output WHERE execution_id "
+	    "OPERATOR(pg_catalog.=) $1 LIMIT 1)",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[2] = {UUIDPGetDatum(id)};
+	bool isnull;
+	int count;
+
+	purging = *id;
+	if (memcmp(id, &purged.id, UUID_LEN) != 0)
+	{
+		purged.id = *id;
+		purged.position = 0;
+	}
+	values[1] = Int64GetDatum(purged.position);
+	count = statement_execute(&delete_output, values, NULL);
+	for (int row = 0; row < count; row++)
+		purged.position = Max(purged.position, DatumGetInt64(result_datum(row, 1, &isnull)));
+	if (count < PURGE_OUTPUT)
+	{
+		statement_execute(&delete_execution, values, NULL);
+		if (statement_execute(&left, values, NULL) > 0)
+			ereport_without_effect("the end of an execution", "envrt.executions or its output");
+	}
+	memset(&purging, 0, sizeof(purging));
+	return count < PURGE_OUTPUT;
+}
+
+TimestampTz
+execution_rows_purge(int most)
+{
+	static Statement find = {
+	    "SELECT id, finished_at FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.<=) $1"
+	    " AND finished_at OPERATOR(pg_catalog.>=) $2 AND id OPERATOR(pg_catalog.<>) ALL ($3)"
+	    " ORDER BY finished_at LIMIT 1 FOR UPDATE SKIP LOCKED",
+	    3,
+	    {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDARRAYOID},
+	};
+	static Statement find_given = {
+	    "SELECT id FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND finished_at OPERATOR(pg_catalog.<=) $2 FOR UPDATE SKIP LOCKED",
+	    2,
+	    {UUIDOID, TIMESTAMPTZOID},
+	};
 	static Statement find_next = {
 	    "SELECT finished_at FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.>=) $1"
-	    " ORDER BY finished_at LIMIT 1",
-	    1,
-	    {TIMESTAMPTZOID},
+	    " AND id OPERATOR(pg_catalog.<>) ALL ($2) ORDER BY finished_at LIMIT 1",
+	    2,
+	    {TIMESTAMPTZOID, UUIDARRAYOID},
 	};
 	TimestampTz now = GetCurrentTimestamp();
 	int64 retention_ms = (int64) envrt_execution_retention * 1000;
 	TimestampTz purged_to;
 	TimestampTz not_before = DT_NOBEGIN;
 	TimestampTz next;
+	pg_uuid_t failed;
 	bool more = false;
-	Datum values[2];
+	Datum values[3];
 	bool isnull;
 
 	if (envrt_execution_retention == 0)
 		return DT_NOEND;
-	if (all_at <= now || all_at > now + LOOK_AT_ALL)
+	/* One that has failed before has a transaction of its own. */
+	if (failures_due(purge_activity, &failed, 1) > 0)
 	{
-		purged_time = DT_NOBEGIN;
-		all_at = now + LOOK_AT_ALL;
+		bool done;
+
+		values[0] = UUIDPGetDatum(&failed);
+		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, -retention_ms));
+		done = statement_execute(&find_given, values, NULL) == 0 || purge_one(&failed);
+		if (done)
+			failure_over(purge_activity, &failed);
+		return timer_now();
 	}
-	purged_to = purged_time;
-	for (int i = 0; i < PURGE_EXECUTIONS; i++)
+	if (purged.all_at <= now || purged.all_at > now + LOOK_AT_ALL)
+	{
+		purged.time = DT_NOBEGIN;
+		purged.all_at = now + LOOK_AT_ALL;
+	}
+	purged_to = purged.time;
+	for (int i = 0; i < most; i++)
 	{
 		pg_uuid_t *id;
-		int count;
 
 		values[0] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, -retention_ms));
 		values[1] = TimestampTzGetDatum(purged_to);
+		values[2] = PointerGetDatum(failures_array(purge_activity));
 		if (statement_execute(&find, values, NULL) == 0)
 		{
 			/* What is due still, somebody has locked. */
-			not_before = TimestampTzPlusMilliseconds(now, PURGE_LOCKED_MS);
+			not_before = TimestampTzPlusMilliseconds(timer_now(), PURGE_LOCKED_MS);
 			break;
 		}
 		id = result_uuid(0, 1);
 		purged_to = DatumGetTimestampTz(result_datum(0, 2, &isnull));
-		if (memcmp(id, &purged_id, UUID_LEN) != 0)
-		{
-			purged_id = *id;
-			purged_position = 0;
-		}
-		values[0] = UUIDPGetDatum(id);
-		values[1] = Int64GetDatum(purged_position);
-		count = statement_execute(&delete_output, values, NULL);
-		for (int row = 0; row < count; row++)
-			purged_position = Max(purged_position, DatumGetInt64(result_datum(row, 1, &isnull)));
-		more = count == PURGE_OUTPUT;
+		more = !purge_one(id);
 		if (more)
 			break;
-		statement_execute(&delete_execution, values, NULL);
 	}
 	/* Not before: where there is an ERROR, nothing is gone. */
-	purged_time = purged_to;
+	purged.time = purged_to;
 	if (more)
-		return now;
-	values[0] = TimestampTzGetDatum(purged_time);
-	if (statement_execute(&find_next, values, NULL) == 0)
-		return DT_NOEND;
+		return timer_now();
+	values[0] = TimestampTzGetDatum(purged.time);
+	values[1] = PointerGetDatum(failures_array(purge_activity));
+	next = failures_next(purge_activity);
 	/* (With a moment more, so that it is due then whatever was rounded.) */
-	next = TimestampTzPlusMilliseconds(DatumGetTimestampTz(result_datum(0, 1, &isnull)),
-	                                   retention_ms + 10);
+	if (statement_execute(&find_next, values, NULL) > 0)
+		next = Min(next, timer_at(TimestampTzPlusMilliseconds(
+		                     DatumGetTimestampTz(result_datum(0, 1, &isnull)), retention_ms + 10)));
 	return Max(next, not_before);
+}
+
+TimestampTz
+execution_rows_purge_failed(void)
+{
+	bool is_of_one = false;
+
+	for (int i = 0; i < UUID_LEN; i++)
+		is_of_one = is_of_one || purging.data[i] != 0;
+	purged.time = DT_NOBEGIN;
+	purged.position = 0;
+	if (!is_of_one)
+	{
+		ledger_abort(purge_activity);
+		return TimestampTzPlusMilliseconds(timer_now(), PURGE_LOCKED_MS);
+	}
+	(void) failure_caught(purge_activity, &purging);
+	memset(&purging, 0, sizeof(purging));
+	return timer_now();
 }

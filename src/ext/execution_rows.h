@@ -44,6 +44,7 @@ typedef struct OutputPosition
 {
 	int64 position; /* of the last piece, or 0 */
 	int64 size;     /* what it takes, about */
+	int64 refused;  /* bytes that a trigger has taken back */
 } OutputPosition;
 
 /*
@@ -53,6 +54,8 @@ typedef struct OutputPosition
  */
 extern void execution_rows_begin(ApiCall *call);
 extern void execution_rows_lock(void); /* the same in a transaction that has begun */
+/* Whether it was they that raised an error last, and nothing that ran within. */
+extern bool execution_rows_were_locked(void);
 
 /* Unfinished ones after such a time and id, a page at a time, in the context; *last: that was all.
  */
@@ -81,7 +84,12 @@ extern void execution_output_position(const pg_uuid_t *id, OutputPosition *posit
 extern bool execution_output_insert(const pg_uuid_t *id, const json_t *pieces, OutputPosition *to,
                                     int64 most);
 
-/* Forgets what ended long ago; when the next one is due, DT_NOEND: none. */
-extern TimestampTz execution_rows_purge(void);
+/*
+ * Forgets what ended long ago, so many at most; returns when to come again, DT_NOEND for not
+ * before another one ends.  In PG_CATCH, the second one notes the failure and ends the
+ * transaction.
+ */
+extern TimestampTz execution_rows_purge(int most);
+extern TimestampTz execution_rows_purge_failed(void);
 
 #endif

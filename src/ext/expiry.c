@@ -15,8 +15,14 @@
  * gets no more rights than its owner has.  The scheduler waits for nobody's
  * lock: a lease whose row is locked, or a table that is, is tried again.
  * When a batch fails (a trigger that raises), its leases are ended one by
- * one, and those that fail are said in the log and left for a while, so that
- * they hold up no others.
+ * one, and those that fail are left for a while (failures.c), so that they
+ * hold up no others; so are those that are due still after their batch has
+ * committed, since a trigger has taken the change back.  After ROUND_MS the
+ * rest of the scheduler's work has its turn.
+ *
+ * The same is done, once when the scheduler starts, with leases whose run is
+ * over: where triggers were off when it ended (session_replication_role), they
+ * are still active.
  */
 #include "postgres.h"
 
@@ -24,6 +30,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
+#include "failures.h"
 #include "fault_points.h"
 #include "leases.h"
 #include "ledger.h"
@@ -32,6 +39,7 @@
 #include "shared_state.h"
 #include "storage/lmgr.h"
 #include "tables.h"
+#include "timer.h"
 #include "utils/array.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -43,7 +51,7 @@ PG_FUNCTION_INFO_V1(envrt_on_lease_expiry);
 #define BATCH 100
 #define RETRY_MS 1000
 #define FAILED_RETRY_MS (60 * 1000)
-#define MAX_FAILED 1000
+#define ROUND_MS 200
 
 /*
  * In backends: the earliest expiry that the transaction under way has set.
@@ -108,238 +116,262 @@ envrt_on_lease_expiry(PG_FUNCTION_ARGS)
 /*
  * In the scheduler.
  */
-typedef struct FailedLease
+/* Leases that are to be ended, and why. */
+typedef struct Ending
 {
-	pg_uuid_t id;
-	TimestampTz retry_at;
-} FailedLease;
+	const char *activity;
+	const char *status; /* that they get */
+	/* $1: now; $2: ids. */
+	Statement list; /* without those */
+	Statement list_and_lock;
+	Statement given; /* those, where they are to be ended */
+	Statement given_and_lock;
+} Ending;
 
-static FailedLease failed[MAX_FAILED];
-static int nfailed = 0;
+#define DUE(of)                                                                                    \
+	" " of "status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                       \
+	" AND " of "expires_at IS NOT NULL AND " of "expires_at OPERATOR(pg_catalog.<=) $1 "
+#define LIST_DUE                                                                                   \
+	"SELECT id FROM @environment_leases@ WHERE" DUE(                                               \
+	    "") " AND id OPERATOR(pg_catalog.<>) ALL ($2) ORDER BY expires_at LIMIT 100"
+#define OF_ENDED_RUNS                                                                              \
+	"SELECT l.id FROM @environment_leases@ l JOIN @heartbeat_runs@ r ON r.id "                     \
+	"OPERATOR(pg_catalog.=) l.heartbeat_run_id"                                                    \
+	" WHERE l.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                     \
+	" AND l.status OPERATOR(pg_catalog.=) 'active'"                                                \
+	" AND r.status OPERATOR(pg_catalog.=) ANY (ARRAY['succeeded', 'failed', 'cancelled', "         \
+	"'timed_out']) AND $1 IS NOT NULL"
+#define LIST_OF_ENDED_RUNS OF_ENDED_RUNS " AND l.id OPERATOR(pg_catalog.<>) ALL ($2) LIMIT 100"
+#define LIST_TYPES                                                                                 \
+	2,                                                                                             \
+	{                                                                                              \
+		TIMESTAMPTZOID, UUIDARRAYOID                                                               \
+	}
 
-static void
-begin(ApiCall *call)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
-}
+static Ending expiries = {
+    .activity = "ending leases that have expired",
+    .status = "expired",
+    .list = {LIST_DUE, LIST_TYPES},
+    .list_and_lock = {LIST_DUE " FOR NO KEY UPDATE SKIP LOCKED", LIST_TYPES},
+    .given = {"SELECT id FROM @environment_leases@ WHERE" DUE(
+                  "") " AND id OPERATOR(pg_catalog.=) ANY ($2)",
+              LIST_TYPES},
+    .given_and_lock = {"SELECT id FROM @environment_leases@ WHERE" DUE(
+                           "") " AND id OPERATOR(pg_catalog.=) ANY ($2) FOR NO KEY UPDATE SKIP "
+                               "LOCKED",
+                       LIST_TYPES},
+};
+static Ending run_ends = {
+    .activity = "ending leases of runs that are over",
+    .status = "released",
+    .list = {LIST_OF_ENDED_RUNS, LIST_TYPES},
+    .list_and_lock = {LIST_OF_ENDED_RUNS " FOR NO KEY UPDATE OF l SKIP LOCKED", LIST_TYPES},
+    .given = {OF_ENDED_RUNS " AND l.id OPERATOR(pg_catalog.=) ANY ($2)", LIST_TYPES},
+    .given_and_lock = {OF_ENDED_RUNS " AND l.id OPERATOR(pg_catalog.=) ANY ($2) FOR NO KEY UPDATE "
+                                     "OF l SKIP LOCKED",
+                       LIST_TYPES},
+};
 
-static void
-commit(ApiCall *call)
-{
-	api_leave(call);
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(TopMemoryContext);
-}
-
-/* The leases that failed a short while ago, as an array. */
 static ArrayType *
-failed_array(TimestampTz now)
+array_of(const pg_uuid_t *ids, int count)
 {
-	Datum *ids = palloc(sizeof(Datum) * Max(nfailed, 1));
-	int kept = 0;
+	Datum *values = palloc(sizeof(Datum) * count);
 
-	for (int i = 0; i < nfailed; i++)
-	{
-		if (failed[i].retry_at <= now)
-			continue;
-		failed[kept] = failed[i];
-		ids[kept] = UUIDPGetDatum(&failed[kept].id);
-		kept++;
-	}
-	nfailed = kept;
-	return construct_array(ids, kept, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+	for (int i = 0; i < count; i++)
+		values[i] = UUIDPGetDatum(&ids[i]);
+	return construct_array(values, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
 }
 
-#define DUE_LEASES                                                                                 \
-	"SELECT id FROM @environment_leases@"                                                          \
-	" WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                       \
-	" AND expires_at IS NOT NULL"                                                                  \
-	" AND expires_at OPERATOR(pg_catalog.<=) $1"                                                   \
-	" AND id OPERATOR(pg_catalog.<>) ALL ($2)"                                                     \
-	" AND ($3 IS NULL OR id OPERATOR(pg_catalog.=) $3)"                                            \
-	" ORDER BY expires_at LIMIT 100"
-
-/*
- * Where triggers were off when a run ended (session_replication_role), its
- * leases are still active.  Looked for once, when the scheduler starts.
- */
-static void
-end_leases_of_ended_runs(void)
-{
-	static Statement find = {
-	    "SELECT l.id FROM @environment_leases@ l JOIN @heartbeat_runs@ r ON r.id "
-	    "OPERATOR(pg_catalog.=) l.heartbeat_run_id"
-	    " WHERE l.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
-	    " AND l.status OPERATOR(pg_catalog.=) 'active'"
-	    " AND r.status OPERATOR(pg_catalog.=) ANY (ARRAY['succeeded', 'failed', 'cancelled', "
-	    "'timed_out'])"
-	    " LIMIT 1000 FOR NO KEY UPDATE OF l SKIP LOCKED",
-	    0,
-	    {0},
-	};
-	volatile int count = 0;
-
-	do
-	{
-		PG_TRY();
-		{
-			ApiCall call;
-
-			begin(&call);
-			count = 0;
-			if (ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES),
-			                               RowExclusiveLock) &&
-			    ConditionalLockRelationOid(shared_table_oid(TABLE_HEARTBEAT_RUNS), AccessShareLock))
-			{
-				pg_uuid_t *ids;
-
-				count = statement_execute(&find, NULL, NULL);
-				ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
-				for (int i = 0; i < count; i++)
-					ids[i] = *result_uuid(i, 1);
-				for (int i = 0; i < count; i++)
-					lease_end(&ids[i], "released");
-			}
-			commit(&call);
-		}
-		PG_CATCH();
-		{
-			ledger_abort("ending leases of runs that are over");
-			count = 0;
-		}
-		PG_END_TRY();
-	}
-	while (count == 1000);
-}
-
-/* The leases that are due (or `only` that one), locked if `lock` and free; how many. */
+/* Runs one of the statements; the number of leases, -1 when the tables are locked. */
 static int
-due_leases(pg_uuid_t *ids, const pg_uuid_t *only, bool lock)
+find_leases(Statement *statement, ArrayType *of, pg_uuid_t *ids)
 {
-	static Statement list = {DUE_LEASES, 3, {TIMESTAMPTZOID, UUIDARRAYOID, UUIDOID}};
-	static Statement list_and_lock = {
-	    DUE_LEASES " FOR NO KEY UPDATE SKIP LOCKED", 3, {TIMESTAMPTZOID, UUIDARRAYOID, UUIDOID}};
-	TimestampTz now = GetCurrentTimestamp();
-	Datum values[3];
+	Datum values[2];
 	int count;
 
-	if (!ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock))
-		return 0;
-	values[0] = TimestampTzGetDatum(now);
-	values[1] = PointerGetDatum(failed_array(now));
-	values[2] = UUIDPGetDatum(only);
-	count = statement_execute(lock ? &list_and_lock : &list, values, only == NULL ? "  n" : "   ");
+	if (!ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock) ||
+	    !ConditionalLockRelationOid(shared_table_oid(TABLE_HEARTBEAT_RUNS), AccessShareLock))
+		return -1;
+	values[0] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[1] = PointerGetDatum(of);
+	count = statement_execute(statement, values, NULL);
 	for (int i = 0; i < count; i++)
 		memcpy(&ids[i], result_uuid(i, 1), sizeof(pg_uuid_t));
 	return count;
 }
 
-/* End a batch of them, or `only` that one, in one transaction; how many. */
+/* End a batch of them, or `only` that one, in one transaction; how many, -1 as above. */
 static int
-expire_batch(const pg_uuid_t *only)
+end_batch(Ending *ending, pg_uuid_t *ids, const pg_uuid_t *only)
 {
-	pg_uuid_t ids[BATCH];
 	ApiCall call;
 	int count;
 
-	begin(&call);
+	owner_begin(&call);
 	FAULT_POINT("expiry-before-batch");
-	count = due_leases(ids, only, true);
+	if (only != NULL)
+		count = find_leases(&ending->given_and_lock, array_of(only, 1), ids);
+	else
+		count = find_leases(&ending->list_and_lock, failures_array(ending->activity), ids);
 	for (int i = 0; i < count; i++)
-		lease_end(&ids[i], "expired");
+		lease_end(&ids[i], ending->status);
 	FAULT_POINT("expiry-before-commit");
-	commit(&call);
+	ledger_commit(&call, false);
 	return count;
 }
 
-/* As expire_batch; -1 when it failed, which is in the log. */
+/* Which of the leases are to be ended still; how many, -1 as above. */
 static int
-try_batch(const pg_uuid_t *only)
+find_remaining(Ending *ending, const pg_uuid_t *ids, int count, pg_uuid_t *remaining)
 {
-	MemoryContext context = CurrentMemoryContext;
-	volatile int count = -1;
+	ApiCall call;
+	int found;
+
+	owner_begin(&call);
+	found = find_leases(&ending->given, array_of(ids, count), remaining);
+	ledger_commit(&call, false);
+	return found;
+}
+
+static bool
+contains(const pg_uuid_t *ids, int count, const pg_uuid_t *id)
+{
+	for (int i = 0; i < count; i++)
+		if (memcmp(&ids[i], id, sizeof(pg_uuid_t)) == 0)
+			return true;
+	return false;
+}
+
+/* After a batch, note for each of its leases whether it has ended. */
+static void
+check_batch(Ending *ending, const pg_uuid_t *ids, int count)
+{
+	pg_uuid_t remaining[BATCH];
+	int nremaining = find_remaining(ending, ids, count, remaining);
+
+	for (int i = 0; i < count; i++)
+		if (contains(remaining, nremaining, &ids[i]))
+			(void) failure_without_effect(ending->activity, &ids[i]);
+		else
+			failure_over(ending->activity, &ids[i]);
+}
+
+typedef enum Ended
+{
+	ENDED_ALL,    /* that can be ended now */
+	ENDED_SOME,   /* there may be more */
+	ENDED_LOCKED, /* the tables are locked */
+	ENDED_NONE    /* it failed */
+} Ended;
+
+/* A lease that was not among those to be ended, or is locked. */
+static void
+check_one(Ending *ending, const pg_uuid_t *id, bool locked)
+{
+	pg_uuid_t remaining[1];
+
+	if (locked || find_remaining(ending, id, 1, remaining) != 0)
+		failure_put_off(ending->activity, id, RETRY_MS);
+	else
+		failure_over(ending->activity, id);
+}
+
+/* As end_batch.  When it fails, that is noted for `only`. */
+static Ended
+try_batch(Ending *ending, const pg_uuid_t *only)
+{
+	volatile Ended ended = ENDED_NONE;
 
 	PG_TRY();
 	{
-		count = expire_batch(only);
+		pg_uuid_t ids[BATCH];
+		int count = end_batch(ending, ids, only);
+
+		if (count > 0)
+			check_batch(ending, ids, count);
+		else if (only != NULL)
+			check_one(ending, only, count < 0);
+		ended = count < 0 ? ENDED_LOCKED : count == BATCH ? ENDED_SOME : ENDED_ALL;
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		HOLD_INTERRUPTS();
 		if (only != NULL)
-			errcontext("ending lease \"%s\", which has expired", uuid_text(only));
-		EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		MemoryContextSwitchTo(TopMemoryContext);
-		RESUME_INTERRUPTS();
+			(void) failure_caught(ending->activity, only);
+		else
+		{
+			/* One by one, it is said what is wrong. */
+			HOLD_INTERRUPTS();
+			FlushErrorState();
+			AbortCurrentTransaction();
+			MemoryContextSwitchTo(TopMemoryContext);
+			RESUME_INTERRUPTS();
+		}
 	}
 	PG_END_TRY();
-	return count;
+	return ended;
 }
 
-/* Leave a lease that could not be ended for a while. */
-static void
-note_failed(const pg_uuid_t *id)
-{
-	if (nfailed == MAX_FAILED)
-		return;
-	failed[nfailed].id = *id;
-	failed[nfailed].retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAILED_RETRY_MS);
-	nfailed++;
-}
-
-/* After a batch that failed: each of its leases by itself.  False when they can't even be listed.
- */
-static bool
-expire_one_by_one(void)
+/* After a batch that failed: each of its leases by itself.  ENDED_NONE: they can't be listed. */
+static Ended
+end_one_by_one(Ending *ending, TimestampTz until)
 {
 	pg_uuid_t ids[BATCH];
-	volatile int count = -1;
+	volatile int count = 0;
+	volatile bool listed = false;
 
 	PG_TRY();
 	{
 		ApiCall call;
 
-		begin(&call);
-		count = due_leases(ids, NULL, false);
-		commit(&call);
+		owner_begin(&call);
+		count = find_leases(&ending->list, failures_array(ending->activity), ids);
+		ledger_commit(&call, false);
+		listed = true;
 	}
 	PG_CATCH();
 	{
-		ledger_abort("looking for leases that have expired");
+		ledger_abort("looking for leases that are to be ended");
 	}
 	PG_END_TRY();
+	if (!listed)
+		return ENDED_NONE;
+	if (count < 0)
+		return ENDED_LOCKED;
 	for (int i = 0; i < count; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (try_batch(&ids[i]) < 0)
-			note_failed(&ids[i]);
+		/* One at least in each round. */
+		if (i > 0 && timer_now() >= until)
+			return ENDED_SOME;
+		(void) try_batch(ending, &ids[i]);
 	}
-	return count >= 0;
+	return count == BATCH ? ENDED_SOME : ENDED_ALL;
 }
 
-/* False when nothing can be done for now. */
-static bool
-expire_due(void)
+/* End what is to be ended, as far as a round goes. */
+static Ended
+end_due(Ending *ending)
 {
-	int count;
+	TimestampTz until = TimestampTzPlusMilliseconds(timer_now(), ROUND_MS);
+	pg_uuid_t due[BATCH];
+	int ndue = failures_due(ending->activity, due, BATCH);
+	Ended ended;
 
+	/* What has not failed before comes first. */
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
-		count = try_batch(NULL);
-		if (count < 0 && !expire_one_by_one())
-			return false;
-		/* A full batch may have left more; so may one that failed, unless nothing can be noted. */
+		ended = try_batch(ending, NULL);
+		if (ended == ENDED_NONE)
+			ended = end_one_by_one(ending, until);
 	}
-	while (count == BATCH || (count < 0 && nfailed < MAX_FAILED));
-	return true;
+	while (ended == ENDED_SOME && timer_now() < until);
+	for (int i = 0; i < ndue && (i == 0 || timer_now() < until); i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		(void) try_batch(ending, &due[i]);
+	}
+	return ended;
 }
 
 /* When the next lease expires, those that failed aside; DT_NOEND: none does. */
@@ -361,19 +393,17 @@ next_expiry(void)
 	Datum values[1];
 	bool isnull;
 
-	begin(&call);
-	values[0] = PointerGetDatum(failed_array(now));
+	owner_begin(&call);
+	values[0] = PointerGetDatum(failures_array(expiries.activity));
 	if (!ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), AccessShareLock))
 		expires_at = now;
 	else if (statement_execute(&next, values, NULL) > 0)
 		expires_at = DatumGetTimestampTz(result_typed(0, 1, TIMESTAMPTZOID, &isnull));
-	commit(&call);
+	ledger_commit(&call, false);
 
 	/* Due already: locked by somebody; not at once again. */
 	if (expires_at <= now)
 		expires_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
-	for (int i = 0; i < nfailed; i++)
-		expires_at = Min(expires_at, failed[i].retry_at);
 	return expires_at;
 }
 
@@ -395,6 +425,21 @@ try_next_expiry(void)
 	return next;
 }
 
+/* What slot->next_expiry was when it was last looked at. */
+static TimestampTz known_expiry = DT_NOEND;
+
+bool
+expiry_is_expected(void)
+{
+	return known_expiry != DT_NOEND;
+}
+
+bool
+expiry_is_asked_for(const SchedulerSlot *slot)
+{
+	return slot->next_expiry < known_expiry;
+}
+
 /*
  * expiry_tend
  *		End what is due; when to come again, DT_NOEND for not before being woken.
@@ -402,38 +447,57 @@ try_next_expiry(void)
 TimestampTz
 expiry_tend(SchedulerSlot *slot)
 {
-	static bool started = false;
+	static bool run_ends_done = false;
+	static TimestampTz look_at = DT_NOBEGIN;
+	static TimestampTz not_before = DT_NOBEGIN; /* somebody has made a table unusable */
+	TimestampTz now = timer_now();
 	TimestampTz next;
-	bool done;
+	Ended runs = ENDED_ALL;
+	Ended ended;
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
-	next = slot->next_expiry;
+	known_expiry = slot->next_expiry;
 	LWLockRelease(shared_state->lock);
-	if (started && next > GetCurrentTimestamp())
-		return next;
-	if (!started)
-		end_leases_of_ended_runs();
-	started = true;
+	if (not_before > now)
+		return not_before;
+	next = Min(look_at, Min(failures_next(expiries.activity), failures_next(run_ends.activity)));
+	if (known_expiry > GetCurrentTimestamp() && next > now)
+		return Min(next, timer_at(known_expiry));
 
 	/*
 	 * From here on a commit that sets an earlier time than we know of wakes
 	 * us again, so none is lost between the look and the sleep.
 	 */
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	slot->next_expiry = DT_NOEND;
+	slot->next_expiry = known_expiry = DT_NOEND;
 	LWLockRelease(shared_state->lock);
 
 	pgstat_report_activity(STATE_RUNNING, "expiring leases");
-	done = expire_due();
+	look_at = DT_NOEND;
+	if (!run_ends_done || failures_next(run_ends.activity) <= now)
+	{
+		runs = end_due(&run_ends);
+		run_ends_done = runs == ENDED_ALL;
+	}
+	ended = end_due(&expiries);
 	FAULT_POINT("expiry-after-commit");
-	next = done ? try_next_expiry() : DT_NOBEGIN;
-	/* Somebody has made the table unusable: that is said in the log, and not each second. */
-	if (next == DT_NOBEGIN)
-		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAILED_RETRY_MS);
+	next = DT_NOEND;
+	if (ended == ENDED_ALL && (next = try_next_expiry()) == DT_NOBEGIN)
+	{
+		ended = ENDED_NONE;
+		next = DT_NOEND;
+	}
 	pgstat_report_activity(STATE_IDLE, NULL);
+	if (ended == ENDED_NONE || runs == ENDED_NONE)
+		look_at = not_before = TimestampTzPlusMilliseconds(timer_now(), FAILED_RETRY_MS);
+	else if (ended == ENDED_SOME || runs == ENDED_SOME)
+		look_at = timer_now();
+	else if (ended == ENDED_LOCKED || runs == ENDED_LOCKED)
+		look_at = TimestampTzPlusMilliseconds(timer_now(), RETRY_MS);
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	slot->next_expiry = next = Min(slot->next_expiry, next);
+	slot->next_expiry = known_expiry = Min(slot->next_expiry, next);
 	LWLockRelease(shared_state->lock);
-	return next;
+	next = Min(look_at, Min(failures_next(expiries.activity), failures_next(run_ends.activity)));
+	return Min(next, timer_at(known_expiry));
 }

@@ -21,6 +21,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -37,6 +38,7 @@
 #include "settings.h"
 #include "shared_state.h"
 #include "storage/fd.h"
+#include "timer.h"
 #include "workers.h"
 
 #define READY_TIMEOUT_MS 10000
@@ -63,10 +65,12 @@ static struct
 	TimestampTz ping_deadline; /* DT_NOEND: no ping in flight */
 	json_int_t ping_id;
 	json_int_t configure_id;
-	TimestampTz start_at; /* while there is none */
-	int failures;         /* in a row, each soon after the start */
-	bool changed;         /* descriptors differ from the wait event set's */
-} host = {.control = PGINVALID_SOCKET, .log = -1, .ping_deadline = DT_NOEND};
+	TimestampTz start_at;  /* while there is none */
+	int failures;          /* in a row, each soon after the start */
+	bool changed;          /* descriptors differ from the wait event set's */
+	int watch;             /* inotify, of the socket's directory; -1: none */
+	char last_reason[128]; /* that was logged in this row of failures */
+} host = {.control = PGINVALID_SOCKET, .log = -1, .watch = -1, .ping_deadline = DT_NOEND};
 
 /* host_state in shared memory, and whoever waits for it. */
 static void
@@ -217,6 +221,31 @@ host_process_database_gone(Oid database)
 	                                   instance_ledger_name(database))));
 }
 
+/*
+ * Somebody may empty the directory that the driver host's socket is in: nobody could connect any
+ * more, and it would not notice.
+ */
+static void
+watch_socket(void)
+{
+	host.watch = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+	if (host.watch < 0 || inotify_add_watch(host.watch, ENVRT_RUN_DIRECTORY,
+	                                        IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF |
+	                                            IN_MOVE_SELF | IN_ONLYDIR) < 0)
+		ereport(LOG, (errmsg("could not watch directory \"%s\": %m", ENVRT_RUN_DIRECTORY)));
+}
+
+static bool
+socket_is_gone(void)
+{
+	char events[4096];
+
+	while (host.watch >= 0 && read(host.watch, events, sizeof(events)) > 0)
+		;
+	return host.ready && access(ENVRT_RUN_DIRECTORY "/" ENVRT_SOCKET_NAME, F_OK) != 0 &&
+	       (errno == ENOENT || errno == ENOTDIR);
+}
+
 static void
 start(void)
 {
@@ -250,7 +279,7 @@ start(void)
 		close(control[0]);
 		close(log[0]);
 		host.failures++;
-		host.start_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+		host.start_at = TimestampTzPlusMilliseconds(timer_now(), 1000);
 		ereport(LOG, (errmsg("could not start the driver host: %m")));
 		return;
 	}
@@ -260,7 +289,8 @@ start(void)
 	host.reader = rpc_reader_new(MAX_CONTROL_LINE);
 	host.log_reader = rpc_reader_new(MAX_LOG_LINE);
 	host.ready = false;
-	host.started = GetCurrentTimestamp();
+	host.started = timer_now();
+	watch_socket();
 	host.ready_deadline = TimestampTzPlusMilliseconds(host.started, READY_TIMEOUT_MS);
 	host.ping_deadline = DT_NOEND;
 	host.changed = true;
@@ -314,6 +344,9 @@ read_log(void)
 			line += 5, length -= 5;
 		else if (length > 9 && memcmp(line, "WARNING: ", 9) == 0)
 			level = WARNING, line += 9, length -= 9;
+		/* It has said so when it failed to start before. */
+		if (!host.ready && host.failures > 1)
+			level = DEBUG1;
 		ereport(level, (errmsg_internal("envrt driver host: %.*s", (int) length, line)));
 	}
 }
@@ -324,6 +357,9 @@ close_all(void)
 	close(host.control);
 	if (host.log >= 0)
 		close(host.log);
+	if (host.watch >= 0)
+		close(host.watch);
+	host.watch = -1;
 	rpc_reader_free(host.reader);
 	rpc_reader_free(host.log_reader);
 	host.control = PGINVALID_SOCKET;
@@ -360,15 +396,18 @@ bury(const char *reason)
 		snprintf(why, sizeof(why), "It was ended by signal %d.", WTERMSIG(status));
 	close_all();
 
-	lived_long = TimestampDifferenceExceeds(host.started, GetCurrentTimestamp(), LIVED_LONG_MS);
+	lived_long = TimestampDifferenceExceeds(host.started, timer_now(), LIVED_LONG_MS);
 	host.failures = lived_long ? 0 : host.failures + 1;
-	host.start_at = GetCurrentTimestamp();
+	host.start_at = timer_now();
 	if (host.failures > 1)
 		host.start_at = TimestampTzPlusMilliseconds(
 		    host.start_at, Min(100 << Min(host.failures, 16), MAX_DELAY_MS));
 	publish(HOST_STOPPED, why);
-	ereport(LOG, (errmsg("envrt driver host (PID %d) has ended", (int) pid),
-	              errdetail_internal("%s", why)));
+	/* One that can't start would fill the log: the view has how often. */
+	if (host.failures <= 1 || strcmp(why, host.last_reason) != 0)
+		ereport(LOG, (errmsg("envrt driver host (PID %d) has ended", (int) pid),
+		              errdetail_internal("%s", why)));
+	strlcpy(host.last_reason, why, sizeof(host.last_reason));
 }
 
 /* Answers on the control channel. */
@@ -424,6 +463,8 @@ host_process_read(void)
 	(void) read_log();
 	if (!read_control())
 		bury(NULL);
+	else if (socket_is_gone())
+		bury("Its socket file was removed.");
 }
 
 /*
@@ -433,7 +474,7 @@ host_process_read(void)
 TimestampTz
 host_process_tend(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	bool suspect;
 
 	if (host.pid == 0 && now >= host.start_at)
@@ -484,6 +525,8 @@ host_process_add_events(WaitEventSet *events)
 	AddWaitEventToSet(events, WL_SOCKET_READABLE, host.control, NULL, NULL);
 	if (host.log >= 0)
 		AddWaitEventToSet(events, WL_SOCKET_READABLE, host.log, NULL, NULL);
+	if (host.watch >= 0)
+		AddWaitEventToSet(events, WL_SOCKET_READABLE, host.watch, NULL, NULL);
 }
 
 /* At the launcher's end. */

@@ -24,10 +24,14 @@
 #include "shared_state.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
+#include "timer.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/ps_status.h"
+#include "utils/timeout.h"
 #include "workers.h"
+
+#define INSTANCE_RETRY_MS 10000
 
 void
 launcher_register(void)
@@ -43,6 +47,18 @@ launcher_register(void)
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = 1;
 	RegisterBackgroundWorker(&worker);
+}
+
+/*
+ * pg_cancel_backend() is for what a user has asked for, and a worker's work is that of many.  The
+ * time limits of its own statements come as SIGINT, too.
+ */
+void
+worker_ignore_cancel(SIGNAL_ARGS)
+{
+	if (get_timeout_indicator(LOCK_TIMEOUT, false) ||
+	    get_timeout_indicator(STATEMENT_TIMEOUT, false))
+		StatementCancelHandler(postgres_signal_arg);
 }
 
 static void
@@ -62,7 +78,42 @@ sleep_time(TimestampTz first, TimestampTz second)
 
 	if (until == DT_NOEND)
 		return -1;
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+	return TimestampDifferenceMilliseconds(timer_now(), until);
+}
+
+/* DT_NOBEGIN when it is known which server this is; else when to try that again. */
+static TimestampTz
+know_instance(void)
+{
+	static TimestampTz retry_at = DT_NOEND;
+	static bool known = false;
+	static bool said = false;
+
+	if (known)
+		return DT_NOBEGIN;
+	if (retry_at != DT_NOEND && timer_now() < retry_at)
+		return retry_at;
+	PG_TRY();
+	{
+		instance_establish();
+		known = true;
+	}
+	PG_CATCH();
+	{
+		if (!said)
+		{
+			errcontext("No envrt scheduler is started before; this is said once, and tried again "
+			           "every %d seconds.",
+			           INSTANCE_RETRY_MS / 1000);
+			EmitErrorReport();
+		}
+		said = true;
+		FlushErrorState();
+		MemoryContextSwitchTo(TopMemoryContext);
+		retry_at = TimestampTzPlusMilliseconds(timer_now(), INSTANCE_RETRY_MS);
+	}
+	PG_END_TRY();
+	return known ? DT_NOBEGIN : retry_at;
 }
 
 void
@@ -74,6 +125,7 @@ envrt_launcher_main(Datum argument)
 		proc_exit(0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, worker_ignore_cancel);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
@@ -83,7 +135,6 @@ envrt_launcher_main(Datum argument)
 	shared_state->launcher_latch = MyLatch;
 	LWLockRelease(shared_state->lock);
 	pgstat_report_appname("envrt launcher");
-	instance_establish();
 	schedulers_begin();
 
 	for (;;)
@@ -100,7 +151,10 @@ envrt_launcher_main(Datum argument)
 			host_process_configure();
 		}
 		host_deadline = host_process_tend();
-		scheduler_deadline = schedulers_tend();
+		scheduler_deadline = know_instance();
+		/* Without it, a scheduler could not tell its own provider leases from others'. */
+		if (scheduler_deadline == DT_NOBEGIN)
+			scheduler_deadline = schedulers_tend();
 
 		/* The driver host's descriptors change when it is started anew. */
 		if (host_process_take_change() || events == NULL)
@@ -108,7 +162,7 @@ envrt_launcher_main(Datum argument)
 			if (events != NULL)
 				FreeWaitEventSet(events);
 			MemoryContextSwitchTo(TopMemoryContext);
-			events = compat_create_wait_event_set(4);
+			events = compat_create_wait_event_set(5);
 			AddWaitEventToSet(events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 			AddWaitEventToSet(events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 			host_process_add_events(events);

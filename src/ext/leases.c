@@ -28,6 +28,7 @@
 #include "compat.h"
 #include "drivers.h"
 #include "environments.h"
+#include "failures.h"
 #include "fault_points.h"
 #include "funcapi.h"
 #include "json.h"
@@ -125,6 +126,40 @@ expiry(TimestampTz now, const Interval *expires_in)
 	return expires_at;
 }
 
+/* Whether another active lease holds what this one is to hold. */
+static bool
+is_held(const AcquiredLease *lease)
+{
+	static Statement find = {
+	    "SELECT 1 FROM @environment_leases@ WHERE provider OPERATOR(pg_catalog.=) $1"
+	    " AND provider_lease_id OPERATOR(pg_catalog.=) $2"
+	    " AND status OPERATOR(pg_catalog.=) 'active'"
+	    " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
+	    "'reuse_by_execution_workspace'])",
+	    2,
+	    {TEXTOID, TEXTOID},
+	};
+	Datum values[2];
+
+	if (lease->provider_lease_id == NULL)
+		return false;
+	values[0] = CStringGetTextDatum(lease->provider);
+	values[1] = CStringGetTextDatum(lease->provider_lease_id);
+	return statement_execute_latest(&find, values, NULL) > 0;
+}
+
+/* Whether the row that was inserted is the one that was asked for: a trigger may change it. */
+static bool
+is_as_asked(const pg_uuid_t *id)
+{
+	TupleDesc desc = SPI_tuptable->tupdesc;
+	const pg_uuid_t *given = result_uuid(0, SPI_fnumber(desc, "id"));
+	const char *status = result_text(0, SPI_fnumber(desc, "status"));
+
+	return given != NULL && memcmp(given, id, sizeof(pg_uuid_t)) == 0 && status != NULL &&
+	       strcmp(status, "active") == 0;
+}
+
 void
 lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
              const LeaseArguments *arguments)
@@ -183,6 +218,9 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 
 	if (statement_write(TABLE_ENVIRONMENT_LEASES, reusable ? &insert_holder : &insert, values,
 	                    nulls) == 0)
+	{
+		if (!reusable || !is_held(lease))
+			ereport_without_effect("the lease", shared_table(TABLE_ENVIRONMENT_LEASES));
 		ereport(
 		    ERROR,
 		    (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
@@ -191,6 +229,12 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 		     errdetail("lease_acquire_failed"),
 		     errhint("Try again when that lease has been released, or use an environment without "
 		             "reuseLease.")));
+	}
+	if (!is_as_asked(request->lease_id))
+		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+		                errmsg("a trigger or rule on %s has given the lease another id or status",
+		                       shared_table(TABLE_ENVIRONMENT_LEASES)),
+		                errhint("A trigger that refuses a lease raises an error.")));
 }
 
 Environment *

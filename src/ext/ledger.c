@@ -43,6 +43,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "driver_client.h"
+#include "failures.h"
 #include "fault_points.h"
 #include "instance.h"
 #include "json.h"
@@ -54,6 +55,7 @@
 #include "settings.h"
 #include "shared_state.h"
 #include "storage/lmgr.h"
+#include "timer.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -132,13 +134,13 @@ ledger_commit(ApiCall *call, bool durable)
 void
 ledger_abort(const char *activity)
 {
-	HOLD_INTERRUPTS();
 	/* What is locked is tried again, and that is no news. */
 	if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
 	{
-		errcontext("%s", activity);
-		EmitErrorReport();
+		(void) failure_caught(activity, NULL);
+		return;
 	}
+	HOLD_INTERRUPTS();
 	FlushErrorState();
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -734,7 +736,7 @@ ledger_serve(bool parked)
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	return locked ? TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_RETRY_MS) : DT_NOEND;
+	return locked ? TimestampTzPlusMilliseconds(timer_now(), LOCKED_RETRY_MS) : DT_NOEND;
 }
 
 /*
@@ -768,6 +770,42 @@ adopt_after_promotion(void)
 	return statement_execute(&adopt, values, NULL);
 }
 
+/* What waits for its next cleanup is due at once. */
+static void
+make_due(Datum *values)
+{
+	static Statement due = {
+	    "UPDATE envrt.provider_leases SET next_attempt_at = pg_catalog.now()"
+	    " WHERE state OPERATOR(pg_catalog.=) 'cleaning' AND next_attempt_at "
+	    "OPERATOR(pg_catalog.>) pg_catalog.now() AND" LEDGER_OWN,
+	    4,
+	    {LEDGER_OWN_TYPES},
+	};
+
+	statement_execute(&due, values, NULL);
+}
+
+void
+ledger_clock_was_set(void)
+{
+	PG_TRY();
+	{
+		ApiCall call;
+		Datum values[4];
+
+		ledger_begin(&call);
+		ledger_own_arguments(values);
+		make_due(values);
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking at cleanups after the clock was set");
+	}
+	PG_END_TRY();
+	cleanup_look_again();
+}
+
 /*
  * ledger_start
  *		When the scheduler starts: what was left by whom.
@@ -779,14 +817,6 @@ ledger_start(void)
 	    "SELECT pg_catalog.count(*) FROM envrt.provider_leases WHERE NOT (" LEDGER_OWN ")",
 	    4,
 	    {LEDGER_OWN_TYPES}};
-	/* What was being cleaned up when a predecessor died is due at once. */
-	static Statement due = {
-	    "UPDATE envrt.provider_leases SET next_attempt_at = pg_catalog.now()"
-	    " WHERE state OPERATOR(pg_catalog.=) 'cleaning' AND next_attempt_at "
-	    "OPERATOR(pg_catalog.>) pg_catalog.now() AND" LEDGER_OWN,
-	    4,
-	    {LEDGER_OWN_TYPES},
-	};
 	ApiCall call;
 	Datum values[4];
 	bool isnull;
@@ -796,7 +826,8 @@ ledger_start(void)
 	ledger_begin(&call);
 	adopted = adopt_after_promotion();
 	ledger_own_arguments(values);
-	statement_execute(&due, values, NULL);
+	/* What was being cleaned up when a predecessor died. */
+	make_due(values);
 	statement_execute(&foreign, values, NULL);
 	count = DatumGetInt64(result_datum(0, 1, &isnull));
 	ledger_commit(&call, true);

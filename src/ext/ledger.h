@@ -49,6 +49,8 @@ extern void ledger_own_arguments(Datum *values);
 
 /* Take over what a promotion has left, if told to; say what is left alone. */
 extern void ledger_start(void);
+/* Cleanups wait for times of day: they are tried when the clock has been set. */
+extern void ledger_clock_was_set(void);
 
 /* Does what a request asks for, within ledger_enter. */
 extern void ledger_execute(LedgerRequest *request);

@@ -24,7 +24,10 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
 #include "ledger_request.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -33,8 +36,11 @@
 #include "shared_state.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "timer.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 #include "waiting.h"
@@ -43,6 +49,8 @@
 #define START_WAIT_MS 10000
 /* One that keeps ending is started again after a minute at most. */
 #define MISSING_MS 90000
+/* How long the scheduler may take for a request, or for a round of its work. */
+#define SERVE_MS 60000
 /* How often a waiting backend looks whether there is a scheduler at all. */
 #define LOOK_MS 500
 
@@ -132,15 +140,70 @@ report_no_scheduler(void)
 	                 "larger max_worker_processes.")));
 }
 
+static void
+report_stuck(const char *waited_for)
+{
+	ereport(
+	    ERROR,
+	    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+	     errmsg("the envrt scheduler of this database has not answered for %d seconds",
+	            SERVE_MS / 1000),
+	     errdetail("This waited for %s.", waited_for),
+	     errhint("envrt.stat_schedulers has its process, and pg_stat_activity what that does.")));
+}
+
+/* A template has no scheduler: that is said at once, and not after a while. */
+static void
+refuse_template(void)
+{
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	bool is_template =
+	    HeapTupleIsValid(tuple) && ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	if (is_template)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("this database is a template, so it has no envrt scheduler"),
+		                errhint("ALTER DATABASE %s IS_TEMPLATE false;",
+		                        quote_identifier(get_database_name(MyDatabaseId)))));
+}
+
+/* Raises an error when nobody has done a round of the scheduler's work for long. */
+static void
+check_rounds(bool found, uint64 rounds, TimestampTz now)
+{
+	static uint64 last_rounds = 0;
+	static TimestampTz looked_at = DT_NOBEGIN;
+	static TimestampTz since = DT_NOBEGIN; /* it is at that round */
+
+	if (!found || rounds != last_rounds || TimestampDifferenceExceeds(looked_at, now, SERVE_MS / 4))
+		since = now;
+	last_rounds = rounds;
+	looked_at = now;
+	if (TimestampDifferenceExceeds(since, now, SERVE_MS))
+	{
+		since = now;
+		report_stuck("a change that it makes");
+	}
+}
+
 void
 require_scheduler(TimestampTz *missing_since)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
+	SchedulerSlot *slot;
+	uint64 rounds;
 	bool found;
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
-	found = find_scheduler(MyDatabaseId, false);
+	found = find_scheduler(MyDatabaseId, true);
+	slot = scheduler_slot(MyDatabaseId);
+	rounds = slot != NULL ? slot->rounds : 0;
 	LWLockRelease(shared_state->lock);
+	check_rounds(found, rounds, now);
+	if (!found && *missing_since == 0)
+		refuse_template();
 	if (found)
 		*missing_since = 0;
 	else if (*missing_since == 0)
@@ -214,10 +277,11 @@ ledger_turn_ms(void)
 static void
 await_answer(RequestSlot *slot, int64 wait_ms)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	TimestampTz busy_until = TimestampTzPlusMilliseconds(now, wait_ms);
 	TimestampTz turn_until = TimestampTzPlusMilliseconds(now, ledger_turn_ms());
 	TimestampTz scheduler_until = TimestampTzPlusMilliseconds(now, START_WAIT_MS);
+	TimestampTz served_until = TimestampTzPlusMilliseconds(now, SERVE_MS);
 
 	for (;;)
 	{
@@ -236,14 +300,19 @@ await_answer(RequestSlot *slot, int64 wait_ms)
 		LWLockRelease(shared_state->lock);
 		if (state == REQUEST_DONE)
 			return;
-		now = GetCurrentTimestamp();
+		now = timer_now();
 		if (scheduled)
 			scheduler_until = TimestampTzPlusMilliseconds(now, START_WAIT_MS);
 		else if (now >= scheduler_until)
 			report_no_scheduler();
+		else
+			refuse_template();
+		if (!parked && now >= served_until)
+			report_stuck("the ledger of provider leases");
 		/* What is being served will be answered in a moment. */
 		if (parked && state == REQUEST_WAITING)
 		{
+			served_until = TimestampTzPlusMilliseconds(now, SERVE_MS);
 			if (now >= until)
 				return;
 			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, until) + 1);

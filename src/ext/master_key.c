@@ -13,6 +13,10 @@
  * key file is lost) doesn't say that some database of this server had one.
  * Each database remembers the fingerprint of the key its secrets are under
  * (envrt.settings), so a replaced key is an error that says so, not garbage.
+ * pg_upgrade takes the databases along and leaves the files behind: so a
+ * fingerprint in a database without a key file means that there is a key
+ * somewhere, and none is made.  Each scheduler brings the two fingerprints in
+ * step when it starts, so that a database without secrets knows as well.
  *
  * The file is read at each use and the bytes are zeroed after it: nothing of
  * it stays in the backend.
@@ -40,6 +44,10 @@
 #define KEY_BYTES crypto_kdf_KEYBYTES
 #define KEY_CONTEXT "envrtkey"
 #define FINGERPRINT_BYTES 16
+
+#define RESTORE_HINT                                                                               \
+	"Restore the file from a backup, or correct envrt.master_key_file.  After pg_upgrade, copy "   \
+	"" DEFAULT_KEY_FILE " from the old cluster's data directory to the new one's."
 
 enum
 {
@@ -179,6 +187,78 @@ database_has_secrets(void)
 	return statement_execute(&find, NULL, NULL) > 0;
 }
 
+/* The fingerprint that this database remembers, as text; NULL: none. */
+static char *
+remembered_fingerprint(void)
+{
+	static Statement find = {
+	    "SELECT value FROM envrt.settings WHERE name OPERATOR(pg_catalog.=) "
+	    "'master_key_fingerprint'",
+	    0,
+	    {0},
+	};
+
+	return statement_execute(&find, NULL, NULL) > 0 ? result_text(0, 1) : NULL;
+}
+
+static void
+remember_fingerprint(const char *text)
+{
+	static Statement remember = {
+	    "INSERT INTO envrt.settings (name, value, updated_at) VALUES ('master_key_fingerprint', "
+	    "$1, $2)"
+	    " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, updated_at = "
+	    "EXCLUDED.updated_at",
+	    2,
+	    {TEXTOID, TIMESTAMPTZOID},
+	};
+	Datum values[2] = {CStringGetTextDatum(text), TimestampTzGetDatum(GetCurrentTimestamp())};
+
+	statement_execute(&remember, values, NULL);
+}
+
+/* Have the other databases know of the key that this one remembers. */
+static void
+write_fingerprint(const char *text)
+{
+	unsigned char fingerprint[FINGERPRINT_BYTES];
+	size_t length;
+
+	if (sodium_hex2bin(fingerprint, sizeof(fingerprint), text, strlen(text), NULL, &length, NULL) ==
+	        0 &&
+	    length == sizeof(fingerprint))
+		(void) write_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint));
+}
+
+/*
+ * master_key_start
+ *		When the scheduler starts: the fingerprints of server and database, brought in step.
+ */
+void
+master_key_start(void)
+{
+	unsigned char fingerprint[FINGERPRINT_BYTES];
+	char text[2 * FINGERPRINT_BYTES + 1];
+	bool in_file = read_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint), false);
+	char *remembered = remembered_fingerprint();
+
+	if (in_file && remembered == NULL)
+	{
+		sodium_bin2hex(text, sizeof(text), fingerprint, sizeof(fingerprint));
+		remember_fingerprint(text);
+	}
+	if (remembered == NULL)
+		return;
+	if (!in_file)
+		write_fingerprint(remembered);
+	if (access(key_file(), F_OK) != 0 && errno == ENOENT)
+		ereport(WARNING,
+		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		         errmsg("the master key file \"%s\" does not exist", key_file()),
+		         errdetail("This database remembers a key with the fingerprint %s.", remembered),
+		         errhint(RESTORE_HINT)));
+}
+
 /* Make the key file; somebody else may be doing so too. */
 static void
 make_key(unsigned char *master)
@@ -186,20 +266,24 @@ make_key(unsigned char *master)
 	const char *path = key_file();
 	unsigned char fingerprint[FINGERPRINT_BYTES];
 	bool has_secrets = database_has_secrets();
+	const char *remembered = remembered_fingerprint();
 	bool had_key = read_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint), false);
 
 	/* Who had secrets or a fingerprint before we looked for these had a key before that. */
-	if ((has_secrets || had_key) && read_hex_file(path, master, KEY_BYTES, true))
+	if ((has_secrets || had_key || remembered != NULL) &&
+	    read_hex_file(path, master, KEY_BYTES, true))
 		return;
+	if (remembered != NULL && !had_key)
+		write_fingerprint(remembered);
 	if (has_secrets)
-		report_unusable(path, "does not exist, and there are secrets under it",
-		                "Correct envrt.master_key_file, or restore the file from a backup; without "
-		                "it the secrets can't be read.");
-	if (had_key)
+		report_unusable(path, "does not exist, and there are secrets under it", RESTORE_HINT);
+	if (had_key || remembered != NULL)
 		report_unusable(
 		    path, "does not exist, but this server had one",
-		    "Restore it from a backup. If no database of this server has envrt secrets, "
-		    "remove " FINGERPRINT_FILE " in the data directory to have a new key made.");
+		    RESTORE_HINT
+		    "  If no database of this server has envrt secrets, remove " FINGERPRINT_FILE
+		    " in the data directory, and in each database the row "
+		    "master_key_fingerprint of envrt.settings, to have a new key made.");
 
 	if (MakePGDirectory(ENVRT_DIRECTORY) != 0 && errno != EEXIST)
 		ereport(ERROR, (errcode_for_file_access(),
@@ -215,29 +299,12 @@ make_key(unsigned char *master)
 static void
 check_fingerprint(const unsigned char *master)
 {
-	static Statement find = {
-	    "SELECT value FROM envrt.settings WHERE name OPERATOR(pg_catalog.=) "
-	    "'master_key_fingerprint'",
-	    0,
-	    {0},
-	};
-	static Statement remember = {
-	    "INSERT INTO envrt.settings (name, value, updated_at) VALUES ('master_key_fingerprint', "
-	    "$1, $2)"
-	    " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, updated_at = "
-	    "EXCLUDED.updated_at",
-	    2,
-	    {TEXTOID, TIMESTAMPTZOID},
-	};
 	unsigned char fingerprint[FINGERPRINT_BYTES];
 	char text[2 * FINGERPRINT_BYTES + 1];
-	char *stored = NULL;
-	Datum values[2];
+	char *stored = remembered_fingerprint();
 
 	fingerprint_of(master, fingerprint);
 	sodium_bin2hex(text, sizeof(text), fingerprint, sizeof(fingerprint));
-	if (statement_execute(&find, NULL, NULL) > 0)
-		stored = result_text(0, 1);
 	if (stored != NULL && strcmp(stored, text) == 0)
 		return;
 	if (stored != NULL && database_has_secrets())
@@ -249,9 +316,7 @@ check_fingerprint(const unsigned char *master)
 		         errdetail("Fingerprint of the file's key: %s; of the key of the secrets: %s.",
 		                   text, stored),
 		         errhint("Restore the key file that belongs to this database.")));
-	values[0] = CStringGetTextDatum(text);
-	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
-	statement_execute(&remember, values, NULL);
+	remember_fingerprint(text);
 }
 
 /* The file's key, made if there is none, and checked against this database. */

@@ -27,6 +27,7 @@
 #include "settings.h"
 #include "shared_state.h"
 #include "tables.h"
+#include "timer.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -84,7 +85,7 @@ plugin_answered(void *data, const DriverAnswer *answer)
 		forget(plugin);
 		return;
 	}
-	plugin->valid_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), VALID_MS);
+	plugin->valid_until = TimestampTzPlusMilliseconds(timer_now(), VALID_MS);
 	queued_leases_look_again();
 }
 
@@ -92,7 +93,7 @@ plugin_answered(void *data, const DriverAnswer *answer)
 static KnownPlugin *
 find(json_t *params)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	KnownPlugin *found = NULL;
 	dlist_mutable_iter iter;
 

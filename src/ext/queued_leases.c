@@ -35,6 +35,7 @@
 #include "driver_client.h"
 #include "drivers.h"
 #include "environments.h"
+#include "failures.h"
 #include "fault_points.h"
 #include "funcapi.h"
 #include "json.h"
@@ -50,6 +51,7 @@
 #include "shared_state.h"
 #include "storage/condition_variable.h"
 #include "storage/lmgr.h"
+#include "timer.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -63,8 +65,11 @@ PG_FUNCTION_INFO_V1(envrt_await_lease);
 #define MAX_PER_ENVIRONMENT 32
 #define BATCH 64
 #define LIMITED_RETRY_MS 100
+#define ROUND_MS 1000
 #define LOCKED_RETRY_MS 500
 #define LOST_RETRY_MS 1000
+
+static const char serving[] = "acquiring a requested lease";
 
 /* One request that is being served. */
 typedef struct QueuedLease
@@ -174,7 +179,7 @@ queued_lease_free(QueuedLease *lease)
 static void
 look_later(int64 ms)
 {
-	look_at = Min(look_at, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
+	look_at = Min(look_at, TimestampTzPlusMilliseconds(timer_now(), ms));
 }
 
 static void
@@ -368,7 +373,8 @@ delete_request(const pg_uuid_t *lease_id)
 	ApiCall ledger;
 
 	ledger_enter(&ledger);
-	statement_execute(&delete, values, NULL);
+	if (statement_execute(&delete, values, NULL) == 0)
+		ereport_without_effect("the end of the request", "envrt.lease_requests");
 	api_leave(&ledger);
 }
 
@@ -661,7 +667,8 @@ write_failure(const QueuedLease *lease, const ErrorData *error)
 		values[4] = CStringGetTextDatum(error->hint);
 	for (int i = 3; i < 5; i++)
 		nulls[i] = values[i] == (Datum) 0 ? 'n' : ' ';
-	statement_execute(&fail, values, nulls);
+	if (statement_execute(&fail, values, nulls) == 0)
+		ereport_without_effect("the request's failure", "envrt.lease_requests");
 	ledger_commit(&call, false);
 }
 
@@ -689,11 +696,11 @@ fail_request(const QueuedLease *lease, const ErrorData *error)
 	PG_TRY();
 	{
 		write_failure(lease, error);
+		failure_over(serving, &lease->lease_id);
 	}
 	PG_CATCH();
 	{
-		ledger_abort("writing down why a requested lease failed");
-		look_later(LOST_RETRY_MS);
+		look_at = Min(look_at, failure_caught(serving, &lease->lease_id));
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -740,10 +747,32 @@ write_resume(QueuedLease *lease, ResumeVerdict verdict)
 	MemoryContextSwitchTo(context);
 }
 
+/* Whether the request has failed a short while ago. */
+static bool
+is_put_off(const pg_uuid_t *lease_id)
+{
+	TimestampTz retry_at;
+
+	if (!failure_holds(serving, lease_id, &retry_at))
+		return false;
+	look_at = Min(look_at, retry_at);
+	return true;
+}
+
+/*
+ * An error that passes, of a lock mostly: tried again soon, and less soon when it does not pass.
+ * The transaction is over already, and the error is `error`.
+ */
+static void
+put_off(const pg_uuid_t *lease_id, const ErrorData *error)
+{
+	look_at = Min(look_at, failure_noted(serving, lease_id, error));
+}
+
 static void
 try_later(QueuedLease *lease, long ms)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 
 	if (lease->since == 0)
 		lease->since = now;
@@ -759,7 +788,7 @@ try_later(QueuedLease *lease, long ms)
 static bool
 resume_goes_on(QueuedLease *lease)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	ResumeVerdict verdict = provider_judge_resume(lease->provider_lease_id, lease->result,
 	                                              lease->error, &lease->reason);
 	TimestampTz since = lease->since != 0 ? lease->since : now;
@@ -864,7 +893,7 @@ begin_try(QueuedLease *lease)
 	dlist_delete(&lease->node);
 	nin_flight--;
 	if (error != NULL && error_is_passing(error))
-		look_later(LOCKED_RETRY_MS);
+		put_off(&lease->lease_id, error);
 	else if (error != NULL)
 		fail_request(lease, error);
 	else if (lease->waits && (lease->awaited != NULL || lease->replaced != NULL))
@@ -875,6 +904,8 @@ begin_try(QueuedLease *lease)
 	}
 	if (lease->resumed)
 		abandon(lease);
+	if (error == NULL)
+		failure_over(serving, &lease->lease_id);
 	queued_lease_free(lease);
 	ConditionVariableBroadcast(&shared_state->leases_changed);
 }
@@ -920,9 +951,11 @@ go_on(QueuedLease *lease)
 	}
 	if (error != NULL && lease->error == NULL && error_is_passing(error))
 	{
-		look_later(LOCKED_RETRY_MS);
+		put_off(&lease->lease_id, error);
 		return; /* it stays answered */
 	}
+	if (completed)
+		failure_over(serving, &lease->lease_id);
 	dlist_delete(&lease->node);
 	if (again)
 	{
@@ -944,7 +977,7 @@ go_on(QueuedLease *lease)
 TimestampTz
 queued_leases_tend(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	MemoryContext context;
 	MemoryContext previous;
 	dlist_mutable_iter iter;
@@ -964,8 +997,11 @@ queued_leases_tend(void)
 	}
 	dlist_foreach_modify(iter, &answered)
 	{
+		QueuedLease *lease = dlist_container(QueuedLease, node, iter.cur);
+
 		CHECK_FOR_INTERRUPTS();
-		go_on(dlist_container(QueuedLease, node, iter.cur));
+		if (!is_put_off(&lease->lease_id))
+			go_on(lease);
 	}
 	dlist_foreach_modify(iter, &later)
 	{
@@ -1009,7 +1045,14 @@ queued_leases_tend(void)
 		for (int i = 0; i < count; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			if (!is_skipped(&environments[i]))
+			/* What others do in their triggers may take long: the rest has its turn first. */
+			if (TimestampDifferenceExceeds(now, timer_now(), ROUND_MS))
+			{
+				passing = false;
+				look = true;
+				break;
+			}
+			if (!is_skipped(&environments[i]) && !is_put_off(&ids[i]))
 				begin_request(&ids[i]);
 		}
 	}

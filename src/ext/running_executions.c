@@ -45,6 +45,7 @@
 #include "driver_client.h"
 #include "execute_result.h"
 #include "execution_rows.h"
+#include "failures.h"
 #include "fault_points.h"
 #include "json.h"
 #include "ledger.h"
@@ -55,6 +56,7 @@
 #include "settings.h"
 #include "storage/condition_variable.h"
 #include "storage/lmgr.h"
+#include "timer.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -65,6 +67,8 @@
 /* In a round: each start is a durable commit. */
 #define MAX_STARTS 16
 #define MAX_TRIES 64
+/* Forgotten in a transaction. */
+#define PURGE_EXECUTIONS 20
 #define RETRY_MS 1000
 #define LOCKED_RETRY_MS 200
 #define START_MS 30000
@@ -210,18 +214,33 @@ drop(Running *running)
 static void
 retry_later(Running *running, int64 ms)
 {
-	running->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	running->retry_at = Max(running->retry_at, TimestampTzPlusMilliseconds(timer_now(), ms));
 }
 
-/* In PG_CATCH of a transaction on the rows. */
+/* In PG_CATCH of a transaction on the rows, of which nobody's is to blame. */
 static void
 rows_failed(const char *activity)
 {
 	bool locked = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
 
 	ledger_abort(activity);
-	rows_at =
-	    TimestampTzPlusMilliseconds(GetCurrentTimestamp(), locked ? LOCKED_RETRY_MS : RETRY_MS);
+	rows_at = TimestampTzPlusMilliseconds(timer_now(), locked ? LOCKED_RETRY_MS : RETRY_MS);
+}
+
+/* Whether begin_on_all() has raised an error since the shared tables are locked. */
+static bool shared_tables_locked = false;
+
+static const char starting[] = "starting an execution";
+static const char writing[] = "writing down how an execution goes on";
+
+/* In PG_CATCH of a transaction on one execution's rows: the others go on. */
+static void
+row_failed(Running *running)
+{
+	if (execution_rows_were_locked())
+		rows_failed(writing);
+	else
+		running->retry_at = failure_caught(writing, &running->id);
 }
 
 /*
@@ -309,7 +328,11 @@ set_caught_end(Running *running, MemoryContext context)
 	AbortCurrentTransaction();
 	RESUME_INTERRUPTS();
 	MemoryContextSwitchTo(context);
-	if (!error_is_passing(error))
+	if (execution_rows_were_locked() || shared_tables_locked)
+		leases_at = TimestampTzPlusMilliseconds(timer_now(), LOCKED_RETRY_MS);
+	else if (error_is_passing(error))
+		running->retry_at = failure_noted(starting, &running->id, error);
+	else
 	{
 		ExecutionEnd *end = set_end(running, "failed");
 		MemoryContext of_end = running->end_context;
@@ -354,10 +377,12 @@ write_end(Running *running)
 		execution_rows_begin(&call);
 		written = execution_row_end(&running->id, running->end);
 		ledger_commit(&call, false);
+		if (written)
+			failure_over(writing, &running->id);
 	}
 	PG_CATCH();
 	{
-		rows_failed("writing down how an execution ended");
+		row_failed(running);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -410,11 +435,14 @@ lock_shared_tables(void)
 static void
 begin_on_all(ApiCall *call)
 {
+	shared_tables_locked = false;
 	owner_begin(call);
 	execution_rows_lock();
+	shared_tables_locked = true;
 	if (!lock_shared_tables())
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 		                errmsg("somebody has what is needed locked")));
+	shared_tables_locked = false;
 }
 
 /* The command as its row has it, with everything in the current context; false: it has none. */
@@ -527,14 +555,16 @@ start(Running *running, bool queued)
 		json_decref(running->params);
 		running->params = NULL;
 		set_caught_end(running, context);
-		if (running->end == NULL)
-			leases_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_RETRY_MS);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	if (running->params != NULL)
+	{
+		failure_over(starting, &running->id);
 		tell(running);
-	else if (running->end == NULL && !queued && leases_at <= GetCurrentTimestamp())
+	}
+	else if (running->end == NULL && !queued && leases_at <= timer_now() &&
+	         running->retry_at <= timer_now())
 	{
 		/* Somebody has deleted its row; what may have been begun is not wanted. */
 		running->to_cancel = true;
@@ -621,10 +651,11 @@ accept(Running *running)
 		execution_rows_begin(&call);
 		running->accepted = execution_row_accepted(&running->id);
 		ledger_commit(&call, false);
+		failure_over(writing, &running->id);
 	}
 	PG_CATCH();
 	{
-		rows_failed("writing down that an execution has started");
+		row_failed(running);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -648,7 +679,7 @@ find_position(Running *running)
 	}
 	PG_CATCH();
 	{
-		rows_failed("looking for the output of an execution");
+		row_failed(running);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -675,13 +706,25 @@ keep_output(Running *running, const json_t *pieces, bool *all)
 		                                   running->last_only ? PG_INT64_MAX : most_at_first());
 		ledger_commit(&call, false);
 		kept = true;
+		failure_over(writing, &running->id);
 	}
 	PG_CATCH();
 	{
-		rows_failed("keeping the output of an execution");
+		row_failed(running);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
+	/* One that is to be cancelled must come to its end, without what a trigger refuses. */
+	if (!kept && running->to_cancel && !execution_rows_were_locked())
+	{
+		size_t last = json_array_size(pieces) - 1;
+
+		position.position =
+		    json_integer_value(json_object_get(json_array_get(pieces, last), "position"));
+		position.refused++;
+		kept = complete = true;
+		running->retry_at = DT_NOBEGIN;
+	}
 	if (kept)
 	{
 		running->output = position;
@@ -742,7 +785,8 @@ take_end(Running *running, json_t *end)
 		/* The answer stays until it is written. */
 		exited = set_end(running, "exited");
 		exited->result = result;
-		exited->missing = json_integer_value(json_object_get(running->result, "droppedBytes"));
+		exited->missing = json_integer_value(json_object_get(running->result, "droppedBytes")) +
+		                  running->output.refused;
 	}
 }
 
@@ -818,7 +862,7 @@ check_lease(Running *running)
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool done = false;
 
-	if (leases_at > GetCurrentTimestamp())
+	if (leases_at > timer_now())
 		return false;
 	PG_TRY();
 	{
@@ -845,8 +889,8 @@ check_lease(Running *running)
 		return true;
 	}
 	/* A lock is soon gone; what a person has to mend need not be said each second. */
-	leases_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-	                                        LOCKED_RETRY_MS << Min(leases_failures, 8));
+	leases_at =
+	    TimestampTzPlusMilliseconds(timer_now(), LOCKED_RETRY_MS << Min(leases_failures, 8));
 	leases_failures++;
 	return false;
 }
@@ -907,7 +951,7 @@ advance(Running *running)
 		cancel(running);
 	if (running->phase == PHASE_START)
 	{
-		if (leases_at <= GetCurrentTimestamp() && !start(running, false))
+		if (leases_at <= timer_now() && !start(running, false))
 			retry_later(running, LOCKED_RETRY_MS);
 	}
 	else if (running->phase == PHASE_READ && running->retry_at == DT_NOBEGIN)
@@ -928,7 +972,19 @@ advance(Running *running)
 static void
 look_later(int64 ms)
 {
-	look_at = Min(look_at, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
+	look_at = Min(look_at, TimestampTzPlusMilliseconds(timer_now(), ms));
+}
+
+/* Whether its start has failed a short while ago. */
+static bool
+is_put_off(const pg_uuid_t *id)
+{
+	TimestampTz retry_at;
+
+	if (!failure_holds(starting, id, &retry_at))
+		return false;
+	look_at = Min(look_at, retry_at);
+	return true;
 }
 
 typedef enum Taken
@@ -950,12 +1006,15 @@ take_queued(Running *running)
 	else if (running->to_cancel)
 		set_cancelled(running);
 	else if (!start(running, true))
-		taken = leases_at > GetCurrentTimestamp() ? NONE_NOW : NOT_NOW;
+		taken = leases_at > timer_now() ? NONE_NOW : NOT_NOW;
 	/* Not begun: the row says it all, next time. */
 	if (running->phase == PHASE_START && running->end == NULL && taken != STARTED)
 	{
+		bool put_off = is_put_off(&running->id);
+
 		drop(running);
-		look_later(LOCKED_RETRY_MS);
+		if (!put_off)
+			look_later(LOCKED_RETRY_MS);
 	}
 	return taken;
 }
@@ -971,6 +1030,8 @@ take_row(SchedulerSlot *slot, const ExecutionRow *row)
 		full = true;
 		return NOT_NOW;
 	}
+	if (!row->running && is_put_off(&row->id))
+		return NOT_NOW;
 	running = add(slot, row);
 	if (!row->own)
 		set_lost(running, "It was started on another server, or before a promotion.");
@@ -996,7 +1057,6 @@ look_at_cancels(void)
 	pg_uuid_t *ids;
 	int count;
 
-	execution_rows_cancel_queued();
 	ids = execution_rows_to_cancel(&count);
 	for (int i = 0; i < count; i++)
 	{
@@ -1007,6 +1067,28 @@ look_at_cancels(void)
 	}
 }
 
+/* In a transaction of its own: a trigger on one of the rows may raise an error. */
+static void
+end_cancelled(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		ApiCall call;
+
+		execution_rows_begin(&call);
+		execution_rows_cancel_queued();
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("ending queued executions that were cancelled");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+}
+
 /* The next page of the pass; NULL: not now. */
 static ExecutionRow *
 read_page(bool first, int *count, bool *last)
@@ -1014,6 +1096,8 @@ read_page(bool first, int *count, bool *last)
 	MemoryContext context = CurrentMemoryContext;
 	ExecutionRow *volatile rows = NULL;
 
+	if (first)
+		end_cancelled();
 	PG_TRY();
 	{
 		ApiCall call;
@@ -1098,9 +1182,9 @@ notice_host(void)
 static void
 purge(void)
 {
+	static int most = PURGE_EXECUTIONS;
 	MemoryContext context = CurrentMemoryContext;
 
-	purge_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 60 * 1000);
 	purge_retention = envrt_execution_retention;
 	PG_TRY();
 	{
@@ -1108,13 +1192,16 @@ purge(void)
 		TimestampTz next;
 
 		execution_rows_begin(&call);
-		next = execution_rows_purge();
+		next = execution_rows_purge(most);
 		ledger_commit(&call, false);
 		purge_at = next;
+		most = Min(2 * most, PURGE_EXECUTIONS);
 	}
 	PG_CATCH();
 	{
-		rows_failed("forgetting old executions");
+		/* Those before it in the batch are for the next one, without it. */
+		most = 1;
+		purge_at = execution_rows_purge_failed();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -1140,7 +1227,7 @@ running_executions_tend(SchedulerSlot *slot)
 {
 	MemoryContext context;
 	MemoryContext previous;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	TimestampTz next;
 	dlist_mutable_iter iter;
 	int before = nexecutions;
@@ -1179,7 +1266,11 @@ running_executions_tend(SchedulerSlot *slot)
 		CHECK_FOR_INTERRUPTS();
 		if (rows_at > now)
 			break;
-		if (running->retry_at > now)
+		if (running->end == NULL && running->check_lease)
+			(void) check_lease(running);
+		/* A cancel does not wait for what was put off. */
+		if (running->retry_at > now &&
+		    !(running->to_cancel && !running->cancelled && running->told))
 			continue;
 		running->retry_at = DT_NOBEGIN;
 		advance(running);

@@ -15,16 +15,27 @@
  * A deleted run's leases lose their heartbeat_run_id by the foreign key, after
  * the delete.  So ours comes before it: it finds them, and a lease that the
  * very transaction has made can still be changed while its run is there.
+ *
+ * TRUNCATE tells no rows: before it, the runs that have active leases are looked for in the
+ * table, as its owner.  A table whose rows are those of several tables is refused: the triggers
+ * would not see the rows of its children, and a row that moves from one partition to another is
+ * a DELETE to them.
  */
 #include "postgres.h"
 
 #include "arguments.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "leases.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "tables.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
@@ -34,6 +45,7 @@ PG_FUNCTION_INFO_V1(envrt_detach_runs);
 
 #define OVER_TRIGGER "envrt_run_over"
 #define DELETED_TRIGGER "envrt_run_deleted"
+#define TRUNCATED_TRIGGER "envrt_runs_truncated"
 
 /* A column's value as text, NULL when it is null or not there. */
 static char *
@@ -42,6 +54,92 @@ column_text(HeapTuple row, TupleDesc desc, const char *name)
 	int number = SPI_fnumber(desc, name);
 
 	return number > 0 ? SPI_getvalue(row, desc, number) : NULL;
+}
+
+/* The runs that have an active lease, as an array in the current context; NULL: none has. */
+static ArrayType *
+runs_with_leases(void)
+{
+	static Statement find = {
+	    "SELECT DISTINCT heartbeat_run_id FROM @environment_leases@"
+	    " WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
+	    " AND status OPERATOR(pg_catalog.=) 'active' AND heartbeat_run_id IS NOT NULL",
+	    0,
+	    {0},
+	};
+	MemoryContext context = CurrentMemoryContext;
+	ArrayType *runs = NULL;
+	ApiCall call;
+	int count;
+
+	owner_enter(&call, 0);
+	count = statement_execute(&find, NULL, NULL);
+	if (count > 0)
+	{
+		Datum *ids = palloc(sizeof(Datum) * count);
+		MemoryContext previous;
+
+		for (int i = 0; i < count; i++)
+			ids[i] = UUIDPGetDatum(result_uuid(i, 1));
+		previous = MemoryContextSwitchTo(context);
+		runs = construct_array(ids, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+		MemoryContextSwitchTo(previous);
+	}
+	api_leave(&call);
+	return runs;
+}
+
+/* Which of the runs are in the table, looked at with the rights of its owner. */
+static int
+runs_of_table(Relation relation, ArrayType *runs, pg_uuid_t **ids)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid types[1] = {UUIDARRAYOID};
+	Datum values[1] = {PointerGetDatum(runs)};
+	int guc_level = NewGUCNestLevel();
+	Oid caller;
+	int caller_context;
+	int count;
+
+	GetUserIdAndSecContext(&caller, &caller_context);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+	                         GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SetUserIdAndSecContext(relation->rd_rel->relowner, caller_context |
+	                                                       SECURITY_LOCAL_USERID_CHANGE |
+	                                                       SECURITY_RESTRICTED_OPERATION);
+	if (SPI_execute_with_args(
+	        psprintf("SELECT id FROM ONLY %s WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
+	                 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(relation)),
+	                                            RelationGetRelationName(relation))),
+	        1, types, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for runs");
+	count = (int) SPI_processed;
+	*ids = MemoryContextAlloc(context, sizeof(pg_uuid_t) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+		memcpy(&(*ids)[i], result_uuid(i, 1), sizeof(pg_uuid_t));
+	SetUserIdAndSecContext(caller, caller_context);
+	SPI_finish();
+	AtEOXact_GUC(false, guc_level);
+	return count;
+}
+
+static void
+end_leases_of_table(Relation relation)
+{
+	ArrayType *runs = runs_with_leases();
+	pg_uuid_t *ids;
+	ApiCall call;
+	int count;
+
+	if (runs == NULL)
+		return;
+	count = runs_of_table(relation, runs, &ids);
+	owner_enter(&call, 0);
+	for (int i = 0; i < count; i++)
+		leases_end_of_run(&ids[i], "released", NULL);
+	api_leave(&call);
 }
 
 Datum
@@ -58,14 +156,19 @@ envrt_on_heartbeat_run(PG_FUNCTION_ARGS)
 	char *error = NULL;
 	ApiCall call;
 
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event) &&
+	    TRIGGER_FIRED_BEFORE(trigger->tg_event))
+	{
+		end_leases_of_table(trigger->tg_relation);
+		return PointerGetDatum(NULL);
+	}
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
 	    !((TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) && TRIGGER_FIRED_AFTER(trigger->tg_event)) ||
 	      (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) && TRIGGER_FIRED_BEFORE(trigger->tg_event))))
-		ereport(
-		    ERROR,
-		    (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-		     errmsg("envrt_on_heartbeat_run() is for AFTER UPDATE and BEFORE DELETE row triggers"),
-		     errhint("Put it on a table by envrt_attach_runs().")));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+		                errmsg("envrt_on_heartbeat_run() is for AFTER UPDATE and BEFORE DELETE row "
+		                       "triggers, and BEFORE TRUNCATE"),
+		                errhint("Put it on a table by envrt_attach_runs().")));
 	deleted = TRIGGER_FIRED_BY_DELETE(trigger->tg_event);
 	row = deleted ? trigger->tg_trigtuple : trigger->tg_newtuple;
 	desc = RelationGetDescr(trigger->tg_relation);
@@ -126,6 +229,35 @@ require_column(Oid relid, const char *name, Oid type)
 		                errhint("Runs have a column id of type uuid and a column status.")));
 }
 
+/* The triggers must see every row of the table, and a deletion only where a run is deleted. */
+static void
+require_table_of_its_own(Oid relid)
+{
+	const char *problem = NULL;
+	char kind = get_rel_relkind(relid);
+
+	if (kind == RELKIND_PARTITIONED_TABLE)
+		problem = "is partitioned";
+	else if (kind != RELKIND_RELATION)
+		problem = "is not a table";
+	else if (get_rel_relispartition(relid))
+		problem = "is a partition";
+	else if (find_inheritance_children(relid, NoLock) != NIL)
+		problem = "has tables that inherit from it";
+	if (problem != NULL)
+		ereport(ERROR,
+		        (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+		         errmsg("table %s %s, so it can't be a table of runs", table_name(relid), problem),
+		         kind == RELKIND_PARTITIONED_TABLE || get_rel_relispartition(relid)
+		             ? errdetail("An UPDATE that moves a run to another partition would end its "
+		                         "leases, since it deletes the run from the first one.")
+		         : kind == RELKIND_RELATION
+		             ? errdetail("Runs in those tables would not end their leases.")
+		             : 0,
+		         errhint("Attach an ordinary table; or end leases by envrt_release_leases() in "
+		                 "triggers of your own.")));
+}
+
 /* On one of another kind the trigger would never fire, and nobody would know. */
 static void
 require_status(Oid relid)
@@ -161,6 +293,9 @@ envrt_attach_runs(PG_FUNCTION_ARGS)
 	table = table_name(relid);
 	function = quote_qualified_identifier(
 	    get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid)), "envrt_on_heartbeat_run");
+	/* Nobody makes a child or partition of it before the triggers are there. */
+	LockRelationOid(relid, ShareRowExclusiveLock);
+	require_table_of_its_own(relid);
 	require_column(relid, "id", UUIDOID);
 	require_status(relid);
 	execute(psprintf(
@@ -174,6 +309,12 @@ envrt_attach_runs(PG_FUNCTION_ARGS)
 	execute(psprintf("CREATE OR REPLACE TRIGGER \"" DELETED_TRIGGER
 	                 "\" BEFORE DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s()",
 	                 table, function));
+	execute(psprintf("CREATE OR REPLACE TRIGGER " TRUNCATED_TRIGGER
+	                 " BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION %s()",
+	                 table, function));
+	execute(psprintf("COMMENT ON TRIGGER " TRUNCATED_TRIGGER
+	                 " ON %s IS 'envrt: a run that is deleted holds no lease'",
+	                 table));
 	execute(psprintf("COMMENT ON TRIGGER " OVER_TRIGGER
 	                 " ON %s IS 'envrt: a run that is over holds no lease'",
 	                 table));
@@ -194,6 +335,7 @@ envrt_detach_runs(PG_FUNCTION_ARGS)
 	require_argument(0, "runs");
 	table = table_name(PG_GETARG_OID(0));
 	execute(psprintf("DROP TRIGGER IF EXISTS " OVER_TRIGGER " ON %s", table));
+	execute(psprintf("DROP TRIGGER IF EXISTS " TRUNCATED_TRIGGER " ON %s", table));
 	execute(psprintf("DROP TRIGGER IF EXISTS \"" DELETED_TRIGGER "\" ON %s", table));
 	PG_RETURN_VOID();
 }

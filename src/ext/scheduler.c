@@ -31,9 +31,11 @@
 #include "commands/extension.h"
 #include "compat.h"
 #include "driver_client.h"
+#include "failures.h"
 #include "fault_points.h"
 #include "ledger.h"
 #include "ledger_request.h"
+#include "master_key.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -43,6 +45,7 @@
 #include "shared_state.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
+#include "timer.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -50,6 +53,9 @@
 
 /* When something was locked that has to be looked at. */
 #define SETTLE_RETRY_MS 1000
+/* How late an expiry may be when the clock is set forward. */
+#define CLOCK_LOOK_MS 500
+#define CLOCK_MOVED_US (2 * USECS_PER_SEC)
 
 static SchedulerSlot *slot = NULL;
 
@@ -63,6 +69,7 @@ scheduler_exit(int code, Datum argument)
 	slot->state = SCHEDULER_ENDED;
 	slot->pid = 0;
 	slot->latch = NULL;
+	failures_forget(slot->database);
 	LWLockRelease(shared_state->lock);
 	ConditionVariableBroadcast(&shared_state->scheduler_changed);
 	launcher_wake();
@@ -131,16 +138,17 @@ claim_slot(uint64 argument)
 }
 
 /* What hints were about that was locked when we looked. */
-static Hints undecided;
-static TimestampTz undecided_at = DT_NOEND;
+static Hints undecided = {.all = true, .idle = true}; /* at the start, everything */
+static TimestampTz undecided_at = DT_NOBEGIN;
 static int undecided_for = 0;      /* times in a row */
 static bool ledger_locked = false; /* requests wait for that */
+static bool started = false;
 
 static TimestampTz
 settle(void)
 {
 	Hints hints;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 
 	hints_take(slot, &hints);
 	if (hints.requests)
@@ -164,6 +172,65 @@ settle(void)
 	return undecided_at;
 }
 
+static void
+look_at_master_key(void)
+{
+	PG_TRY();
+	{
+		ApiCall call;
+
+		ledger_begin(&call);
+		master_key_start();
+		ledger_commit(&call, false);
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking for the master key when the scheduler starts");
+	}
+	PG_END_TRY();
+}
+
+/*
+ * The first look at the ledger.  Until it has succeeded nothing is done; somebody may have the
+ * tables locked.
+ */
+static TimestampTz
+start(void)
+{
+	static const char activity[] = "looking at the ledger when the scheduler starts";
+	static TimestampTz retry_at = DT_NOBEGIN;
+
+	if (retry_at > timer_now())
+		return retry_at;
+	PG_TRY();
+	{
+		ledger_start();
+		cleanup_begin();
+		started = true;
+	}
+	PG_CATCH();
+	{
+		retry_at = failure_caught(activity, NULL);
+	}
+	PG_END_TRY();
+	if (!started)
+		return retry_at;
+	failure_over(activity, NULL);
+	look_at_master_key();
+	return timer_now();
+}
+
+static void
+notice_clock(void)
+{
+	static TimestampTz offset = 0;
+	TimestampTz now = GetCurrentTimestamp() - timer_now();
+
+	if (Abs(now - offset) > CLOCK_MOVED_US)
+		ledger_clock_was_set();
+	offset = now;
+}
+
 /* Everything that is due, once; when to come again at the latest. */
 static TimestampTz
 do_what_is_due(void)
@@ -171,6 +238,7 @@ do_what_is_due(void)
 	TimestampTz next;
 	bool freed = cleanup_take_freed();
 
+	notice_clock();
 	(void) driver_client_tend();
 	next = ledger_serve(freed);
 	ledger_locked = next != DT_NOEND;
@@ -183,7 +251,7 @@ do_what_is_due(void)
 	next = Min(next, cleanup_tend());
 	/* What is answered at once is in nobody's `next`. */
 	if (driver_client_tend())
-		return GetCurrentTimestamp();
+		return timer_now();
 	return Min(next, driver_client_deadline());
 }
 
@@ -193,15 +261,16 @@ do_what_is_due(void)
  * reset it.  Who asks writes first and sets the latch afterwards.
  */
 static bool
-something_asked_for(TimestampTz next, bool locked)
+something_asked_for(void)
 {
 	bool asked;
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
-	asked = slot->state == SCHEDULER_STOPPING || slot->recheck || slot->look_at_all ||
-	        slot->look_at_idle || slot->look_at_requests || slot->nhints > 0 ||
-	        (slot->look_at_executions && slot->executions > 0) || slot->next_expiry < next ||
-	        (!locked && ledger_requests_waiting());
+	asked = slot->state == SCHEDULER_STOPPING || slot->recheck;
+	if (started && !asked)
+		asked = slot->look_at_all || slot->look_at_idle || slot->look_at_requests ||
+		        slot->nhints > 0 || (slot->look_at_executions && slot->executions > 0) ||
+		        expiry_is_asked_for(slot) || (!ledger_locked && ledger_requests_waiting());
 	LWLockRelease(shared_state->lock);
 	return asked || ConfigReloadPending;
 }
@@ -214,7 +283,7 @@ static TimestampTz
 report_statistics(void)
 {
 	static TimestampTz due = DT_NOEND;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	long left = compat_report_stat(due <= now);
 
 	if (left == 0)
@@ -233,13 +302,59 @@ wait_for_something(TimestampTz next)
 
 	next = Min(next, report_statistics());
 	if (next != DT_NOEND)
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+		timeout = TimestampDifferenceMilliseconds(timer_now(), next);
+	/* No signal tells that the clock was set, or that the machine has slept. */
+	if (expiry_is_expected())
+		timeout = timeout < 0 ? CLOCK_LOOK_MS : Min(timeout, CLOCK_LOOK_MS);
 	events = (socket != PGINVALID_SOCKET ? events : 0) | WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 	         (timeout >= 0 ? WL_TIMEOUT : 0);
-	if (cleanup_has_freed() || something_asked_for(next, ledger_locked))
+	if (cleanup_has_freed() || something_asked_for())
 		SetLatch(MyLatch);
 	(void) WaitLatchOrSocket(MyLatch, events, socket, timeout, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
+}
+
+/*
+ * ALTER DATABASE and ALTER ROLE ... SET are meant for the sessions of users: the scheduler sets
+ * everything that changes what its statements, and the triggers that they fire, do or may do.
+ */
+static void
+set_what_is_relied_on(void)
+{
+	static const char *const settings[][2] = {
+		{"role", "none"},
+		{"search_path", "pg_catalog, pg_temp"},
+		/* It waits for nobody's lock, not even in somebody's trigger. */
+		{"lock_timeout", "1s"},
+		{"statement_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"idle_session_timeout", "0"},
+#if PG_VERSION_NUM >= 170000
+		{"transaction_timeout", "0"},
+#endif
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"session_replication_role", "origin"},
+		{"row_security", "on"},
+		{"exit_on_error", "off"},
+		{"transform_null_equals", "off"},
+		{"default_tablespace", ""},
+		{"DateStyle", "ISO, YMD"},
+		{"IntervalStyle", "postgres"},
+		{"bytea_output", "hex"},
+		{"extra_float_digits", "1"},
+		{"quote_all_identifiers", "off"},
+		{"plan_cache_mode", "auto"},
+		{"enable_indexscan", "on"},
+		{"enable_indexonlyscan", "on"},
+		{"enable_bitmapscan", "on"},
+		{"enable_nestloop", "on"},
+		{"enable_hashjoin", "on"},
+	};
+
+	for (int i = 0; i < (int) lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 void
@@ -251,6 +366,7 @@ envrt_scheduler_main(Datum argument)
 		proc_exit(0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, worker_ignore_cancel);
 
 	database = claim_slot(DatumGetUInt64(argument));
 	if (!OidIsValid(database))
@@ -261,13 +377,7 @@ envrt_scheduler_main(Datum argument)
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	pgstat_report_appname("envrt scheduler");
 	am_scheduler = true;
-	/* It waits for nobody's lock, not even in somebody's trigger. */
-	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
-	/* What the database's own settings say is meant for users. */
-	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	set_what_is_relied_on();
 
 	end_where_absent();
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
@@ -283,10 +393,6 @@ envrt_scheduler_main(Datum argument)
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	ledger_requests_recover();
-	ledger_start();
-	cleanup_begin();
-	undecided.all = undecided.idle = true;
-	undecided_at = GetCurrentTimestamp();
 	for (;;)
 	{
 		bool stopping;
@@ -317,7 +423,10 @@ envrt_scheduler_main(Datum argument)
 		if (recheck)
 			end_where_absent();
 
-		next = do_what_is_due();
+		next = started ? do_what_is_due() : start();
+		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+		slot->rounds++;
+		LWLockRelease(shared_state->lock);
 		wait_for_something(next);
 	}
 }

@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "shared_state.h"
+#include "timer.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "workers.h"
@@ -36,6 +37,8 @@
 #define START_TIMEOUT_MS 30000
 #define NO_SLOT_DELAY_MS 5000
 #define MAX_DELAY_MS 60000
+/* What pg_database.datconnlimit is where a DROP DATABASE was interrupted: nobody can connect. */
+#define INVALID_DATABASE (-2)
 
 typedef struct Database
 {
@@ -87,7 +90,7 @@ read_databases(void)
 		all = lappend_oid(all, form->oid);
 		MemoryContextSwitchTo(context);
 		/* A session in a template would be in the way of CREATE DATABASE. */
-		if (!form->datallowconn || form->datistemplate)
+		if (!form->datallowconn || form->datistemplate || form->datconnlimit == INVALID_DATABASE)
 			continue;
 		context = MemoryContextSwitchTo(TopMemoryContext);
 		database = palloc0(sizeof(Database));
@@ -193,7 +196,8 @@ collect_ended(TimestampTz now)
 		if (slot->state == SCHEDULER_STARTING || slot->state == SCHEDULER_STOPPING)
 		{
 			/* Registered, but the postmaster could not start it. */
-			if (slot->pid == 0 && TimestampDifferenceExceeds(slot->since, now, START_TIMEOUT_MS))
+			if (slot->pid == 0 &&
+			    TimestampDifferenceExceeds(slot->since, GetCurrentTimestamp(), START_TIMEOUT_MS))
 				slot->state = SCHEDULER_ENDED;
 			else if (slot->state == SCHEDULER_STARTING)
 				starting++;
@@ -215,7 +219,7 @@ collect_ended(TimestampTz now)
 			/* It may be that the database is gone. */
 			shared_state->rescan = true;
 			/* What ran for long is no failure to start. */
-			if (TimestampDifferenceExceeds(slot->since, now, MAX_DELAY_MS))
+			if (TimestampDifferenceExceeds(slot->since, GetCurrentTimestamp(), MAX_DELAY_MS))
 				database->failures = 0;
 			database->failures++;
 			database->start_at = TimestampTzPlusMilliseconds(
@@ -247,7 +251,7 @@ start_scheduler(Database *database, TimestampTz now)
 		memset(slot, 0, sizeof(SchedulerSlot));
 		slot->database = database->oid;
 		slot->state = SCHEDULER_STARTING;
-		slot->since = now;
+		slot->since = GetCurrentTimestamp();
 		slot->generation = ++last_generation;
 		slot->next_expiry = DT_NOEND;
 	}
@@ -299,7 +303,7 @@ schedulers_begin(void)
 TimestampTz
 schedulers_tend(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = timer_now();
 	TimestampTz next = DT_NOEND;
 	bool lacking = false;
 	int starting;
@@ -320,7 +324,7 @@ schedulers_tend(void)
 		has_slot = slot != NULL;
 		/* One that has run for long has got over what the others ended by. */
 		if (has_slot && slot->state == SCHEDULER_RUNNING &&
-		    TimestampDifferenceExceeds(slot->since, now, MAX_DELAY_MS))
+		    TimestampDifferenceExceeds(slot->since, GetCurrentTimestamp(), MAX_DELAY_MS))
 			database->failures = 0;
 		LWLockRelease(shared_state->lock);
 		if (has_slot)

@@ -53,6 +53,8 @@ typedef struct SchedulerSlot
 	bool look_at_requests;
 	bool look_at_executions;
 	int executions; /* that the scheduler looks after */
+	uint64 rounds;  /* that the scheduler has done: it is not stuck */
+	int failing;    /* rows and activities that it tries again later: failures.c */
 	int nhints;
 	pg_uuid_t hints[MAX_HINTS];
 } SchedulerSlot;
@@ -77,6 +79,23 @@ typedef struct FaultPoint
 } FaultPoint;
 
 #define MAX_FAULT_POINTS 16
+
+/* What a scheduler could not do, as envrt.stat_failures shows it; see failures.c. */
+#define MAX_SHOWN_FAILURES 200
+
+typedef struct ShownFailure
+{
+	Oid database; /* InvalidOid: not in use */
+	char activity[64];
+	bool has_id;
+	pg_uuid_t id;
+	int attempts;
+	int sqlstate;
+	TimestampTz since;
+	TimestampTz last;
+	TimestampTz retry_at;
+	char message[256];
+} ShownFailure;
 
 /* Databases to look at; more than this many at once means all of them. */
 #define MAX_WANTED 32
@@ -103,6 +122,8 @@ typedef struct SharedState
 	volatile int fault_points_armed; /* read without the lock */
 	FaultPoint fault_points[MAX_FAULT_POINTS];
 	ConditionVariable fault_points_changed;
+
+	ShownFailure failures[MAX_SHOWN_FAILURES];
 
 	bool rescan;      /* databases came or went: read pg_database */
 	bool recheck_all; /* any database may have got envrt */

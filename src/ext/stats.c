@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "json.h"
+#include "miscadmin.h"
 #include "shared_state.h"
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
@@ -25,6 +26,7 @@ PG_FUNCTION_INFO_V1(envrt_ssh_session_stats);
 PG_FUNCTION_INFO_V1(envrt_transfer_stats);
 PG_FUNCTION_INFO_V1(envrt_sandbox_stats);
 PG_FUNCTION_INFO_V1(envrt_scheduler_stats);
+PG_FUNCTION_INFO_V1(envrt_failure_stats);
 PG_FUNCTION_INFO_V1(envrt_plugins);
 PG_FUNCTION_INFO_V1(envrt_plugin_metric_stats);
 
@@ -279,14 +281,53 @@ envrt_scheduler_stats(PG_FUNCTION_ARGS)
 	LWLockRelease(shared_state->lock);
 	for (int i = 0; i < nslots; i++)
 	{
-		Datum values[4];
-		bool nulls[4] = {false};
+		Datum values[5];
+		bool nulls[5] = {false};
 
 		values[0] = ObjectIdGetDatum(slots[i].database);
 		nulls[1] = slots[i].pid == 0;
 		values[1] = Int32GetDatum(slots[i].pid);
 		values[2] = CStringGetTextDatum(states[slots[i].state]);
 		values[3] = TimestampTzGetDatum(slots[i].since);
+		values[4] = Int32GetDatum(slots[i].failing);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * envrt.failure_stats()
+ */
+Datum
+envrt_failure_stats(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	ShownFailure *failures;
+	int nfailures = 0;
+
+	compat_begin_result_set(fcinfo);
+	if (shared_state == NULL)
+		return (Datum) 0;
+	failures = palloc(sizeof(shared_state->failures));
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	for (int i = 0; i < MAX_SHOWN_FAILURES; i++)
+		if (shared_state->failures[i].database == MyDatabaseId)
+			failures[nfailures++] = shared_state->failures[i];
+	LWLockRelease(shared_state->lock);
+	for (int i = 0; i < nfailures; i++)
+	{
+		Datum values[8];
+		bool nulls[8] = {false};
+
+		values[0] = CStringGetTextDatum(failures[i].activity);
+		nulls[1] = !failures[i].has_id;
+		values[1] = UUIDPGetDatum(&failures[i].id);
+		values[2] = Int32GetDatum(failures[i].attempts);
+		values[3] = TimestampTzGetDatum(failures[i].since);
+		values[4] = TimestampTzGetDatum(failures[i].last);
+		values[5] = TimestampTzGetDatum(failures[i].retry_at);
+		values[6] = CStringGetTextDatum(unpack_sql_state(failures[i].sqlstate));
+		values[7] = CStringGetTextDatum(failures[i].message);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -61,7 +61,9 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "shared_state.h"
 #include "tables.h"
+#include "utils/timeout.h"
 
 #define SHARED_SCHEMA "envrt"
 #define OWN_SCHEMA "envrt"
@@ -296,6 +298,33 @@ enter(ApiCall *call, Oid role, int security)
 }
 
 /*
+ * Triggers on the shared tables may take as long as they like, and in the scheduler everybody
+ * would wait for them: from here to its end, the transaction has STRANGERS_MS.
+ */
+#define STRANGERS_MS 5000
+
+static void
+end_limit(XactEvent event, void *arg)
+{
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
+		return;
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false;
+}
+
+static void
+limit_strangers(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		RegisterXactCallback(end_limit, NULL);
+	registered = true;
+	if (!get_timeout_active(STATEMENT_TIMEOUT))
+		enable_timeout_after(STATEMENT_TIMEOUT, STRANGERS_MS);
+}
+
+/*
  * owner_enter
  *		Take the rights of the shared tables' owner, until api_leave.
  *
@@ -311,6 +340,8 @@ owner_enter(ApiCall *call, int security)
 	/* Nothing that has been sent meanwhile may be missed. */
 	AcceptInvalidationMessages();
 	check_tables(owner);
+	if (am_scheduler)
+		limit_strangers();
 	enter(call, owner, security);
 }
 

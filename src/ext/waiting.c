@@ -24,6 +24,7 @@
 #include "storage/latch.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
+#include "timer.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 #include "waiting.h"
@@ -97,8 +98,7 @@ waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument)
 	if (seconds < 0)
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("timeout must not be negative")));
-	prepare(waiting,
-	        GetCurrentTimestamp() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC));
+	prepare(waiting, timer_now() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC));
 }
 
 bool
@@ -107,7 +107,7 @@ waiting_wait(Waiting *waiting)
 	long left = LOOK_MS;
 
 	if (waiting->deadline != DT_NOEND)
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), waiting->deadline);
+		left = TimestampDifferenceMilliseconds(timer_now(), waiting->deadline);
 
 	if (left <= 0)
 		return false;

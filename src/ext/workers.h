@@ -21,11 +21,18 @@ extern PGDLLEXPORT void envrt_launcher_main(Datum argument);
 extern void schedulers_begin(void);
 extern TimestampTz schedulers_tend(void);
 
+/* launcher.c: for SIGINT */
+extern void worker_ignore_cancel(SIGNAL_ARGS);
+
 /* scheduler.c */
 extern PGDLLEXPORT void envrt_scheduler_main(Datum argument);
 
 /* expiry.c */
 extern TimestampTz expiry_tend(SchedulerSlot *slot);
+/* Whether a lease will expire some day. */
+extern bool expiry_is_expected(void);
+/* Whether a commit has set an earlier end of a lease since; the caller holds shared_state->lock. */
+extern bool expiry_is_asked_for(const SchedulerSlot *slot);
 
 /* host_process.c: the launcher's care for the driver host */
 extern TimestampTz host_process_tend(void);

@@ -148,7 +148,7 @@ SQL
 wait_until_sql($node, "SELECT count(*) = 0 FROM envrt.environment_leases WHERE status = 'active' AND metadata ? 'neighbour'");
 pass('a trigger that raises for some holds up no other');
 is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active' AND metadata ? 'refuse'"), '4', 'those stay');
-like(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/ERROR:  this one stays\n.*CONTEXT:.*ending lease "[0-9a-f-]+", which has expired/s, 'and the log says so');
+like(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/ERROR:  this one stays\n.*CONTEXT:.*ending leases that have expired: row "[0-9a-f-]+"/s, 'and the log says so');
 is($node->safe_psql('postgres', 'SELECT pid FROM envrt.stat_schedulers'), $scheduler, 'the scheduler went on throughout');
 $node->safe_psql('postgres', 'DROP TRIGGER refuse ON envrt.environment_leases');
 
