@@ -799,7 +799,7 @@ report_to_leases(List *ended, bool try, const char *status)
 		ApiCall owner;
 
 		values[0] = PointerGetDatum(uuid_array(ids, found));
-		owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
+		owner_enter(&owner);
 		found = statement_write(TABLE_ENVIRONMENT_LEASES, &update, values, NULL);
 		for (int row = 0; row < found; row++)
 		{

@@ -9,6 +9,7 @@
 
 #include "access/xlog.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #if PG_VERSION_NUM >= 150000
 #include "common/pg_prng.h"
@@ -17,6 +18,7 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
+#include "utils/guc_tables.h"
 
 /* compat_report_stat() is how long what is left may wait, in milliseconds; 0: nothing, or not
  * known. */
@@ -30,9 +32,11 @@
 #if PG_VERSION_NUM < 160000
 #define object_ownercheck_database(oid, role) pg_database_ownercheck(oid, role)
 #define compat_function_aclcheck(oid, role) pg_proc_aclcheck(oid, role, ACL_EXECUTE)
+#define compat_schema_aclcheck(oid, role) pg_namespace_aclcheck(oid, role, ACL_USAGE)
 #else
 #define compat_function_aclcheck(oid, role)                                                        \
 	object_aclcheck(ProcedureRelationId, oid, role, ACL_EXECUTE)
+#define compat_schema_aclcheck(oid, role) object_aclcheck(NamespaceRelationId, oid, role, ACL_USAGE)
 #define object_ownercheck_database(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
 #endif
 
@@ -40,6 +44,18 @@
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn pg_attribute_noreturn()
 #endif
+
+/* All settings there are. */
+static inline struct config_generic **
+compat_settings(int *count)
+{
+#if PG_VERSION_NUM >= 160000
+	return get_guc_variables(count);
+#else
+	*count = GetNumConfigOptions();
+	return get_guc_variables();
+#endif
+}
 
 /* Begin a set-returning function's result: a tuplestore in rsinfo->setResult. */
 static inline void

@@ -9,8 +9,9 @@
  * A string that is the id of a secret is a reference too, in the plugins' own
  * way: it goes to the plugin as it is, which asks the driver host for the
  * value.  So the values go with the call, beside the config.  Such a string
- * with the id of another company's secret is an error as any such reference
- * is: a plugin works for many companies at once, and might ask for it.
+ * with the id of another company's secret is taken for what it is to this
+ * company, an id of nothing: an error would say that there is such a secret.  The
+ * driver host gives a worker what came with the very call alone.
  *
  * Masking (below) finds a value as it is, no part and no other shape of it.  So whoever can
  * have a command read a value can read it, and needs a right for that, EXECUTE on
@@ -68,18 +69,20 @@ is_uuid_text(const char *text)
 }
 
 bool
-config_is_secret_id(const json_t *value)
+config_is_secret_id(const pg_uuid_t *company_id, const json_t *value)
 {
 	static Statement find = {
-	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1",
-	    1,
-	    {UUIDOID},
+	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
+	    " AND company_id OPERATOR(pg_catalog.=) $2",
+	    2,
+	    {UUIDOID, UUIDOID},
 	};
-	Datum values[1];
+	Datum values[2];
 
 	if (!json_is_string(value) || !is_uuid_text(json_string_value(value)))
 		return false;
 	values[0] = DirectFunctionCall1(uuid_in, CStringGetDatum(json_string_value(value)));
+	values[1] = UUIDPGetDatum(company_id);
 	return statement_execute(&find, values, NULL) > 0;
 }
 
@@ -148,7 +151,7 @@ replacement(json_t *member, const pg_uuid_t *company_id, json_t *values)
 {
 	if (config_is_secret_reference(member))
 		return value_of(member, company_id, values);
-	if (company_id != NULL && config_is_secret_id(member))
+	if (company_id != NULL && config_is_secret_id(company_id, member))
 		(void) value_of(config_reference_of_id(member), company_id, values);
 	else
 		replace_in(member, company_id, values);
@@ -306,7 +309,7 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 		secret_check_reference(call, company_id, config);
 		return;
 	}
-	if (config_is_secret_id(config))
+	if (config_is_secret_id(company_id, config))
 		secret_check_reference(call, company_id, config_reference_of_id(config));
 	if (json_is_array(config))
 	{
@@ -354,6 +357,7 @@ config_require_env_right(const ApiCall *call)
  */
 typedef struct Exposed
 {
+	const pg_uuid_t *company_id;
 	json_t *open;
 	int below_env;
 } Exposed;
@@ -367,7 +371,7 @@ mark_references(Exposed *exposed, json_t *value, const json_t *before, bool belo
 	json_t *mark;
 	void *next;
 
-	if (config_is_secret_reference(value) || config_is_secret_id(value))
+	if (config_is_secret_reference(value) || config_is_secret_id(exposed->company_id, value))
 	{
 		if (before != NULL && json_equal(unconstify(json_t *, before), value))
 			return NULL;
@@ -419,10 +423,11 @@ take_mark(void *data, const char *path, const json_t *string)
 }
 
 bool
-config_check_exposed(const ApiCall *call, json_t *config, const json_t *before, json_t *schema)
+config_check_exposed(const ApiCall *call, const pg_uuid_t *company_id, json_t *config,
+                     const json_t *before, json_t *schema)
 {
 	json_t *copy = json_guard(json_deep_copy(config));
-	Exposed exposed = {.open = json_guard(json_array())};
+	Exposed exposed = {.company_id = company_id, .open = json_guard(json_array())};
 
 	(void) mark_references(&exposed, copy, before, false);
 	if (schema != NULL)
@@ -511,7 +516,7 @@ envrt_on_environment_config(PG_FUNCTION_ARGS)
 	if (isnull)
 		return PointerGetDatum(NULL);
 	/* In the SPI connection's memory, with the rights that a look at secrets needs. */
-	owner_enter(&call, SECURITY_RESTRICTED_OPERATION);
+	owner_enter(&call);
 	config = json_from_jsonb(DatumGetJsonbP(given));
 	driver = TextDatumGetCString(row_column(trigger, row, "driver", TEXTOID, &isnull));
 	company_id = DatumGetUUIDP(row_column(trigger, row, "company_id", UUIDOID, &isnull));
@@ -519,7 +524,7 @@ envrt_on_environment_config(PG_FUNCTION_ARGS)
 		before = config_before(trigger, config, driver);
 	if (strcmp(driver, "ssh") == 0)
 		json_object_del(config, "privateKeySecretRef");
-	if (config_check_exposed(&call, config, before, NULL))
+	if (config_check_exposed(&call, company_id, config, before, NULL))
 		config_check_secrets(&call, company_id, config);
 	api_leave(&call);
 	return PointerGetDatum(NULL);

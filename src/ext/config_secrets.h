@@ -35,8 +35,11 @@ extern json_t *config_secrets_by_id(const json_t *values);
 
 extern bool config_is_secret_reference(const json_t *value);
 
-/* Whether a string is the id of a secret, of whatever company: a reference in its own way. */
-extern bool config_is_secret_id(const json_t *value);
+/*
+ * Whether a string is the id of a secret of the company: a reference in its own
+ * way.  That of another company is a string like any other, as an id of nothing is.
+ */
+extern bool config_is_secret_id(const pg_uuid_t *company_id, const json_t *value);
 
 /* Such a string as the other kind of reference (guarded). */
 extern json_t *config_reference_of_id(const json_t *id);
@@ -77,7 +80,7 @@ extern void config_require_env_right(const ApiCall *call);
  * `before` (NULL: none) is what the config was: a reference that is at the same place there
  * has been asked about then.  Returns whether there is any to ask about.
  */
-extern bool config_check_exposed(const ApiCall *call, json_t *config, const json_t *before,
-                                 json_t *schema);
+extern bool config_check_exposed(const ApiCall *call, const pg_uuid_t *company_id, json_t *config,
+                                 const json_t *before, json_t *schema);
 
 #endif

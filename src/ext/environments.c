@@ -207,7 +207,7 @@ config_to_store(const ApiCall *call, const pg_uuid_t *company_id, const char *na
 	if (plugin_config_concerns(driver, config.canonical))
 		plugin_config_validate(&config, true);
 	else
-		(void) config_check_exposed(call, config.canonical, NULL, NULL);
+		(void) config_check_exposed(call, company_id, config.canonical, NULL, NULL);
 	if (config.config != NULL)
 		return jsonb_from_json(config.config);
 	return config_stored(driver, given, config.canonical);
@@ -414,7 +414,7 @@ config_to_probe(const ApiCall *call, Jsonb *given, Environment *environment)
 	if (plugin_config_concerns(environment->driver, config.canonical))
 		plugin_config_validate(&config, false);
 	else
-		(void) config_check_exposed(call, config.canonical, NULL, NULL);
+		(void) config_check_exposed(call, environment->company_id, config.canonical, NULL, NULL);
 	environment->unsaved_secrets = config.hidden;
 	environment->config = config.config != NULL
 	                          ? jsonb_from_json(config.config)

@@ -428,6 +428,17 @@ try_next_expiry(void)
 /* What slot->next_expiry was when it was last looked at. */
 static TimestampTz known_expiry = DT_NOEND;
 
+/* When to look at all that is due; not_before: somebody has made a table unusable. */
+static TimestampTz look_at = DT_NOBEGIN;
+static TimestampTz not_before = DT_NOBEGIN;
+
+void
+expiry_try_again(void)
+{
+	if (not_before != DT_NOBEGIN)
+		look_at = not_before = DT_NOBEGIN;
+}
+
 bool
 expiry_is_expected(void)
 {
@@ -448,8 +459,6 @@ TimestampTz
 expiry_tend(SchedulerSlot *slot)
 {
 	static bool run_ends_done = false;
-	static TimestampTz look_at = DT_NOBEGIN;
-	static TimestampTz not_before = DT_NOBEGIN; /* somebody has made a table unusable */
 	TimestampTz now = timer_now();
 	TimestampTz next;
 	Ended runs = ENDED_ALL;

@@ -108,7 +108,7 @@ owner_begin(ApiCall *call)
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	owner_enter(call, SECURITY_RESTRICTED_OPERATION);
+	owner_enter(call);
 }
 
 bool

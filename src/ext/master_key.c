@@ -183,8 +183,13 @@ static bool
 database_has_secrets(void)
 {
 	static Statement find = {"SELECT 1 FROM @company_secret_versions@ LIMIT 1", 0, {0}};
+	ApiCall owner;
+	bool found;
 
-	return statement_execute(&find, NULL, NULL) > 0;
+	owner_enter(&owner);
+	found = statement_execute(&find, NULL, NULL) > 0;
+	api_leave(&owner);
+	return found;
 }
 
 /* The fingerprint that this database remembers, as text; NULL: none. */
@@ -198,7 +203,15 @@ remembered_fingerprint(void)
 	    {0},
 	};
 
-	return statement_execute(&find, NULL, NULL) > 0 ? result_text(0, 1) : NULL;
+	MemoryContext context = CurrentMemoryContext;
+	char *text = NULL;
+	ApiCall ledger;
+
+	ledger_enter(&ledger);
+	if (statement_execute(&find, NULL, NULL) > 0)
+		text = MemoryContextStrdup(context, result_text(0, 1));
+	api_leave(&ledger);
+	return text;
 }
 
 static void
@@ -213,8 +226,11 @@ remember_fingerprint(const char *text)
 	    {TEXTOID, TIMESTAMPTZOID},
 	};
 	Datum values[2] = {CStringGetTextDatum(text), TimestampTzGetDatum(GetCurrentTimestamp())};
+	ApiCall ledger;
 
+	ledger_enter(&ledger);
 	statement_execute(&remember, values, NULL);
+	api_leave(&ledger);
 }
 
 /* Have the other databases know of the key that this one remembers. */

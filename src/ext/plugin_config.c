@@ -66,7 +66,7 @@ hide_raw(void *data, const char *path, const json_t *string)
 {
 	PluginConfig *config = data;
 
-	if (!config_is_secret_id(string))
+	if (!config_is_secret_id(config->company_id, string))
 		json_object_set(config->hidden, psprintf("raw:%s", path), unconstify(json_t *, string));
 	return NULL;
 }
@@ -81,7 +81,7 @@ store_raw(void *data, const char *path, const json_t *string)
 	size_t i;
 	json_t *pair;
 
-	if (json_string_length(string) == 0 || config_is_secret_id(string))
+	if (json_string_length(string) == 0 || config_is_secret_id(config->company_id, string))
 		return NULL;
 	json_array_foreach(secrets->pairs, i, pair)
 	{
@@ -104,7 +104,8 @@ restore(Secrets *secrets, json_t *given, json_t *values, json_t *now)
 	json_t *other;
 	void *next;
 
-	if (config_is_secret_reference(given) || config_is_secret_id(given))
+	if (config_is_secret_reference(given) ||
+	    config_is_secret_id(secrets->config->company_id, given))
 	{
 		json_t *reference = json_is_string(given) ? config_reference_of_id(given) : given;
 		json_t *value = json_object_get(values, config_reference_name(reference));
@@ -324,7 +325,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 		ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", problem), errhint(PLUGINS_HINT)));
 	}
 	schema = json_object_get(plugin.declaration, "configSchema");
-	(void) config_check_exposed(config->call, given, NULL, schema);
+	(void) config_check_exposed(config->call, config->company_id, given, NULL, schema);
 	filled = config_resolve_secrets(given, config->company_id, &values);
 	config->hidden = json_guard(json_copy(values));
 	secret_fields_visit(schema, filled, hide_raw, config);
@@ -336,7 +337,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 	(void) restore(&secrets, given, values, normalized);
 	/* The plugin may name any, and put one anywhere. */
 	config_check_secrets(config->call, config->company_id, normalized);
-	(void) config_check_exposed(config->call, normalized, given, schema);
+	(void) config_check_exposed(config->call, config->company_id, normalized, given, schema);
 	if (config->environment_name != NULL)
 	{
 		secret_fields_visit(schema, normalized, store_raw, &secrets);

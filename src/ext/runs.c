@@ -72,7 +72,7 @@ runs_with_leases(void)
 	ApiCall call;
 	int count;
 
-	owner_enter(&call, 0);
+	owner_enter(&call);
 	count = statement_execute(&find, NULL, NULL);
 	if (count > 0)
 	{
@@ -136,7 +136,7 @@ end_leases_of_table(Relation relation)
 	if (runs == NULL)
 		return;
 	count = runs_of_table(relation, runs, &ids);
-	owner_enter(&call, 0);
+	owner_enter(&call);
 	for (int i = 0; i < count; i++)
 		leases_end_of_run(&ids[i], "released", NULL);
 	api_leave(&call);
@@ -187,7 +187,7 @@ envrt_on_heartbeat_run(PG_FUNCTION_ARGS)
 		error = column_text(row, desc, "error");
 	}
 
-	owner_enter(&call, 0);
+	owner_enter(&call);
 	if (status != NULL && (strcmp(status, "failed") == 0 || strcmp(status, "timed_out") == 0))
 		leases_end_of_run(DatumGetUUIDP(id), "failed", error);
 	else

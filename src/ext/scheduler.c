@@ -404,6 +404,7 @@ envrt_scheduler_main(Datum argument)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			expiry_try_again();
 		}
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		stopping = slot->state == SCHEDULER_STOPPING;

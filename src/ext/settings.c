@@ -8,6 +8,13 @@
  * wait for something that others hold is the session's own matter.  The driver host
  * gets the ones that concern it from the launcher, and the time limits with
  * each call from the backend.
+ *
+ * PostgreSQL gives a setting whose value it can't read its default, with a
+ * warning, when the library that defines it is loaded.  Most of ours restrict
+ * something, and a default that allows more than the administrator meant must not
+ * come about by a slip; nor by a name that is none of ours.  So the server does
+ * not start with such a value.  At a reload what was in force stays in force, as
+ * for every setting.
  */
 #include "postgres.h"
 
@@ -113,6 +120,11 @@ check_allowed_hosts(char **newval, void **extra, GucSource source)
 			GUC_check_errdetail("Give names with other letters in their ASCII form (xn--...).");
 			return false;
 		}
+	if (**newval != '\0' && settings_list(*newval) == NIL)
+	{
+		GUC_check_errdetail("The list has no entry; it is empty for any host.");
+		return false;
+	}
 	foreach (cell, settings_list(*newval))
 	{
 		char *entry = lfirst(cell);
@@ -170,6 +182,58 @@ check_sandbox_directory(char **newval, void **extra, GucSource source)
 		return false;
 	}
 	return true;
+}
+
+/* What is set already, when the library comes later than the value; NULL: nothing. */
+static char *
+given_value(const char *name)
+{
+	const char *value = GetConfigOption(name, true, false);
+
+	return value != NULL ? pstrdup(value) : NULL;
+}
+
+/* The check that the definition has made of the value, as a fatal one. */
+static void
+require_readable(const char *name, char *value)
+{
+	if (value == NULL)
+		return;
+	(void) set_config_option(name, value, PGC_SIGHUP, PGC_S_FILE, GUC_ACTION_SET, false, FATAL,
+	                         false);
+	pfree(value);
+}
+
+/* So that it holds for each definition below. */
+#define STRICTLY(define, name, ...)                                                                \
+	do                                                                                             \
+	{                                                                                              \
+		char *given_ = given_value(name);                                                          \
+		define(name, __VA_ARGS__);                                                                 \
+		require_readable(name, given_);                                                            \
+	}                                                                                              \
+	while (0)
+#define DefineCustomStringVariable(name, ...)                                                      \
+	STRICTLY(DefineCustomStringVariable, name, __VA_ARGS__)
+#define DefineCustomIntVariable(name, ...) STRICTLY(DefineCustomIntVariable, name, __VA_ARGS__)
+#define DefineCustomBoolVariable(name, ...) STRICTLY(DefineCustomBoolVariable, name, __VA_ARGS__)
+#define DefineCustomRealVariable(name, ...) STRICTLY(DefineCustomRealVariable, name, __VA_ARGS__)
+#define DefineCustomEnumVariable(name, ...) STRICTLY(DefineCustomEnumVariable, name, __VA_ARGS__)
+
+/* In a configuration file; a session that loads the library itself is only warned. */
+static void
+forbid_unknown_names(void)
+{
+	int count;
+	struct config_generic **variables = compat_settings(&count);
+
+	for (int i = 0; i < count; i++)
+		if (variables[i]->flags & GUC_CUSTOM_PLACEHOLDER &&
+		    strncmp(variables[i]->name, "envrt.", strlen("envrt.")) == 0)
+			ereport(FATAL,
+			        (errcode(ERRCODE_UNDEFINED_OBJECT),
+			         errmsg("unrecognized configuration parameter \"%s\"", variables[i]->name),
+			         errhint("Correct its name: what it was to restrict would not be.")));
 }
 
 void
@@ -312,5 +376,7 @@ settings_define(void)
 	    "envrt.sandbox_processes",
 	    "How many processes a bubblewrap sandbox may have whose environment says no maxProcesses.",
 	    NULL, &envrt_sandbox_processes, 256, 1, 32768, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	if (process_shared_preload_libraries_in_progress)
+		forbid_unknown_names();
 	MarkGUCPrefixReserved("envrt");
 }

@@ -487,7 +487,7 @@ update_leases(Statement *statement, Datum *ids, int count)
 	if (count == 0 ||
 	    !ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock))
 		return;
-	owner_enter(&owner, SECURITY_RESTRICTED_OPERATION);
+	owner_enter(&owner);
 	statement_write(TABLE_ENVIRONMENT_LEASES, statement, values, NULL);
 	api_leave(&owner);
 }

@@ -9,19 +9,21 @@
  * company whose rows the caller can see.  So a function runs its statements
  * as the tables' owner (api_enter switches), but looks at each row it is
  * given as the caller first (caller_can_see): the caller needs SELECT on the
- * table, and row-level security that applies to the caller is asked.  Rows
- * that the caller can't see do not exist for it.
+ * table, and row-level security that applies to the caller is asked, as by
+ * the caller's own SELECT.  Rows that the caller can't see do not exist for
+ * it.
  *
- * While the owner's rights are in force, search_path is pinned: a trigger on
- * one of these tables runs with the owner's rights and must not find the
- * caller's objects by an unqualified name.  And such a trigger must be of
- * somebody who has the owner's rights anyway: else whoever may put a trigger
- * on the table could have our call run it with rights that are not his.  For
- * the same reason the tables have one owner: what another one puts on a table
- * (an expression in an index is enough) would run with rights he has not.  The
- * look at a row as the caller is with the caller's search_path, which its
- * policies may need.  All this ends at api_leave, or at the
- * (sub)transaction's abort.
+ * Two parties must not come by each other's rights, or by a superuser's who
+ * happens to call.  What is on the tables (triggers, expressions, policies)
+ * runs with the owner's rights, in a security-restricted operation, with
+ * search_path pinned; what it does to the session ends at api_leave, or at
+ * the (sub)transaction's abort, and nothing of it is left for the commit
+ * (table_code_undefer).  Only where the owner itself has logged in and calls,
+ * there is nobody to be kept from anything.  And all code there must be of
+ * somebody with the owner's rights (table_code.c): of what a stranger could
+ * put there the call is refused.  Before each statement, with its locks held,
+ * this is known to hold (make_ready).  For the same reason the tables have one
+ * owner.
  *
  * Plans: prepared generic and kept.  Such a plan must stay on an index from
  * the first row on, but one made while a table is empty is a sequential scan
@@ -39,14 +41,14 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "funcapi.h"
 #include "jit/jit.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "optimizer/cost.h"
+#include "parser/parsetree.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -55,37 +57,55 @@
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
-#include "utils/relcache.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
 #include "shared_state.h"
+#include "table_code.h"
 #include "tables.h"
 #include "utils/timeout.h"
 
 #define SHARED_SCHEMA "envrt"
 #define OWN_SCHEMA "envrt"
 
-static const char *const shared_tables[SHARED_TABLE_COUNT] = {
-    [TABLE_COMPANIES] = "companies",
-    [TABLE_AGENTS] = "agents",
-    [TABLE_HEARTBEAT_RUNS] = "heartbeat_runs",
-    [TABLE_ENVIRONMENTS] = "environments",
-    [TABLE_ENVIRONMENT_LEASES] = "environment_leases",
-    [TABLE_COMPANY_SECRETS] = "company_secrets",
-    [TABLE_COMPANY_SECRET_VERSIONS] = "company_secret_versions",
-    [TABLE_PLUGINS] = "plugins",
-    [TABLE_ACTIVITY_LOG] = "activity_log",
-    [TABLE_EXECUTION_WORKSPACES] = "execution_workspaces",
+static const UsedTable shared_tables[SHARED_TABLE_COUNT] = {
+    [TABLE_COMPANIES] = {"companies", false},
+    [TABLE_AGENTS] = {"agents", false},
+    [TABLE_HEARTBEAT_RUNS] = {"heartbeat_runs", false},
+    [TABLE_ENVIRONMENTS] = {"environments", true},
+    [TABLE_ENVIRONMENT_LEASES] = {"environment_leases", true},
+    [TABLE_COMPANY_SECRETS] = {"company_secrets", true},
+    [TABLE_COMPANY_SECRET_VERSIONS] = {"company_secret_versions", true},
+    [TABLE_PLUGINS] = {"plugins", true},
+    [TABLE_ACTIVITY_LOG] = {"activity_log", true},
+    [TABLE_EXECUTION_WORKSPACES] = {"execution_workspaces", false},
 };
+
+static const UsedTable own_tables[] = {
+    {"provider_leases", true},  {"lease_requests", true}, {"executions", true},
+    {"execution_output", true}, {"settings", true},
+};
+
+/* The first one's owner is whose rights all are used with. */
+#define OWNING_OWN_TABLE 0
+
+static UsedTables shared_set = {SHARED_SCHEMA, shared_tables, SHARED_TABLE_COUNT, true};
+static UsedTables own_set = {OWN_SCHEMA, own_tables, lengthof(own_tables), false};
+
+/* Those that statement_try_read reads, each with the rights of its own owner. */
+static const UsedTable read_tables[] = {
+    {"environment_leases", false}, {"environments", false}, {"plugins", false}};
+static UsedTables read_sets[] = {{SHARED_SCHEMA, &read_tables[0], 1, false},
+                                 {SHARED_SCHEMA, &read_tables[1], 1, false},
+                                 {SHARED_SCHEMA, &read_tables[2], 1, false}};
 
 /* The table's qualified and quoted name, palloc'd. */
 const char *
 shared_table(SharedTable table)
 {
-	return quote_qualified_identifier(SHARED_SCHEMA, shared_tables[table]);
+	return quote_qualified_identifier(SHARED_SCHEMA, shared_tables[table].name);
 }
 
 int
@@ -98,13 +118,7 @@ hint_visible_rows(SharedTable table)
 Oid
 shared_table_oid(SharedTable table)
 {
-	Oid relid = get_relname_relid(shared_tables[table], get_namespace_oid(SHARED_SCHEMA, true));
-
-	if (!OidIsValid(relid))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-		                errmsg("table %s does not exist", shared_table(table)),
-		                errhint("Create the extension in this database: CREATE EXTENSION envrt;")));
-	return relid;
+	return used_table_oid(&shared_set, table);
 }
 
 static int execute_plan(Statement *statement, Datum *values, const char *nulls);
@@ -132,169 +146,34 @@ api_forbid_read_only(const char *function)
 }
 
 /*
- * Whether all is as owner_enter needs it, is looked at once: until something
- * about the tables, their triggers' functions or roles changes.
+ * Whether there is nobody's right in the session but the role's: who logged in
+ * as it, and is nobody else now.
  */
-static bool tables_checked = false;
-static Oid checked_owner;
-static Oid checked_tables[SHARED_TABLE_COUNT];
-
-static void
-forget_check_of_table(Datum arg, Oid relid)
-{
-	for (int i = 0; i < SHARED_TABLE_COUNT && tables_checked; i++)
-		if (relid == InvalidOid || relid == checked_tables[i])
-			tables_checked = false;
-}
-
-static void
-forget_check(Datum arg, int cacheid, uint32 hashvalue)
-{
-	tables_checked = false;
-}
-
 static bool
-has_rights_of(Oid role, Oid owner)
+session_is_of(Oid role)
 {
-	return role == owner || superuser_arg(role) || has_privs_of_role(role, owner);
+	return GetUserId() == role && GetOuterUserId() == role && GetSessionUserId() == role &&
+	       MyProc->roleId == role;
 }
 
 /*
- * What an owner can put on a table, index expressions, policies, rules, runs
- * in our statements: with rights that must be the owner's anyway.
+ * Take the rights of a role, with everything that SPI and names need.  In a
+ * security-restricted operation, unless there are no other rights in the
+ * session that what is on the tables could come by.
  */
 static void
-check_table(SharedTable table, Oid relid, Oid owner)
-{
-	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid table_owner;
-	char kind;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	table_owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	kind = ((Form_pg_class) GETSTRUCT(tuple))->relkind;
-	ReleaseSysCache(tuple);
-	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-		                errmsg("%s is not a table", shared_table(table))));
-	if (!has_rights_of(table_owner, owner))
-		ereport(ERROR,
-		        (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		         errmsg("table %s has another owner than %s", shared_table(table),
-		                shared_table(TABLE_ENVIRONMENT_LEASES)),
-		         errdetail("envrt uses the tables with the rights of one owner, which this one "
-		                   "does not have."),
-		         errhint("ALTER TABLE %s OWNER TO %s;", shared_table(table),
-		                 quote_identifier(GetUserNameFromId(owner, false)))));
-}
-
-/*
- * Of tables that are written: row-level security that is forced on the owner
- * would hide rows from us, and a stranger's trigger would run with the
- * owner's rights.
- */
-static void
-check_written_table(SharedTable table, Oid relid, Oid owner)
-{
-	Relation relation = RelationIdGetRelation(relid);
-	TriggerDesc *triggers;
-	bool forced;
-
-	if (!RelationIsValid(relation))
-		elog(ERROR, "could not open relation %s", shared_table(table));
-	forced = relation->rd_rel->relforcerowsecurity;
-	/* A copy: looking into caches may rebuild the entry. */
-	triggers = CopyTriggerDesc(relation->trigdesc);
-	RelationClose(relation);
-	if (forced && !superuser_arg(owner))
-		ereport(ERROR,
-		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		         errmsg("row-level security of %s is forced on its owner", shared_table(table)),
-		         errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", shared_table(table))));
-	for (int t = 0; triggers != NULL && t < triggers->numtriggers; t++)
-	{
-		const Trigger *trigger = &triggers->triggers[t];
-		HeapTuple tuple;
-		Oid author;
-
-		if (trigger->tgisinternal || trigger->tgenabled == TRIGGER_DISABLED)
-			continue;
-		tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(trigger->tgfoid));
-		if (!HeapTupleIsValid(tuple))
-			elog(ERROR, "cache lookup failed for function %u", trigger->tgfoid);
-		author = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
-		ReleaseSysCache(tuple);
-		if (!has_rights_of(author, owner))
-			ereport(
-			    ERROR,
-			    (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			     errmsg("trigger \"%s\" on %s is not trusted", trigger->tgname,
-			            shared_table(table)),
-			     errdetail("envrt writes the table with its owner's rights, which the owner of "
-			               "the trigger's function does not have."),
-			     errhint("Have the function owned by the table's owner, or drop the trigger.")));
-	}
-	FreeTriggerDesc(triggers);
-}
-
-static void
-check_tables(Oid owner)
-{
-	static bool registered = false;
-	static const bool written[SHARED_TABLE_COUNT] = {
-	    [TABLE_ENVIRONMENT_LEASES] = true,
-	    [TABLE_ENVIRONMENTS] = true,
-	    [TABLE_COMPANY_SECRETS] = true,
-	    [TABLE_COMPANY_SECRET_VERSIONS] = true,
-	};
-
-	if (tables_checked && checked_owner == owner)
-		return;
-	if (!registered)
-	{
-		CacheRegisterRelcacheCallback(forget_check_of_table, (Datum) 0);
-		CacheRegisterSyscacheCallback(AUTHOID, forget_check, (Datum) 0);
-		CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, forget_check, (Datum) 0);
-		CacheRegisterSyscacheCallback(PROCOID, forget_check, (Datum) 0);
-		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_check, (Datum) 0);
-		registered = true;
-	}
-	/* Set first: what is invalidated while we look counts. */
-	for (int i = 0; i < SHARED_TABLE_COUNT; i++)
-		checked_tables[i] = shared_table_oid(i);
-	checked_owner = owner;
-	tables_checked = true;
-	PG_TRY();
-	{
-		for (int i = 0; i < SHARED_TABLE_COUNT; i++)
-		{
-			check_table(i, checked_tables[i], owner);
-			if (written[i])
-				check_written_table(i, checked_tables[i], owner);
-		}
-	}
-	PG_CATCH();
-	{
-		tables_checked = false;
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-}
-
-/* Take the rights of a role, with everything that SPI and names need. */
-static void
-enter(ApiCall *call, Oid role, int security)
+enter(ApiCall *call, Oid role)
 {
 	GetUserIdAndSecContext(&call->caller, &call->caller_context);
 	call->caller_search_path = pstrdup(namespace_search_path);
+	call->restricted = !session_is_of(role);
 	call->guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 	                         GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	SetUserIdAndSecContext(role, call->caller_context | SECURITY_LOCAL_USERID_CHANGE | security);
-	call->restricted = (security & SECURITY_RESTRICTED_OPERATION) != 0;
+	SetUserIdAndSecContext(role, call->caller_context | SECURITY_LOCAL_USERID_CHANGE |
+	                                 (call->restricted ? SECURITY_RESTRICTED_OPERATION : 0));
 }
 
 /*
@@ -327,41 +206,37 @@ limit_strangers(void)
 /*
  * owner_enter
  *		Take the rights of the shared tables' owner, until api_leave.
- *
- * `security` is added to the security context: a background worker, which has
- * all rights by itself, gives SECURITY_RESTRICTED_OPERATION, so that what
- * triggers do is confined to the owner's rights for good.
  */
 void
-owner_enter(ApiCall *call, int security)
+owner_enter(ApiCall *call)
 {
 	Oid owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
 
 	/* Nothing that has been sent meanwhile may be missed. */
 	AcceptInvalidationMessages();
-	check_tables(owner);
+	table_code_check(&shared_set, owner);
+	/* Once: within, it would be fired with the owner's rights. */
+	if (shared_set.constraints != NIL && !session_is_of(owner) && !InSecurityRestrictedOperation())
+		table_code_undefer(&shared_set);
 	if (am_scheduler)
 		limit_strangers();
-	enter(call, owner, security);
+	enter(call, owner);
 }
 
 /*
  * ledger_enter
  *		Take the rights of the owner of envrt's own tables, until api_leave.
  *
- * Nobody else's code has a place there, so it is no matter what the owners of
- * the shared tables did to those.  In a restricted operation all the same.
+ * It is no matter there what the owners of the shared tables did to those.
  */
 void
 ledger_enter(ApiCall *call)
 {
-	Oid relid = get_relname_relid("provider_leases", get_namespace_oid(OWN_SCHEMA, true));
+	Oid owner = table_owner(used_table_oid(&own_set, OWNING_OWN_TABLE));
 
-	if (!OidIsValid(relid))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-		                errmsg("table " OWN_SCHEMA ".provider_leases does not exist"),
-		                errhint("Create the extension in this database: CREATE EXTENSION envrt;")));
-	enter(call, table_owner(relid), SECURITY_RESTRICTED_OPERATION);
+	AcceptInvalidationMessages();
+	table_code_check(&own_set, owner);
+	enter(call, owner);
 }
 
 /*
@@ -374,7 +249,7 @@ void
 api_enter(ApiCall *call, const char *function)
 {
 	api_forbid_read_only(function);
-	owner_enter(call, 0);
+	owner_enter(call);
 }
 
 void
@@ -382,7 +257,7 @@ api_leave(ApiCall *call)
 {
 	SetUserIdAndSecContext(call->caller, call->caller_context);
 	SPI_finish();
-	/* What a stranger's trigger sets in a worker must not outlive the rights it had. */
+	/* What code on the tables sets must not outlive the rights it had. */
 	AtEOXact_GUC(!call->restricted, call->guc_level);
 }
 
@@ -395,7 +270,7 @@ caller_needs_select(const ApiCall *call, SharedTable table)
 	if (pg_class_aclcheck(relid, call->caller, ACL_SELECT) != ACLCHECK_OK &&
 	    pg_attribute_aclcheck_all(relid, call->caller, ACL_SELECT, ACLMASK_ALL) != ACLCHECK_OK)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-		                errmsg("permission denied for table %s", shared_tables[table]),
+		                errmsg("permission denied for table %s", shared_tables[table].name),
 		                errhint("envrt functions work on rows that the caller can see: GRANT "
 		                        "SELECT on %s to the role.",
 		                        shared_table(table))));
@@ -427,7 +302,7 @@ can_see(const ApiCall *call, SharedTable table, const pg_uuid_t *id, bool now)
 	{
 		statement->text = MemoryContextStrdup(
 		    TopMemoryContext, psprintf("SELECT 1 FROM @%s@ WHERE id OPERATOR(pg_catalog.=) $1",
-		                               shared_tables[table]));
+		                               shared_tables[table].name));
 		statement->nargs = 1;
 		statement->argtypes[0] = UUIDOID;
 	}
@@ -475,8 +350,8 @@ expand_text(const char *text)
 		}
 		end = strchr(++text, '@');
 		for (table = 0; end != NULL && table < SHARED_TABLE_COUNT; table++)
-			if (strlen(shared_tables[table]) == (size_t) (end - text) &&
-			    strncmp(shared_tables[table], text, end - text) == 0)
+			if (strlen(shared_tables[table].name) == (size_t) (end - text) &&
+			    strncmp(shared_tables[table].name, text, end - text) == 0)
 				break;
 		if (end == NULL || table == SHARED_TABLE_COUNT)
 			elog(ERROR, "no shared table at \"%s\"", text);
@@ -519,6 +394,38 @@ plan_on_index(const Statement *statement)
 	PG_END_TRY();
 }
 
+/*
+ * Which tables of a set the statement names, and which it writes: of these the
+ * triggers must have been looked at.
+ */
+static void
+find_tables(const Statement *statement, const UsedTables *set, const char *mark, uint32 *used,
+            uint32 *written)
+{
+	for (int table = 0; table < set->ntables; table++)
+	{
+		ListCell *source;
+		ListCell *cell;
+
+		if (strstr(statement->text, psprintf("%s%s", mark, set->tables[table].name)) == NULL)
+			continue;
+		*used |= 1U << table;
+		foreach (source, SPI_plan_get_plan_sources(statement->plan))
+			foreach (cell, ((CachedPlanSource *) lfirst(source))->query_list)
+			{
+				const Query *query = lfirst_node(Query, cell);
+
+				if (query->resultRelation != 0 &&
+				    rt_fetch(query->resultRelation, query->rtable)->relid ==
+				        used_table_oid(set, table))
+					*written |= 1U << table;
+			}
+		if (*written & 1U << table && !set->tables[table].written)
+			elog(ERROR, "%s is not to be written: \"%s\"", set->tables[table].name,
+			     statement->text);
+	}
+}
+
 static void
 prepare(Statement *statement)
 {
@@ -534,6 +441,59 @@ prepare(Statement *statement)
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep the plan of \"%s\"", text);
 	statement->plan = plan;
+	PG_TRY();
+	{
+		find_tables(statement, &shared_set, "@", &statement->shared, &statement->shared_written);
+		find_tables(statement, &own_set, OWN_SCHEMA ".", &statement->own, &statement->own_written);
+	}
+	PG_CATCH();
+	{
+		/* Once more the next time. */
+		statement->plan = NULL;
+		SPI_freeplan(plan);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Lock tables of a set that are used with the rights of the role that is in
+ * force, and see, with the locks, that all code there is trusted.
+ */
+static void
+hold(UsedTables *set, int owning_table, uint32 used, uint32 written)
+{
+	if (used == 0)
+		return;
+	do
+	{
+		if (!set->valid || set->owner != GetUserId())
+		{
+			Oid owner = table_owner(used_table_oid(set, owning_table));
+
+			if (owner != GetUserId())
+				ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				                errmsg("the owner of %s.%s has been changed meanwhile", set->schema,
+				                       set->tables[owning_table].name),
+				                errhint("Try again.")));
+			table_code_check(set, owner);
+		}
+		for (int table = 0; table < set->ntables; table++)
+			if (used & 1U << table)
+				LockRelationOid(set->oids[table],
+				                written & 1U << table ? RowExclusiveLock : AccessShareLock);
+	}
+	while (!set->valid);
+}
+
+/* Make the statement ready.  Before the planner, which evaluates what is constant. */
+static void
+make_ready(Statement *statement)
+{
+	prepare(statement);
+	hold(&shared_set, TABLE_ENVIRONMENT_LEASES, statement->shared, statement->shared_written);
+	hold(&own_set, OWNING_OWN_TABLE, statement->own, statement->own_written);
+	plan_on_index(statement);
 }
 
 static int
@@ -558,32 +518,14 @@ execute_plan(Statement *statement, Datum *values, const char *nulls)
 int
 statement_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	prepare(statement);
-	plan_on_index(statement);
+	make_ready(statement);
 	return execute_plan(statement, values, nulls);
-}
-
-/* See statement_write in tables.h. */
-static void
-lock_and_check(SharedTable table)
-{
-	Oid owner;
-
-	LockRelationOid(shared_table_oid(table), RowExclusiveLock);
-	AcceptInvalidationMessages();
-	owner = table_owner(shared_table_oid(TABLE_ENVIRONMENT_LEASES));
-	if (owner != GetUserId())
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		                errmsg("the owner of %s has been changed meanwhile",
-		                       shared_table(TABLE_ENVIRONMENT_LEASES)),
-		                errhint("Try again.")));
-	check_tables(owner);
 }
 
 int
 statement_write(SharedTable table, Statement *statement, Datum *values, const char *nulls)
 {
-	lock_and_check(table);
+	Assert(shared_tables[table].written);
 	return statement_execute(statement, values, nulls);
 }
 
@@ -594,9 +536,7 @@ statement_enforce(SharedTable table, Statement *statement, Datum *values, const 
 
 	if (!IsolationUsesXactSnapshot())
 		return statement_write(table, statement, values, nulls);
-	lock_and_check(table);
-	prepare(statement);
-	plan_on_index(statement);
+	make_ready(statement);
 	status = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(),
 	                              GetTransactionSnapshot(), false, true, 0);
 	if (status < 0)
@@ -621,8 +561,7 @@ execute_latest(Statement *statement, Datum *values, const char *nulls)
 int
 statement_execute_latest(Statement *statement, Datum *values, const char *nulls)
 {
-	prepare(statement);
-	plan_on_index(statement);
+	make_ready(statement);
 	return execute_latest(statement, values, nulls);
 }
 
@@ -634,16 +573,23 @@ statement_try_read(SharedTable table, Statement *statement, Datum *values, const
 	Oid role;
 	int context;
 	int guc_level;
+	int set = 0;
 
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
 		return false;
+	while (strcmp(read_tables[set].name, shared_tables[table].name) != 0)
+		if (++set == lengthof(read_tables))
+			elog(ERROR, "%s is not to be read so", shared_table(table));
+	table_code_check(&read_sets[set], table_owner(relid));
 	GetUserIdAndSecContext(&role, &context);
 	guc_level = NewGUCNestLevel();
 	/* Rows that a policy hides from the owner must raise an error, not seem to be gone. */
 	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 	                         true, 0, false);
 	SetUserIdAndSecContext(table_owner(relid), context);
-	*count = statement_execute(statement, values, nulls);
+	prepare(statement);
+	plan_on_index(statement);
+	*count = execute_plan(statement, values, nulls);
 	SetUserIdAndSecContext(role, context);
 	AtEOXact_GUC(false, guc_level);
 	return true;

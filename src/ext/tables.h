@@ -41,6 +41,11 @@ typedef struct Statement
 	Oid argtypes[STATEMENT_MAX_ARGUMENTS];
 	bool plain_index; /* no bitmap scan: it finds few rows, where many more have gone */
 	SPIPlanPtr plan;
+	/* The shared tables and envrt's own that it names, and that it writes: bits by their number. */
+	uint32 shared;
+	uint32 shared_written;
+	uint32 own;
+	uint32 own_written;
 } Statement;
 
 /* What a call of an API function changed and has to put back; see api_enter. */
@@ -58,7 +63,7 @@ extern const char *shared_table(SharedTable table);
 extern int hint_visible_rows(SharedTable table);
 extern Oid shared_table_oid(SharedTable table);
 
-extern void owner_enter(ApiCall *call, int security);
+extern void owner_enter(ApiCall *call);
 extern void ledger_enter(ApiCall *call);
 extern void api_enter(ApiCall *call, const char *function);
 extern void api_leave(ApiCall *call);
@@ -84,8 +89,8 @@ extern int statement_execute_latest(Statement *statement, Datum *values, const c
  * statement_write
  *		As statement_execute, for one that writes the shared table.
  *
- * From the lock that it takes on nobody can put a trigger on the table, so
- * what it finds there is what the write will fire.
+ * The table is one of those whose triggers are looked at; see shared_tables in
+ * tables.c.
  */
 extern int statement_write(SharedTable table, Statement *statement, Datum *values,
                            const char *nulls);

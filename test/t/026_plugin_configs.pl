@@ -248,11 +248,25 @@ is(row("SELECT stdout FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$secr
 like(row("SELECT stderr FROM envrt_execute('$lease->{id}', 'resolve', ARRAY['$foreign'])")->{stderr}, qr/Secret not found|Invalid secret reference|not /, 'but not for others');
 release($node, $run);
 is(sql("SELECT envrt_await_cleanup('$lease->{id}')"), 'success', 'released');
+# Whether another company has a secret of some id is not to be learnt: it is taken as an id of nothing is.
+my $nothing = '00000000-0000-4000-8000-000000000000';
 for my $field (qw(apiKey free))
 {
-	refused(create_statement('sandbox', $recorder->sandbox_config($field => $foreign)), '42501', qr/Secret must belong to same company/, "$field: the id of another company's secret");
-	my $inserted = $recorder->sandbox($field => $foreign);
-	refused("SELECT envrt_acquire_lease('$company', '$inserted', '" . make_run($node, $company) . "')", '42501', qr/Secret must belong to same company/, "$field: also when nobody has validated it");
+	my %seen;
+
+	for my $id ($foreign, $nothing)
+	{
+		$environment = create('sandbox', $recorder->sandbox_config($field => $id));
+		$recorder->calls;
+		for my $used ($environment->{id}, $recorder->sandbox($field => $id), $recorder->sandbox($field => { %$reference, secretId => $id }))
+		{
+			my (undef, $text) = sql_state($node, "SELECT status FROM envrt_acquire_lease('$company', '$used', '" . make_run($node, $company) . "')");
+			($text .= join ' ', map { to_json($_) } $recorder->calls) =~ s/\Q$id\E|[0-9a-f-]{36}|"fence":\d+/x/g;
+			unlike($text, qr/value-of-others/, "$field: nothing of another company's secret");
+			push @{ $seen{$id} }, [ $text =~ /^(active|.*ERROR.*$)/m, $text =~ /secretValues|"secrets":/g ];
+		}
+	}
+	is_deeply($seen{$foreign}, $seen{$nothing}, "$field: the id of another company's secret is as one of nothing") or diag explain \%seen;
 }
 
 # An id may be written in capitals, and beside an older version of the same secret.
