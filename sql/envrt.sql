@@ -412,6 +412,8 @@ CREATE INDEX provider_leases_due_idx ON envrt.provider_leases (next_attempt_at) 
 CREATE INDEX provider_leases_reuse_idx ON envrt.provider_leases (environment_id)
     WHERE lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']);
 COMMENT ON INDEX envrt.provider_leases_holder_idx IS 'The provider lease of a lease';
+CREATE INDEX provider_leases_company_due_idx ON envrt.provider_leases (company_id, next_attempt_at) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning']);
+COMMENT ON INDEX envrt.provider_leases_company_due_idx IS 'What of a company is to be cleaned up next';
 COMMENT ON INDEX envrt.provider_leases_due_idx IS 'What is to be cleaned up next';
 COMMENT ON INDEX envrt.provider_leases_reuse_idx IS 'The reusable provider leases of an environment';
 COMMENT ON TABLE envrt.provider_leases IS
@@ -449,9 +451,9 @@ CREATE TABLE envrt.lease_requests (
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     finished_at timestamptz
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
-CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (created_at, lease_id) WHERE state OPERATOR(pg_catalog.=) 'queued';
+CREATE INDEX lease_requests_queued_idx ON envrt.lease_requests (company_id, created_at, lease_id) WHERE state OPERATOR(pg_catalog.=) 'queued';
 CREATE INDEX lease_requests_finished_idx ON envrt.lease_requests (finished_at) WHERE state OPERATOR(pg_catalog.=) 'failed';
-COMMENT ON INDEX envrt.lease_requests_queued_idx IS 'Requests that wait for the scheduler';
+COMMENT ON INDEX envrt.lease_requests_queued_idx IS 'Requests that wait for the scheduler, which serves companies in turn';
 COMMENT ON INDEX envrt.lease_requests_finished_idx IS 'Failed requests, which are forgotten after a day';
 COMMENT ON TABLE envrt.lease_requests IS
 'Leases that envrt_request_lease has asked for and the scheduler has not acquired yet, and for a day those that failed';
@@ -490,11 +492,13 @@ CREATE TABLE envrt.executions (
     started_at timestamptz,
     finished_at timestamptz
 ) WITH (fillfactor = 70, vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
-CREATE INDEX executions_unfinished_idx ON envrt.executions (created_at, id) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running']);
+CREATE INDEX executions_queued_idx ON envrt.executions (company_id, created_at, id) WHERE state OPERATOR(pg_catalog.=) 'queued';
+CREATE INDEX executions_running_idx ON envrt.executions (created_at, id) WHERE state OPERATOR(pg_catalog.=) 'running';
 CREATE INDEX executions_cancelled_idx ON envrt.executions (id) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running']) AND cancel_requested_at IS NOT NULL;
 CREATE INDEX executions_finished_idx ON envrt.executions (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX executions_lease_idx ON envrt.executions (lease_id);
-COMMENT ON INDEX envrt.executions_unfinished_idx IS 'Executions that wait for the scheduler or run';
+COMMENT ON INDEX envrt.executions_queued_idx IS 'Executions that wait for the scheduler, which serves companies in turn';
+COMMENT ON INDEX envrt.executions_running_idx IS 'Executions that run';
 COMMENT ON INDEX envrt.executions_cancelled_idx IS 'Executions that are to be cancelled';
 COMMENT ON INDEX envrt.executions_finished_idx IS 'What is to be forgotten next, see envrt.execution_retention';
 COMMENT ON INDEX envrt.executions_lease_idx IS 'The executions of a lease';

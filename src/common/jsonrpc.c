@@ -28,9 +28,11 @@
 #include <string.h>
 
 #include "jsonrpc.h"
+#include "protocol.h"
 
 /* What an idle reader keeps. */
 #define READER_KEEP 65536
+#define READER_LARGE (1024 * 1024)
 
 /* What is kept of a line that is skipped. */
 #define SKIPPED_KEEP 1024
@@ -93,7 +95,8 @@ rpc_reader_free(RpcReader *reader)
 {
 	if (reader == NULL)
 		return;
-	free_zeroed(reader->buffer, reader->capacity);
+	/* Nothing was ever written behind the end, or it is zero again. */
+	free_zeroed(reader->buffer, reader->end);
 	free_zeroed((char *) reader, sizeof *reader);
 }
 
@@ -155,14 +158,17 @@ reader_make_room(RpcReader *reader, size_t length)
 	{
 		size_t capacity = reader->capacity < 4096 ? 4096 : reader->capacity;
 
-		while (capacity < wanted)
+		/* What is large goes to its full size at once: only what is used of it costs anything. */
+		while (capacity < wanted && capacity < READER_LARGE)
 			capacity *= 2;
+		if (capacity < wanted)
+			capacity = wanted > reader->max_line ? wanted : reader->max_line + READER_KEEP;
 		buffer = malloc(capacity);
 		if (buffer == NULL)
 			return false;
 		if (held > 0)
 			memcpy(buffer, reader->buffer + reader->start, held);
-		free_zeroed(reader->buffer, reader->capacity);
+		free_zeroed(reader->buffer, reader->end);
 		reader->buffer = buffer;
 		reader->capacity = capacity;
 	}
@@ -300,6 +306,65 @@ rpc_reader_next(RpcReader *reader, const char **line, size_t *length)
 		*length = line_length;
 		return RPC_READ_LINE;
 	}
+}
+
+char *
+rpc_reader_detach(RpcReader *reader, size_t *size)
+{
+	size_t held = reader->end - reader->handed;
+	char *taken = reader->buffer;
+	char *rest = NULL;
+
+	if (held > 0 && (rest = malloc(held)) == NULL)
+		return NULL;
+	if (held > 0)
+		memcpy(rest, reader->buffer + reader->handed, held);
+	/* What lies behind is zero, or zeroed with the line. */
+	*size = reader->end;
+	reader->buffer = rest;
+	reader->capacity = reader->end = held;
+	reader->start = reader->scanned = reader->handed = 0;
+	return taken;
+}
+
+const char *
+rpc_line_problem(const char *line, size_t length)
+{
+	const char *end = line + length;
+	size_t values = 1;
+	size_t depth = 0;
+
+	for (const char *next = line; next < end; next++)
+	{
+		switch (*next)
+		{
+			case '"':
+				for (next++; next < end && *next != '"'; next++)
+					if (*next == '\\')
+						next++;
+				break;
+			case '[':
+			case '{':
+				/* Its first member has no comma before it. */
+				values++;
+				if (++depth > ENVRT_MAX_DEPTH)
+					return "the message is nested too deeply";
+				break;
+			case ']':
+			case '}':
+				if (depth > 0)
+					depth--;
+				break;
+			case ',':
+				values++;
+				break;
+			default:
+				break;
+		}
+		if (values > ENVRT_MAX_VALUES)
+			return "the message has too many values";
+	}
+	return NULL;
 }
 
 /* Jansson's own texts quote the input, so only its codes are used. */

@@ -51,6 +51,13 @@ extern RpcReadStatus rpc_reader_feed(RpcReader *reader, const char *bytes, size_
  */
 extern RpcReadStatus rpc_reader_next(RpcReader *reader, const char **line, size_t *length);
 
+/*
+ * Takes the line that rpc_reader_next() gave last out of the reader, with the
+ * memory that it is in: free with rpc_line_free (of *size bytes).  NULL: there
+ * was no memory for what follows the line.
+ */
+extern char *rpc_reader_detach(RpcReader *reader, size_t *size);
+
 typedef enum
 {
 	RPC_REQUEST,      /* method and id */
@@ -70,6 +77,16 @@ typedef struct RpcMessage
 	json_t *error;      /* response; an object, or NULL */
 	char error_text[160];
 } RpcMessage;
+
+/*
+ * rpc_line_problem
+ *		What is wrong with the size of a line's JSON; NULL: nothing.
+ *
+ * Counts without parsing, in time and memory that the line's length bounds:
+ * both sides ask it before they spend more.  A line that passes has at most
+ * ENVRT_MAX_VALUES values and is nested at most ENVRT_MAX_DEPTH deep.
+ */
+extern const char *rpc_line_problem(const char *line, size_t length);
 
 extern void rpc_parse(const char *line, size_t length, RpcMessage *message);
 extern void rpc_message_clear(RpcMessage *message);

@@ -21,6 +21,17 @@
 /* The longest line either side accepts, its newline included. */
 #define ENVRT_MAX_LINE (16 * 1024 * 1024)
 
+/*
+ * What a call may consist of, whatever its length.  A value costs the reader far more than the
+ * bytes that it is written with.
+ */
+#define ENVRT_MAX_VALUES 20000
+#define ENVRT_MAX_DEPTH 100
+/* Of a command. */
+#define ENVRT_MAX_ARGUMENTS 10000
+#define ENVRT_MAX_VARIABLES 1000
+#define ENVRT_MAX_WORD_BYTES (2 * 1024 * 1024)
+
 /* What the host calls its own version, to plugins. */
 #define ENVRT_HOST_VERSION "0.1"
 
@@ -43,7 +54,7 @@
 #define ENVRT_SQLSTATES                                                                            \
 	{                                                                                              \
 		"08001", "08004", "08006", "22023", "28000", "38000", "42501", "42704", "53100", "53400",  \
-		    "55000", "57014", "58030", "58P01"                                                     \
+		    "54000", "55000", "57014", "58030", "58P01"                                            \
 	}
 
 #endif

@@ -10,7 +10,9 @@
  *		due, and a successor of this scheduler can tell what was begun.
  *	2.	Called, by driver_client.c, with nothing open in the database: many
  *		calls are in flight at once, limited per environment and provider, so
- *		that one that hangs holds up nobody but its like.
+ *		that one that hangs holds up nobody but its like; and no company has
+ *		more of them than its share (fair_share.h).  When more is due than a
+ *		batch has room for, each company gets a part of it.
  *	3.	Answered: the row is deleted, or idle if it is kept for reuse, together
  *		with the lease's cleanup_status in one transaction; or tried again
  *		later, with backoff and jitter; or, after envrt.cleanup_attempts, left
@@ -28,6 +30,7 @@
 #include "compat.h"
 #include "config_secrets.h"
 #include "driver_client.h"
+#include "fair_share.h"
 #include "fault_points.h"
 #include "json.h"
 #include "ledger.h"
@@ -45,7 +48,8 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#define MAX_IN_FLIGHT 512
+/* Others make calls as well. */
+#define MAX_IN_FLIGHT Min(512, Max(envrt_max_calls / 4, 1))
 #define MAX_PER_PROVIDER 64
 #define MAX_PER_ENVIRONMENT 32
 #define CANDIDATES 256
@@ -80,6 +84,7 @@ typedef struct Cleanup
 	pg_uuid_t holder_id;
 	bool has_holder;
 	pg_uuid_t environment_id;
+	pg_uuid_t company_id;
 	char provider[128];
 	char *maker; /* who calls it so: LEDGER_MAKER_OF */
 	char *name;  /* providerLeaseId; NULL: not known */
@@ -259,32 +264,51 @@ thing_is_under_way(const char *maker, const char *name, const List *chosen)
 	return false;
 }
 
-static bool
-may_start(const pg_uuid_t *environment_id, const char *provider, const List *chosen)
+/* What is in flight, or is about to be, of the like of one cleanup. */
+typedef struct Load
 {
-	int of_environment = 0;
-	int of_provider = 0;
+	int of_environment;
+	int of_provider;
+	int of_company;
+	int of_company_and_provider;
+} Load;
+
+static void
+add_load(Load *load, const Cleanup *other, const pg_uuid_t *company_id,
+         const pg_uuid_t *environment_id, const char *provider)
+{
+	bool same_company = memcmp(&other->company_id, company_id, UUID_LEN) == 0;
+	bool same_provider = strcmp(other->provider, provider) == 0;
+
+	load->of_environment += memcmp(&other->environment_id, environment_id, UUID_LEN) == 0;
+	load->of_provider += same_provider;
+	load->of_company += same_company;
+	load->of_company_and_provider += same_company && same_provider;
+}
+
+static bool
+may_start(const pg_uuid_t *company_id, const pg_uuid_t *environment_id, const char *provider,
+          const List *chosen)
+{
+	Load load = {0};
 	dlist_iter iter;
 	ListCell *cell;
 
-	if (nin_flight + list_length(chosen) >= MAX_IN_FLIGHT)
-		return false;
 	dlist_foreach(iter, &in_flight)
 	{
-		const Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
-
-		of_environment += memcmp(&cleanup->environment_id, environment_id, UUID_LEN) == 0;
-		of_provider += strcmp(cleanup->provider, provider) == 0;
+		add_load(&load, dlist_container(Cleanup, node, iter.cur), company_id, environment_id,
+		         provider);
 	}
 	foreach (cell, chosen)
 	{
-		const Cleanup *cleanup = lfirst(cell);
-
-		of_environment += memcmp(&cleanup->environment_id, environment_id, UUID_LEN) == 0;
-		of_provider += strcmp(cleanup->provider, provider) == 0;
+		add_load(&load, lfirst(cell), company_id, environment_id, provider);
 	}
-	return of_environment < MAX_PER_ENVIRONMENT && of_provider < MAX_PER_PROVIDER;
+	return load.of_environment < MAX_PER_ENVIRONMENT &&
+	       fair_share_allows(load.of_company_and_provider, load.of_provider, MAX_PER_PROVIDER) &&
+	       fair_share_allows(load.of_company, nin_flight + list_length(chosen), MAX_IN_FLIGHT);
 }
+
+static const pg_uuid_t none = {{0}};
 
 /* Environments that have as many calls in flight as they may. */
 static ArrayType *
@@ -298,27 +322,47 @@ full_environments(void)
 	{
 		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
 
-		if (!may_start(&cleanup->environment_id, "", NIL))
+		if (!may_start(&none, &cleanup->environment_id, "", NIL))
 			ids[count++] = UUIDPGetDatum(&cleanup->environment_id);
 	}
 	return uuid_array(ids, count);
 }
 
-/* Providers that have as many calls in flight as they may. */
+/* Companies that have their share in flight. */
+static ArrayType *
+full_companies(int *count)
+{
+	Datum *ids = palloc(sizeof(Datum) * Max(nin_flight, 1));
+	dlist_iter iter;
+
+	*count = 0;
+	dlist_foreach(iter, &in_flight)
+	{
+		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
+
+		if (!may_start(&cleanup->company_id, &none, "", NIL))
+			ids[(*count)++] = UUIDPGetDatum(&cleanup->company_id);
+	}
+	return uuid_array(ids, *count);
+}
+
+/* Providers that have as many calls in flight as they may, and those with a company before. */
 static ArrayType *
 full_providers(void)
 {
-	Datum *names = palloc(sizeof(Datum) * Max(nin_flight, 1));
+	Datum *names = palloc(sizeof(Datum) * Max(2 * nin_flight, 1));
 	int count = 0;
 	dlist_iter iter;
 
 	dlist_foreach(iter, &in_flight)
 	{
 		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
-		pg_uuid_t none = {0};
 
-		if (!may_start(&none, cleanup->provider, NIL))
+		if (!may_start(&none, &none, cleanup->provider, NIL))
 			names[count++] = CStringGetTextDatum(cleanup->provider);
+		else if (!may_start(&cleanup->company_id, &none, cleanup->provider, NIL))
+			names[count++] = CStringGetTextDatum(
+			    psprintf("%s:%s", uuid_text(&cleanup->company_id), cleanup->provider));
 	}
 	return construct_array(names, count, TEXTOID, -1, false, TYPALIGN_INT);
 }
@@ -328,16 +372,21 @@ full_providers(void)
 static List *
 choose(TimestampTz now, MemoryContext context, bool *more)
 {
+#define DUE_COLUMNS                                                                                \
+	"SELECT p.lease_id, p.holder_id, p.environment_id, p.driver OPERATOR(pg_catalog.||) ':' "      \
+	"OPERATOR(pg_catalog.||) p.driver_key, p.company_id, p.provider_lease_id, " LEDGER_MAKER_OF(   \
+	    "p.") " FROM envrt.provider_leases p"
+#define DUE                                                                                        \
+	" p.state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"                              \
+	" AND p.next_attempt_at OPERATOR(pg_catalog.<=) $5 AND" LEDGER_OWN_OF(                         \
+	    "p.") " AND p.environment_id OPERATOR(pg_catalog.<>) ALL ($6)"                             \
+	          " AND (p.driver OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) p.driver_key)"   \
+	          " OPERATOR(pg_catalog.<>) ALL ($7)"                                                  \
+	          " AND (p.company_id::pg_catalog.text OPERATOR(pg_catalog.||) ':'"                    \
+	          " OPERATOR(pg_catalog.||) p.driver OPERATOR(pg_catalog.||) ':'"                      \
+	          " OPERATOR(pg_catalog.||) p.driver_key) OPERATOR(pg_catalog.<>) ALL ($7)"
 	static Statement find = {
-	    "SELECT lease_id, holder_id, environment_id, driver OPERATOR(pg_catalog.||) ':' "
-	    "OPERATOR(pg_catalog.||) driver_key, provider_lease_id, " LEDGER_MAKER_OF(
-	        "") " FROM envrt.provider_leases"
-	            " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
-	            " AND next_attempt_at OPERATOR(pg_catalog.<=) $5 AND" LEDGER_OWN
-	            " AND environment_id OPERATOR(pg_catalog.<>) ALL ($6)"
-	            " AND (driver OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) driver_key)"
-	            " OPERATOR(pg_catalog.<>) ALL ($7)"
-	            " ORDER BY next_attempt_at LIMIT 256",
+	    DUE_COLUMNS " WHERE" DUE " ORDER BY p.next_attempt_at LIMIT 256",
 	    7,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDARRAYOID, TEXTARRAYOID},
 	};
@@ -348,28 +397,59 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 	    2,
 	    {UUIDARRAYOID, TIMESTAMPTZOID},
 	};
-	Datum values[7];
+	/* A part of each company's, from one company on; those that have their share are left out. */
+	static Statement find_fairly = {
+	    "WITH RECURSIVE c(company_id) AS ("
+	    " (SELECT company_id FROM envrt.provider_leases"
+	    "  WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
+	    "  AND company_id OPERATOR(pg_catalog.>) $9 ORDER BY company_id LIMIT 1)"
+	    " UNION ALL"
+	    " SELECT (SELECT t.company_id FROM envrt.provider_leases t"
+	    "   WHERE t.state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
+	    "   AND t.company_id OPERATOR(pg_catalog.>) c.company_id ORDER BY t.company_id LIMIT 1)"
+	    "  FROM c WHERE c.company_id IS NOT NULL)"
+	    " SELECT r.* FROM c CROSS JOIN LATERAL (" DUE_COLUMNS
+	    "  WHERE p.company_id OPERATOR(pg_catalog.=) c.company_id AND" DUE
+	    "  ORDER BY p.next_attempt_at LIMIT 16) r"
+	    " WHERE c.company_id OPERATOR(pg_catalog.<>) ALL ($8) LIMIT 256",
+	    9,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDARRAYOID, TEXTARRAYOID, UUIDARRAYOID, UUIDOID},
+	};
+	static pg_uuid_t from; /* the company that was listed last */
+	Datum values[9];
 	Datum others[CANDIDATES];
 	int nothers = 0;
 	List *chosen = NIL;
-	int count;
+	int full;
+	int count = CANDIDATES;
 
 	ledger_own_arguments(values);
 	values[4] = TimestampTzGetDatum(now);
 	values[5] = PointerGetDatum(full_environments());
 	values[6] = PointerGetDatum(full_providers());
-	count = statement_execute(&find, values, NULL);
+	values[7] = PointerGetDatum(full_companies(&full));
+	/* By age, which is cheap, unless one of them has much. */
+	if (full == 0)
+		count = statement_execute(&find, values, NULL);
 	*more = count == CANDIDATES;
+	if (*more)
+	{
+		values[8] = UUIDPGetDatum(&from);
+		count = statement_execute(&find_fairly, values, NULL);
+		from = count == CANDIDATES ? *result_uuid(count - 1, 5) : none;
+	}
 	for (int row = 0; row < count; row++)
 	{
 		pg_uuid_t *environment_id = result_uuid(row, 3);
 		char *provider = result_text(row, 4);
-		char *name = result_text(row, 5);
-		char *maker = result_text(row, 6);
+		char *name = result_text(row, 6);
+		char *maker = result_text(row, 7);
+		pg_uuid_t *company_id = result_uuid(row, 5);
 		Cleanup *cleanup;
 
 		/* A person's retry may have made it due while it is tried. */
-		if (is_under_way(result_uuid(row, 1)) || !may_start(environment_id, provider, chosen))
+		if (is_under_way(result_uuid(row, 1)) ||
+		    !may_start(company_id, environment_id, provider, chosen))
 			continue;
 		if (thing_is_under_way(maker, name, chosen))
 		{
@@ -387,6 +467,7 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 			cleanup->has_holder = true;
 		}
 		cleanup->environment_id = *environment_id;
+		cleanup->company_id = *company_id;
 		strlcpy(cleanup->provider, provider, sizeof(cleanup->provider));
 		/* SPI has its own. */
 		MemoryContextSwitchTo(context);

@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "arguments.h"
+#include "call_size.h"
 #include "catalog/pg_type.h"
 #include "commands.h"
 #include "compat.h"
@@ -26,6 +27,7 @@
 #include "json.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "protocol.h"
 #include "provider_lease.h"
 #include "secrets.h"
 #include "settings.h"
@@ -34,8 +36,6 @@
 
 #include <sodium.h>
 
-/* All of a call has to fit into a line. */
-#define MAX_INPUT_BYTES (8 * 1024 * 1024)
 /* What a plugin may take beyond a command's time limit, to end the command and to answer. */
 #define PLUGIN_MARGIN_MS 30000
 
@@ -145,6 +145,26 @@ lease_params(const ApiCall *call, const CalledLease *lease)
 	return called_lease_params(call, lease, "command execution");
 }
 
+/* Before anything is made of them: their number costs more than their bytes. */
+static void
+require_few(int count, int most, const char *what)
+{
+	if (count > most)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+		                errmsg("%s must not have more than %d elements", what, most),
+		                errhint("Pass a list by stdin, or push a file into the workspace.")));
+}
+
+static void
+require_small(size_t bytes)
+{
+	if (bytes > ENVRT_MAX_WORD_BYTES)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+		                errmsg("command, args and env together must not be longer than %d bytes",
+		                       ENVRT_MAX_WORD_BYTES),
+		                errhint("Pass data by stdin, or push a file into the workspace.")));
+}
+
 void
 command_from_arguments(FunctionCallInfo fcinfo, bool raw, Command *command)
 {
@@ -156,6 +176,8 @@ command_from_arguments(FunctionCallInfo fcinfo, bool raw, Command *command)
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("command must not be empty")));
 	command->args = PG_GETARG_ARRAYTYPE_P(2);
+	require_few(ArrayGetNItems(ARR_NDIM(command->args), ARR_DIMS(command->args)),
+	            ENVRT_MAX_ARGUMENTS, "args");
 	if (array_contains_nulls(command->args))
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("args must not hold nulls")));
@@ -163,13 +185,16 @@ command_from_arguments(FunctionCallInfo fcinfo, bool raw, Command *command)
 		command->cwd = PG_GETARG_TEXT_PP(3);
 	command->env = jsonb_argument(fcinfo, 4, "env");
 	require_env(command->env);
+	require_few(JB_ROOT_COUNT(command->env), ENVRT_MAX_VARIABLES, "env");
+	require_small(VARSIZE_ANY(command->command) + VARSIZE_ANY(command->args) +
+	              VARSIZE_ANY(command->env));
 	if (!PG_ARGISNULL(5))
 	{
 		struct varlena *input = PG_GETARG_VARLENA_PP(5);
 
-		if (VARSIZE_ANY_EXHDR(input) > MAX_INPUT_BYTES)
-			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			                errmsg("stdin must not be longer than %d bytes", MAX_INPUT_BYTES),
+		if (VARSIZE_ANY_EXHDR(input) > CALL_MAX_STDIN)
+			ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			                errmsg("stdin must not be longer than %d bytes", CALL_MAX_STDIN),
 			                errhint("Push a file into the workspace instead.")));
 		if (raw)
 			command->stdin_bytes = input;

@@ -15,7 +15,8 @@
  *
  * A driver host that is just being (re)started is waited for, briefly.  One
  * that takes a call and does not answer within the call's limit and a margin
- * is reported to the launcher, which pings and replaces it.
+ * is reported to the launcher, which pings and replaces it.  A view that gets
+ * no answer is merely empty: who looks at a driver host has no say in its end.
  */
 #include "postgres.h"
 
@@ -23,8 +24,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "call_size.h"
 #include "driver_call.h"
-#include "driver_client.h"
 #include "json.h"
 #include "jsonrpc.h"
 #include "miscadmin.h"
@@ -45,8 +46,6 @@
 #define START_WAIT_MS 5000
 /* What a call may take beyond the limits that the driver host itself keeps. */
 #define ANSWER_MARGIN_MS 1000
-/* What a call has besides its params. */
-#define CALL_MARGIN 1024
 
 static pgsocket connection = PGINVALID_SOCKET;
 static RpcReader *reader = NULL;
@@ -222,34 +221,22 @@ send_bytes(const char *line, size_t length, TimestampTz deadline)
 	return CALL_ANSWERED;
 }
 
-static void
-report_too_long(void)
-{
-	ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg(CALL_TOO_LONG_MESSAGE),
-	                errhint(CALL_TOO_LONG_HINT)));
-}
-
-void
-driver_host_check_length(const json_t *params)
-{
-	if (json_dumpb(params, NULL, 0, JSON_COMPACT) + CALL_MARGIN > ENVRT_MAX_LINE)
-		report_too_long();
-}
-
 /* The line carries secrets: it is zeroed, whatever happens. */
 static CallOutcome
 send_request(const json_t *request, TimestampTz deadline)
 {
 	size_t length;
 	char *line = rpc_dump_line(request, &length);
+	const char *problem;
 	volatile CallOutcome outcome = CALL_LOST;
 
 	if (line == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	if (length > ENVRT_MAX_LINE)
+	problem = call_size_problem(json_object_get(request, "params"), line, length);
+	if (problem != NULL)
 	{
 		rpc_line_free(line, length);
-		report_too_long();
+		call_size_report(problem);
 	}
 	PG_TRY();
 	{
@@ -344,10 +331,11 @@ call_limits(void)
 
 /*
  * One request and its answer over the connection, which is open.  Afterwards
- * it is open and clean, or closed.
+ * it is open and clean, or closed.  `suspect`: without an answer the launcher is to look after
+ * the driver host.
  */
 static CallOutcome
-exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
+exchange(const char *method, json_t *params, int64 timeout_ms, bool suspect, json_t **answer)
 {
 	json_int_t id = ++last_id;
 	json_t *request = json_guard(rpc_request(id, method, json_incref(params)));
@@ -369,7 +357,7 @@ exchange(const char *method, json_t *params, int64 timeout_ms, json_t **answer)
 
 	if (outcome != CALL_ANSWERED)
 		connection_close();
-	if (outcome == CALL_NO_ANSWER)
+	if (outcome == CALL_NO_ANSWER && suspect)
 	{
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		shared_state->host_suspect = true;
@@ -395,7 +383,7 @@ driver_host_try(const char *method, json_t *params, int64 timeout_ms, json_t **e
 	json_t *answer = NULL;
 
 	driver_host_connect();
-	switch (exchange(method, params, timeout_ms, &answer))
+	switch (exchange(method, params, timeout_ms, true, &answer))
 	{
 		case CALL_ANSWERED:
 			break;
@@ -456,7 +444,8 @@ driver_host_ask(const char *method, int64 timeout_ms)
 			return NULL;
 		}
 	}
-	if (exchange(method, json_guard(json_object_new()), timeout_ms, &answer) != CALL_ANSWERED)
+	if (exchange(method, json_guard(json_object_new()), timeout_ms, false, &answer) !=
+	    CALL_ANSWERED)
 		return NULL;
 	return json_object_get(answer, "result");
 }

@@ -32,9 +32,6 @@ extern json_t *driver_host_call(const char *method, json_t *params, int64 timeou
 extern json_t *driver_host_try(const char *method, json_t *params, int64 timeout_ms,
                                json_t **error);
 
-/* ERROR 54000 when a call with these params would be too long. */
-extern void driver_host_check_length(const json_t *params);
-
 /* Connects, or raises 55000: before something is begun that needs the driver host. */
 extern void driver_host_connect(void);
 

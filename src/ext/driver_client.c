@@ -10,8 +10,8 @@
  * envrt/hello, whose answer says which one it is.  When it is lost, each call
  * in flight is told so; what became of it is then for the caller to find out.
  * A call without an answer in time makes the driver host suspect: the
- * launcher pings it, and the connection is dropped.  A call that is too long
- * for a line would end the connection, with everybody's calls: it is not sent,
+ * launcher pings it, and the connection is dropped.  A call that is too large
+ * (call_size.c) would end the connection, with everybody's calls: it is not sent,
  * and answered with an error here.
  */
 #include "postgres.h"
@@ -20,6 +20,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "call_size.h"
 #include "driver_client.h"
 #include "jsonrpc.h"
 #include "lib/ilist.h"
@@ -43,6 +44,7 @@ typedef struct ClientCall
 	TimestampTz deadline;
 	DriverAnswered answered;
 	void *data;
+	const char *problem; /* why it is not sent */
 } ClientCall;
 
 typedef struct ClientLine
@@ -112,7 +114,10 @@ enqueue(const char *method, json_t *params, int64 timeout_ms, DriverAnswered ans
 	ClientLine *line;
 	size_t length = 0;
 	char *text = request != NULL ? rpc_dump_line(request, &length) : NULL;
+	const char *problem = NULL;
 
+	if (text != NULL)
+		problem = call_size_problem(json_object_get(request, "params"), text, length);
 	json_decref(request);
 	if (text == NULL)
 		return false;
@@ -121,7 +126,8 @@ enqueue(const char *method, json_t *params, int64 timeout_ms, DriverAnswered ans
 	call->deadline = TimestampTzPlusMilliseconds(timer_now(), timeout_ms);
 	call->answered = answered;
 	call->data = data;
-	if (length > ENVRT_MAX_LINE)
+	call->problem = problem;
+	if (problem != NULL)
 	{
 		rpc_line_free(text, length);
 		dlist_push_tail(&refused, &call->node);
@@ -141,8 +147,9 @@ answer_refused(void)
 	while (!dlist_is_empty(&refused))
 	{
 		ClientCall *call = dlist_container(ClientCall, node, dlist_pop_head_node(&refused));
-		json_t *error = json_pack("{s:s, s:{s:s, s:s}}", "message", CALL_TOO_LONG_MESSAGE, "data",
-		                          "sqlstate", "54000", "hint", CALL_TOO_LONG_HINT);
+		json_t *error =
+		    json_pack("{s:s, s:{s:s, s:s, s:s}}", "message", CALL_TOO_LARGE_MESSAGE, "data",
+		              "sqlstate", "54000", "detail", call->problem, "hint", CALL_TOO_LARGE_HINT);
 		DriverAnswer answer = {NULL, error};
 
 		delivered = true;

@@ -10,12 +10,6 @@
 #include "datatype/timestamp.h"
 #include "json_library.h"
 
-/* A call has to fit into a line (54000). */
-#define CALL_TOO_LONG_MESSAGE "what is to be told to the driver does not fit into a call"
-#define CALL_TOO_LONG_HINT                                                                         \
-	"All of it together can be 16 MB. Push files into the workspace, or write less into config "   \
-	"and metadata."
-
 /* How a call ended.  Answered: result or error is set, and the callee's to read. */
 typedef struct DriverAnswer
 {

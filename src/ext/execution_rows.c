@@ -35,7 +35,6 @@
 
 #include <sodium.h>
 
-#define PAGE 256
 /* What a row of output costs besides its bytes. */
 #define ROW_COST 64
 /* At once, so that others have their turn. */
@@ -75,46 +74,74 @@ execution_rows_begin(ApiCall *call)
 	execution_rows_lock();
 }
 
+#define ROW_COLUMNS                                                                                \
+	"SELECT e.id, e.lease_id, e.state OPERATOR(pg_catalog.=) 'running', e.env IS NULL,"            \
+	" e.cancel_requested_at IS NOT NULL, e.host_instance, e.created_at, "                          \
+	"e.company_id, e.environment_id," LEDGER_OWN_OF("e.") " FROM envrt.executions e"
+
+static ExecutionRow *
+read_rows(MemoryContext context, int count)
+{
+	ExecutionRow *rows;
+	bool isnull;
+
+	MemoryContextSwitchTo(context);
+	rows = palloc0(sizeof(ExecutionRow) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		rows[i].id = *result_uuid(i, 1);
+		rows[i].lease_id = *result_uuid(i, 2);
+		rows[i].running = DatumGetBool(result_datum(i, 3, &isnull));
+		rows[i].accepted = DatumGetBool(result_datum(i, 4, &isnull));
+		rows[i].to_cancel = DatumGetBool(result_datum(i, 5, &isnull));
+		rows[i].host_instance = result_text(i, 6);
+		rows[i].created_at = DatumGetTimestampTz(result_datum(i, 7, &isnull));
+		rows[i].company_id = *result_uuid(i, 8);
+		rows[i].environment_id = *result_uuid(i, 9);
+		rows[i].own = DatumGetBool(result_datum(i, 10, &isnull));
+	}
+	return rows;
+}
+
 ExecutionRow *
-execution_rows_list(MemoryContext context, TimestampTz after_time, const pg_uuid_t *after_id,
-                    int *count, bool *last)
+execution_rows_running(MemoryContext context, TimestampTz after_time, const pg_uuid_t *after_id,
+                       int *count)
 {
 	static Statement find = {
-	    "SELECT e.id, e.lease_id, e.company_id, e.environment_id, e.state OPERATOR(pg_catalog.=) "
-	    "'running', e.env IS NULL,"
-	    " e.cancel_requested_at IS NOT NULL, e.host_instance, e.created_at," LEDGER_OWN_OF(
-	        "e.") " FROM envrt.executions e WHERE e.state OPERATOR(pg_catalog.=) ANY "
-	              "(ARRAY['queued', 'running'])"
-	              " AND ROW(e.created_at, e.id) OPERATOR(pg_catalog.>) ROW($5, $6)"
-	              " ORDER BY e.created_at, e.id LIMIT 256",
+	    ROW_COLUMNS " WHERE e.state OPERATOR(pg_catalog.=) 'running'"
+	                " AND ROW(e.created_at, e.id) OPERATOR(pg_catalog.>) ROW($5, $6)"
+	                " ORDER BY e.created_at, e.id LIMIT 256",
 	    6,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID},
 	};
 	Datum values[6];
-	ExecutionRow *rows;
-	bool isnull;
 
 	ledger_own_arguments(values);
 	values[4] = TimestampTzGetDatum(after_time);
 	values[5] = UUIDPGetDatum(after_id);
 	*count = statement_execute(&find, values, NULL);
-	*last = *count < PAGE;
-	MemoryContextSwitchTo(context);
-	rows = palloc0(sizeof(ExecutionRow) * Max(*count, 1));
-	for (int i = 0; i < *count; i++)
-	{
-		rows[i].id = *result_uuid(i, 1);
-		rows[i].lease_id = *result_uuid(i, 2);
-		rows[i].company_id = *result_uuid(i, 3);
-		rows[i].environment_id = *result_uuid(i, 4);
-		rows[i].running = DatumGetBool(result_datum(i, 5, &isnull));
-		rows[i].accepted = DatumGetBool(result_datum(i, 6, &isnull));
-		rows[i].to_cancel = DatumGetBool(result_datum(i, 7, &isnull));
-		rows[i].host_instance = result_text(i, 8);
-		rows[i].created_at = DatumGetTimestampTz(result_datum(i, 9, &isnull));
-		rows[i].own = DatumGetBool(result_datum(i, 10, &isnull));
-	}
-	return rows;
+	return read_rows(context, *count);
+}
+
+ExecutionRow *
+execution_rows_queued(MemoryContext context, const CompanyTurn *turn, int *count)
+{
+	static Statement find = {
+	    ROW_COLUMNS " WHERE e.state OPERATOR(pg_catalog.=) 'queued'"
+	                " AND e.company_id OPERATOR(pg_catalog.=) $7"
+	                " AND ROW(e.created_at, e.id) OPERATOR(pg_catalog.>) ROW($5, $6)"
+	                " ORDER BY e.created_at, e.id LIMIT 16",
+	    7,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID, UUIDOID},
+	};
+	Datum values[7];
+
+	ledger_own_arguments(values);
+	values[4] = TimestampTzGetDatum(turn->at);
+	values[5] = UUIDPGetDatum(&turn->at_id);
+	values[6] = UUIDPGetDatum(&turn->company_id);
+	*count = statement_execute(&find, values, NULL);
+	return read_rows(context, *count);
 }
 
 void

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "commands.h"
+#include "company_turns.h"
 #include "datatype/timestamp.h"
 #include "json_library.h"
 #include "tables.h"
@@ -57,10 +58,16 @@ extern void execution_rows_lock(void); /* the same in a transaction that has beg
 /* Whether it was they that raised an error last, and nothing that ran within. */
 extern bool execution_rows_were_locked(void);
 
-/* Unfinished ones after such a time and id, a page at a time, in the context; *last: that was all.
- */
-extern ExecutionRow *execution_rows_list(MemoryContext context, TimestampTz after_time,
-                                         const pg_uuid_t *after_id, int *count, bool *last);
+#define EXECUTION_PAGE 256
+#define EXECUTION_COMPANY_PAGE 16
+
+/* Running ones after such a time and id, a page at a time, in the context. */
+extern ExecutionRow *execution_rows_running(MemoryContext context, TimestampTz after_time,
+                                            const pg_uuid_t *after_id, int *count);
+
+/* Queued ones of a company, as far as its turn has not got yet, in the context. */
+extern ExecutionRow *execution_rows_queued(MemoryContext context, const CompanyTurn *turn,
+                                           int *count);
 /* Ends those that were cancelled before they began. */
 extern void execution_rows_cancel_queued(void);
 /* Those that run and are to be cancelled. */

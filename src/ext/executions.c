@@ -18,6 +18,7 @@
 
 #include "access/xact.h"
 #include "arguments.h"
+#include "call_size.h"
 #include "catalog/pg_type.h"
 #include "commands.h"
 #include "driver_call.h"
@@ -99,7 +100,7 @@ DEFINE_UNLOGGED_FUNCTION(envrt_start_execution)
 	called_lease_load(&call, uuid_argument(fcinfo, 0, "lease_id"), &lease);
 	command_check_env(&call, &lease, &command);
 	/* What is wrong with it now is better said now. */
-	driver_host_check_length(command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms));
+	call_size_check(command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms));
 	insert_execution(id, &lease, &command);
 	api_leave(&call);
 	hint_requests();

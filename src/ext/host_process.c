@@ -10,9 +10,10 @@
  *
  * States: stopped -> starting (until it answers the first configure: it
  * listens then) -> running -> stopped.  It is found dead by the end of its
- * control channel.  It is found hung when a backend got no answer in time:
- * then it is pinged, and killed when it does not answer that either.  There
- * is no regular ping: an idle server stays idle.
+ * control channel.  It is found hung when a call got no answer in time: then
+ * it is pinged, and killed when it does not answer that either.  One that is
+ * busy meanwhile (it runs, or waits for a disk) is not hung, and has longer.
+ * There is no regular ping: an idle server stays idle.
  *
  * It is started again at once when it had lived for a while, else with
  * growing delays.
@@ -43,6 +44,8 @@
 
 #define READY_TIMEOUT_MS 10000
 #define PING_TIMEOUT_MS 2000
+/* For one that is busy. */
+#define BUSY_TIMEOUT_MS 30000
 /* How long it may take to end in order. */
 #define STOP_MS 2000
 #define STOP_STEP_MS 10
@@ -63,6 +66,8 @@ static struct
 	TimestampTz started;
 	TimestampTz ready_deadline;
 	TimestampTz ping_deadline; /* DT_NOEND: no ping in flight */
+	TimestampTz pinged;
+	uint64 pinged_cpu; /* what its loop had used by then */
 	json_int_t ping_id;
 	json_int_t configure_id;
 	TimestampTz start_at;  /* while there is none */
@@ -468,6 +473,66 @@ host_process_read(void)
 }
 
 /*
+ * Clock ticks that the driver host's main thread, which is its loop, has used;
+ * *waits_for_machine: it would run if the machine let it.
+ */
+static uint64
+loop_cpu(bool *waits_for_machine)
+{
+	char path[64];
+	char stat[512];
+	char state = '\0';
+	unsigned long user = 0;
+	unsigned long system = 0;
+	const char *end;
+	ssize_t n = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", (int) host.pid, (int) host.pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0)
+	{
+		n = read(fd, stat, sizeof(stat) - 1);
+		close(fd);
+	}
+	stat[Max(n, 0)] = '\0';
+	/* Its name, in parentheses, may have any. */
+	end = strrchr(stat, ')');
+	if (end != NULL)
+		(void) sscanf(end + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &state, &user,
+		              &system);
+	*waits_for_machine = state == 'R' || state == 'D';
+	return (uint64) user + system;
+}
+
+static void
+ping(TimestampTz now)
+{
+	bool waits;
+
+	host.ping_id = ++host.last_id;
+	host.ping_deadline = TimestampTzPlusMilliseconds(now, PING_TIMEOUT_MS);
+	host.pinged = now;
+	host.pinged_cpu = loop_cpu(&waits);
+	send_control(rpc_request(host.ping_id, "envrt/ping", json_object_new()));
+}
+
+/* The ping is not answered in time: whether it is to have longer. */
+static bool
+is_busy(TimestampTz now)
+{
+	bool waits;
+	uint64 cpu = loop_cpu(&waits);
+
+	if ((!waits && cpu == host.pinged_cpu) ||
+	    now >= TimestampTzPlusMilliseconds(host.pinged, BUSY_TIMEOUT_MS))
+		return false;
+	host.pinged_cpu = cpu;
+	host.ping_deadline = TimestampTzPlusMilliseconds(now, PING_TIMEOUT_MS);
+	return true;
+}
+
+/*
  * Do what is due; when to come again, DT_NOEND for not before something
  * happens.
  */
@@ -495,12 +560,8 @@ host_process_tend(void)
 		return host.start_at;
 	}
 	if (host.ping_deadline == DT_NOEND && suspect)
-	{
-		host.ping_id = ++host.last_id;
-		host.ping_deadline = TimestampTzPlusMilliseconds(now, PING_TIMEOUT_MS);
-		send_control(rpc_request(host.ping_id, "envrt/ping", json_object_new()));
-	}
-	if (now >= host.ping_deadline)
+		ping(now);
+	if (now >= host.ping_deadline && !is_busy(now))
 	{
 		bury("It did not answer any more.");
 		return host.start_at;

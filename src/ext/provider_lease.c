@@ -20,6 +20,7 @@
 
 #include <math.h>
 
+#include "call_size.h"
 #include "catalog/pg_type.h"
 #include "config_secrets.h"
 #include "driver_call.h"
@@ -457,6 +458,13 @@ provider_acquired(const AcquireRequest *request, json_t *result, bool resumed, A
 		                       lease->provider),
 		                errdetail("It has characters that this database's encoding does not have."),
 		                errhint("What it has made is destroyed.")));
+	if (!call_size_takes_metadata(json_object_get(result, "metadata")))
+		ereport(ERROR,
+		        (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+		         errmsg("provider \"%s\" answered with too much metadata", lease->provider),
+		         errdetail(
+		             "It is longer than 1 MB, has more than 5000 values, or more than 50 levels."),
+		         errhint("What it has made is destroyed.")));
 	lease->provider_lease_id = json_is_string(id) ? text_from_utf8(json_string_value(id)) : NULL;
 	lease->lease_policy = target.policy;
 	lease->json_metadata = lease_metadata(request, &target, result, resumed);

@@ -14,6 +14,9 @@
  *	3.	In a transaction: lock the run, look again, insert the lease, mark the
  *		ledger's row held and delete the request.
  *
+ * Companies take turns (company_turns.c), and none has more calls in flight than its
+ * share of them (fair_share.h).
+ *
  * A request that can't be met becomes failed, with the error that
  * envrt_await_lease then raises.  What is locked by somebody is tried again; a
  * reusable provider lease that is held is waited for, and one that can't be
@@ -30,11 +33,13 @@
 #include "access/xact.h"
 #include "arguments.h"
 #include "catalog/pg_type.h"
+#include "company_turns.h"
 #include "config_secrets.h"
 #include "driver_call.h"
 #include "driver_client.h"
 #include "drivers.h"
 #include "environments.h"
+#include "fair_share.h"
 #include "failures.h"
 #include "fault_points.h"
 #include "funcapi.h"
@@ -52,6 +57,7 @@
 #include "storage/condition_variable.h"
 #include "storage/lmgr.h"
 #include "timer.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -60,10 +66,14 @@
 
 PG_FUNCTION_INFO_V1(envrt_await_lease);
 
-#define MAX_IN_FLIGHT 512
+/* Others make calls as well. */
+#define MAX_IN_FLIGHT Min(512, Max(envrt_max_calls / 4, 1))
 #define MAX_PER_PROVIDER 64
 #define MAX_PER_ENVIRONMENT 32
+/* In a round. */
 #define BATCH 64
+/* Of a company, read at once. */
+#define PAGE 16
 #define LIMITED_RETRY_MS 100
 #define ROUND_MS 1000
 #define LOCKED_RETRY_MS 500
@@ -76,6 +86,7 @@ typedef struct QueuedLease
 {
 	dlist_node node;
 	pg_uuid_t lease_id;
+	pg_uuid_t company_id;
 	pg_uuid_t key;  /* of the provider lease */
 	bool in_ledger; /* there is a row for it */
 	bool resumed;
@@ -103,9 +114,14 @@ static dlist_head later = DLIST_STATIC_INIT(later);
 static int nin_flight = 0;
 /* A pass looks at each queued request once, a page at a time: what must wait is in nobody's way. */
 static bool passing = false;
-static TimestampTz pass_at;
-static pg_uuid_t pass_at_id;
+static Statement find_companies = {
+    COMPANY_TURNS_FIND("envrt.lease_requests", "state OPERATOR(pg_catalog.=) 'queued'"),
+    1,
+    {UUIDOID},
+};
+static CompanyTurns turns = {.find = &find_companies};
 static bool look = true;               /* a pass is wanted */
+static bool joining = false;           /* ... and who has come is to take part in this one */
 static TimestampTz look_at = DT_NOEND; /* or will be, then */
 static bool limited = false;           /* some wait for calls of their like to end */
 /* Environments that have nothing to give in this pass: a look at one of their requests is enough.
@@ -117,7 +133,7 @@ static int nskipped = 0;
 void
 queued_leases_look_again(void)
 {
-	look = true;
+	look = joining = true;
 }
 
 static bool
@@ -220,37 +236,45 @@ may_call(const QueuedLease *lease)
 {
 	int of_environment = 0;
 	int of_provider = 0;
+	int own = 0;
+	int own_of_provider = 0;
 	dlist_iter iter;
 
 	dlist_foreach(iter, &in_flight)
 	{
 		const QueuedLease *other = dlist_container(QueuedLease, node, iter.cur);
+		bool is_own = memcmp(&other->company_id, &lease->company_id, UUID_LEN) == 0;
+		bool is_like = strcmp(other->provider, lease->provider) == 0;
 
 		if (other == lease)
 			continue;
 		of_environment += memcmp(&other->environment_id, &lease->environment_id, UUID_LEN) == 0;
-		of_provider += strcmp(other->provider, lease->provider) == 0;
+		of_provider += is_like;
+		own += is_own;
+		own_of_provider += is_own && is_like;
 	}
-	if (nin_flight <= MAX_IN_FLIGHT && of_environment < MAX_PER_ENVIRONMENT &&
-	    of_provider < MAX_PER_PROVIDER)
+	/* It is in flight itself. */
+	if (of_environment < MAX_PER_ENVIRONMENT &&
+	    fair_share_allows(own_of_provider, of_provider, MAX_PER_PROVIDER) &&
+	    fair_share_allows(own, nin_flight - 1, MAX_IN_FLIGHT))
 		return true;
 	limited = true;
 	skip_environment(&lease->environment_id);
 	return false;
 }
 
-/* The next page of the pass under way; *last: that was all. */
-static int
-list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
+/* A queued request. */
+typedef struct Request
 {
-	static Statement find = {
-	    "SELECT lease_id, created_at, environment_id FROM envrt.lease_requests"
-	    " WHERE state OPERATOR(pg_catalog.=) 'queued'"
-	    " AND ROW(created_at, lease_id) OPERATOR(pg_catalog.>) ROW($5, $6) AND" LEDGER_OWN
-	    " ORDER BY created_at, lease_id LIMIT 64",
-	    6,
-	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID},
-	};
+	pg_uuid_t lease_id;
+	pg_uuid_t environment_id;
+	TimestampTz created_at;
+} Request;
+
+/* The companies of the pass, or those that have come during it; false: not now. */
+static bool
+list_companies(bool begin)
+{
 	static Statement purge = {
 	    "DELETE FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'failed'"
 	    " AND finished_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) '1 "
@@ -258,31 +282,92 @@ list_requests(pg_uuid_t *ids, pg_uuid_t *environments, bool *last)
 	    0,
 	    {0},
 	};
-	ApiCall call;
-	Datum values[6];
-	int found;
-	int count = 0;
-	bool isnull;
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool listed = false;
 
-	ledger_begin(&call);
-	if (pass_at == DT_NOBEGIN)
-		statement_execute(&purge, NULL, NULL);
-	ledger_own_arguments(values);
-	values[4] = TimestampTzGetDatum(pass_at);
-	values[5] = UUIDPGetDatum(&pass_at_id);
-	found = statement_execute(&find, values, NULL);
-	*last = found < BATCH;
-	for (int row = 0; row < found; row++)
+	PG_TRY();
 	{
-		pass_at_id = *result_uuid(row, 1);
-		pass_at = DatumGetTimestampTz(result_datum(row, 2, &isnull));
-		if (queued_lease_in_flight(&pass_at_id))
-			continue;
-		environments[count] = *result_uuid(row, 3);
-		ids[count++] = pass_at_id;
+		ApiCall call;
+
+		ledger_begin(&call);
+		if (begin)
+		{
+			statement_execute(&purge, NULL, NULL);
+			company_turns_begin(&turns);
+		}
+		else
+			company_turns_join(&turns);
+		ledger_commit(&call, false);
+		listed = true;
 	}
-	ledger_commit(&call, false);
-	return count;
+	PG_CATCH();
+	{
+		ledger_abort("looking for requested leases");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return listed;
+}
+
+/* Environments that this pass leaves alone. */
+static Datum
+skipped_environments(void)
+{
+	Datum ids[MAX_SKIPPED];
+
+	for (int i = 0; i < nskipped; i++)
+		ids[i] = UUIDPGetDatum(&skipped[i]);
+	return PointerGetDatum(construct_array(ids, nskipped, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+}
+
+/* The next of a company's requests; false: not now. */
+static bool
+read_page(CompanyTurn *turn)
+{
+	static Statement find = {
+	    "SELECT lease_id, created_at, environment_id FROM envrt.lease_requests"
+	    " WHERE state OPERATOR(pg_catalog.=) 'queued' AND company_id OPERATOR(pg_catalog.=) $7"
+	    " AND ROW(created_at, lease_id) OPERATOR(pg_catalog.>) ROW($5, $6)"
+	    " AND environment_id OPERATOR(pg_catalog.<>) ALL ($8) AND" LEDGER_OWN
+	    " ORDER BY created_at, lease_id LIMIT 16",
+	    8,
+	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID, UUIDOID, UUIDARRAYOID},
+	};
+	MemoryContext context = CurrentMemoryContext;
+	Request *requests = palloc(sizeof(Request) * PAGE);
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		ApiCall call;
+		Datum values[8];
+		bool isnull;
+
+		ledger_begin(&call);
+		ledger_own_arguments(values);
+		values[4] = TimestampTzGetDatum(turn->at);
+		values[5] = UUIDPGetDatum(&turn->at_id);
+		values[6] = UUIDPGetDatum(&turn->company_id);
+		values[7] = skipped_environments();
+		turn->page_length = statement_execute(&find, values, NULL);
+		for (int row = 0; row < turn->page_length; row++)
+		{
+			requests[row].lease_id = *result_uuid(row, 1);
+			requests[row].created_at = DatumGetTimestampTz(result_datum(row, 2, &isnull));
+			requests[row].environment_id = *result_uuid(row, 3);
+		}
+		ledger_commit(&call, false);
+		turn->page = requests;
+		turn->page_next = 0;
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ledger_abort("looking for requested leases");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return done;
 }
 
 static void
@@ -845,8 +930,8 @@ prepare_again(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 	ledger_commit(&call, false);
 }
 
-/* Begin with a request, or go on with what is claimed for it. */
-static void
+/* Begin with a request, or go on with what is claimed for it; whether it is in flight then. */
+static bool
 begin_try(QueuedLease *lease)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -887,8 +972,9 @@ begin_try(QueuedLease *lease)
 		{
 			lease_answered(lease, &(DriverAnswer){NULL, NULL});
 			look_later(0);
+			return false;
 		}
-		return;
+		return true;
 	}
 	dlist_delete(&lease->node);
 	nin_flight--;
@@ -900,7 +986,7 @@ begin_try(QueuedLease *lease)
 	{
 		queued_lease_begin_anew(lease);
 		try_later(lease, LOCKED_RETRY_MS);
-		return;
+		return false;
 	}
 	if (lease->resumed)
 		abandon(lease);
@@ -908,16 +994,18 @@ begin_try(QueuedLease *lease)
 		failure_over(serving, &lease->lease_id);
 	queued_lease_free(lease);
 	ConditionVariableBroadcast(&shared_state->leases_changed);
+	return false;
 }
 
-static void
-begin_request(const pg_uuid_t *lease_id)
+static bool
+begin_request(const pg_uuid_t *lease_id, const pg_uuid_t *company_id)
 {
 	QueuedLease *lease = MemoryContextAllocZero(TopMemoryContext, sizeof(QueuedLease));
 
 	lease->lease_id = *lease_id;
+	lease->company_id = *company_id;
 	lease->key = *uuid_generate();
-	begin_try(lease);
+	return begin_try(lease);
 }
 
 /* Go on with what has been answered. */
@@ -974,6 +1062,64 @@ go_on(QueuedLease *lease)
 	ConditionVariableBroadcast(&shared_state->leases_changed);
 }
 
+/* What is in flight, by company. */
+static void
+begin_round(void)
+{
+	dlist_iter iter;
+
+	company_turns_round(&turns);
+	dlist_foreach(iter, &in_flight)
+	{
+		company_turns_count(&turns, &dlist_container(QueuedLease, node, iter.cur)->company_id);
+	}
+}
+
+/* A round's part of the pass; false: it can't go on now. */
+static bool
+pass_on(bool begin)
+{
+	CompanyTurn *turn = NULL;
+	TimestampTz began = timer_now();
+
+	if ((begin || joining) && !list_companies(begin))
+		return false;
+	joining = false;
+	begin_round();
+	for (int begun = 0; begun < BATCH && (turn = company_turns_next(&turns)) != NULL;)
+	{
+		Request *request;
+
+		CHECK_FOR_INTERRUPTS();
+		/* Its other requests come when calls of its own have ended. */
+		if (!fair_share_allows(turn->serving, nin_flight, MAX_IN_FLIGHT))
+		{
+			turn->over = limited = true;
+			continue;
+		}
+		if (turn->page_next == turn->page_length && !read_page(turn))
+			return false;
+		if (turn->page_length == 0)
+		{
+			turn->over = true;
+			continue;
+		}
+		request = (Request *) turn->page + turn->page_next++;
+		/* What others do in their triggers may take long: the rest has its turn first. */
+		if (TimestampDifferenceExceeds(began, timer_now(), ROUND_MS))
+			return true;
+		turn->at = request->created_at;
+		turn->at_id = request->lease_id;
+		if (queued_lease_in_flight(&request->lease_id) || is_skipped(&request->environment_id) ||
+		    is_put_off(&request->lease_id))
+			continue;
+		turn->serving += begin_request(&request->lease_id, &turn->company_id);
+		begun++;
+	}
+	passing = turn != NULL;
+	return true;
+}
+
 TimestampTz
 queued_leases_tend(void)
 {
@@ -981,9 +1127,7 @@ queued_leases_tend(void)
 	MemoryContext context;
 	MemoryContext previous;
 	dlist_mutable_iter iter;
-	pg_uuid_t ids[BATCH];
-	pg_uuid_t environments[BATCH];
-	volatile int count = 0;
+	bool begin = false;
 
 	if (dlist_is_empty(&answered) && look_at > now && !look && !passing)
 		return look_at;
@@ -1018,43 +1162,14 @@ queued_leases_tend(void)
 	}
 	if (look && !passing)
 	{
-		look = limited = false;
-		passing = true;
-		pass_at = DT_NOBEGIN;
+		look = limited = joining = false;
+		passing = begin = true;
 		nskipped = 0;
 	}
-	if (passing)
+	if (passing && !pass_on(begin))
 	{
-		volatile bool last = true;
-
-		PG_TRY();
-		{
-			bool that_was_all;
-
-			count = list_requests(ids, environments, &that_was_all);
-			last = that_was_all;
-		}
-		PG_CATCH();
-		{
-			ledger_abort("looking for requested leases");
-			look_later(LOST_RETRY_MS);
-		}
-		PG_END_TRY();
-		MemoryContextSwitchTo(context);
-		passing = !last;
-		for (int i = 0; i < count; i++)
-		{
-			CHECK_FOR_INTERRUPTS();
-			/* What others do in their triggers may take long: the rest has its turn first. */
-			if (TimestampDifferenceExceeds(now, timer_now(), ROUND_MS))
-			{
-				passing = false;
-				look = true;
-				break;
-			}
-			if (!is_skipped(&environments[i]) && !is_put_off(&ids[i]))
-				begin_request(&ids[i]);
-		}
+		passing = false;
+		look_later(LOST_RETRY_MS);
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);

@@ -30,7 +30,8 @@
  * No lock is waited for: what a round needs is locked conditionally, and where
  * somebody else has it, the round is over and comes again a moment later; for leases
  * and starts apart from output, which goes on.  New rows are looked at a page at a time,
- * from one round to the next, so that the rest of the scheduler's work has its turn.
+ * from one round to the next, so that the rest of the scheduler's work has its turn; in
+ * turns by company (company_turns.c), of which none has more than its share (fair_share.h).
  *
  * Commands are asked for with the rights of the shared tables' owner, in a
  * restricted operation: whether the one who asked may was decided then.
@@ -41,10 +42,12 @@
 #include "arguments.h"
 #include "catalog/pg_type.h"
 #include "commands.h"
+#include "company_turns.h"
 #include "config_secrets.h"
 #include "driver_client.h"
 #include "execute_result.h"
 #include "execution_rows.h"
+#include "fair_share.h"
 #include "failures.h"
 #include "fault_points.h"
 #include "json.h"
@@ -119,11 +122,19 @@ static int nexecutions = 0;
 static char host[64] = ""; /* the driver host that they are of; "": none yet */
 static bool look = true;
 static TimestampTz look_at = DT_NOEND;
-/* A pass looks at each unfinished row once, as far as a round goes. */
+/* A pass looks at each unfinished row once, as far as a round goes: first at what runs. */
 static bool passing = false;
+static bool passed_running;
 static TimestampTz pass_time;
 static pg_uuid_t pass_id;
-static bool full = false; /* some are queued for whom there is no room */
+static Statement find_companies = {
+    COMPANY_TURNS_FIND("envrt.executions", "state OPERATOR(pg_catalog.=) 'queued'"),
+    1,
+    {UUIDOID},
+};
+static CompanyTurns turns = {.find = &find_companies};
+static bool joining = false; /* who has come is to take part in the pass */
+static bool full = false;    /* some are queued for whom there is no room */
 /* Somebody has locked what... */
 static TimestampTz rows_at = DT_NOBEGIN;   /* everything needs: not before then */
 static TimestampTz leases_at = DT_NOBEGIN; /* a look at a lease needs */
@@ -137,7 +148,7 @@ running_executions_hinted(const Hints *hints)
 	dlist_iter iter;
 
 	if (hints->requests || hints->all)
-		look = true;
+		look = joining = true;
 	if (!hints->executions && !hints->all)
 		return;
 	dlist_foreach(iter, &executions)
@@ -991,7 +1002,7 @@ typedef enum Taken
 {
 	TAKEN,
 	STARTED,
-	NOT_NOW,  /* its row is locked, or there is no room */
+	NOT_NOW,  /* its row is locked */
 	NONE_NOW, /* what all of them need is locked */
 } Taken;
 
@@ -1025,11 +1036,6 @@ take_row(SchedulerSlot *slot, const ExecutionRow *row)
 {
 	Running *running;
 
-	if (nexecutions >= MAX_RUNNING && !row->running)
-	{
-		full = true;
-		return NOT_NOW;
-	}
 	if (!row->running && is_put_off(&row->id))
 		return NOT_NOW;
 	running = add(slot, row);
@@ -1089,23 +1095,24 @@ end_cancelled(void)
 	MemoryContextSwitchTo(context);
 }
 
-/* The next page of the pass; NULL: not now. */
+/* The next page of what runs, or of a company's that are queued; NULL: not now. */
 static ExecutionRow *
-read_page(bool first, int *count, bool *last)
+read_page(const CompanyTurn *turn, int *count)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ExecutionRow *volatile rows = NULL;
 
-	if (first)
+	if (turn == NULL && pass_time == DT_NOBEGIN)
 		end_cancelled();
 	PG_TRY();
 	{
 		ApiCall call;
 
 		execution_rows_begin(&call);
-		if (first)
+		if (turn == NULL && pass_time == DT_NOBEGIN)
 			look_at_cancels();
-		rows = execution_rows_list(context, pass_time, &pass_id, count, last);
+		rows = turn != NULL ? execution_rows_queued(context, turn, count)
+		                    : execution_rows_running(context, pass_time, &pass_id, count);
 		ledger_commit(&call, false);
 	}
 	PG_CATCH();
@@ -1118,42 +1125,126 @@ read_page(bool first, int *count, bool *last)
 	return rows;
 }
 
+/* Who has queued executions; false: not now. */
+static bool
+list_companies(bool begin)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool listed = false;
+
+	PG_TRY();
+	{
+		ApiCall call;
+
+		execution_rows_begin(&call);
+		if (begin)
+			company_turns_begin(&turns);
+		else
+			company_turns_join(&turns);
+		ledger_commit(&call, false);
+		listed = true;
+	}
+	PG_CATCH();
+	{
+		rows_failed("looking for executions");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return listed;
+}
+
+/* A round's part of what runs and is not in the list: a predecessor had it.  False: it is not over.
+ */
+static bool
+pass_running(SchedulerSlot *slot)
+{
+	int count;
+	ExecutionRow *rows = read_page(NULL, &count);
+
+	if (rows == NULL)
+		return false;
+	for (int i = 0; i < count; i++)
+	{
+		if (find(&rows[i].id) == NULL)
+			(void) take_row(slot, &rows[i]);
+		pass_time = rows[i].created_at;
+		pass_id = rows[i].id;
+	}
+	return count < EXECUTION_PAGE && list_companies(true);
+}
+
+/* The next one that is queued, in `*row`; NULL: none (rows_at says whether that is for now only).
+ */
+static CompanyTurn *
+next_queued(const ExecutionRow **row)
+{
+	CompanyTurn *turn;
+
+	while ((turn = company_turns_next(&turns)) != NULL)
+	{
+		if (!fair_share_allows(turn->serving, nexecutions, MAX_RUNNING))
+			full = turn->over = true;
+		else if (turn->page_next == turn->page_length)
+		{
+			turn->page = read_page(turn, &turn->page_length);
+			turn->page_next = 0;
+			if (turn->page == NULL)
+			{
+				turn->page_length = 0;
+				return NULL;
+			}
+			turn->over = turn->page_length == 0;
+		}
+		else
+		{
+			*row = (const ExecutionRow *) turn->page + turn->page_next++;
+			return turn;
+		}
+	}
+	passing = false;
+	return NULL;
+}
+
 /* A round's part of the pass. */
 static void
 pass_on(SchedulerSlot *slot)
 {
-	bool first = pass_time == DT_NOBEGIN;
+	const ExecutionRow *row;
+	CompanyTurn *turn;
+	dlist_iter iter;
 	int started = 0;
 	int tried = 0;
-	int count;
-	bool last;
-	ExecutionRow *rows = read_page(first, &count, &last);
 
-	if (rows == NULL)
+	if (!passed_running && !(passed_running = pass_running(slot)))
 		return;
-	for (int i = 0; i < count; i++)
+	if (joining && !list_companies(false))
+		return;
+	joining = false;
+	company_turns_round(&turns);
+	dlist_foreach(iter, &executions)
 	{
-		Running *known = find(&rows[i].id);
-		Taken taken = TAKEN;
-
-		CHECK_FOR_INTERRUPTS();
-		if (started == MAX_STARTS || tried == MAX_TRIES)
-			return;
-		if (known == NULL)
-		{
-			taken = take_row(slot, &rows[i]);
-			tried += taken == NOT_NOW && !full;
-		}
-		if (taken == NONE_NOW)
-		{
-			passing = false;
-			return;
-		}
-		started += taken == STARTED;
-		pass_time = rows[i].created_at;
-		pass_id = rows[i].id;
+		company_turns_count(&turns, &dlist_container(Running, node, iter.cur)->company_id);
 	}
-	passing = !last && !full;
+	while (started < MAX_STARTS && tried < MAX_TRIES && (turn = next_queued(&row)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (find(&row->id) == NULL)
+		{
+			int before = nexecutions;
+			Taken taken = take_row(slot, row);
+
+			if (taken == NONE_NOW)
+			{
+				passing = false;
+				return;
+			}
+			turn->serving += nexecutions - before;
+			started += taken == STARTED;
+			tried += taken == NOT_NOW;
+		}
+		turn->at = row->created_at;
+		turn->at_id = row->id;
+	}
 }
 
 /* Another driver host, or none: what the old one ran is lost with it. */
@@ -1250,7 +1341,9 @@ running_executions_tend(SchedulerSlot *slot)
 	{
 		look = full = false;
 		look_at = DT_NOEND;
+		joining = false;
 		passing = true;
+		passed_running = false;
 		pass_time = DT_NOBEGIN;
 		memset(&pass_id, 0, sizeof(pass_id));
 	}

@@ -9,6 +9,9 @@
  * what it keeps for the call and registers how to undo it; the call itself
  * knows nothing about drivers.  A call never outlives its connection, but for one
  * that has none: what it says goes to a CallSink of the host's own.
+ *
+ * There are only so many calls at once, and a company has no more of them than
+ * its share (fair_share.h), so that the first call of another one finds a place.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +20,7 @@
 #include <uv.h>
 
 #include "call.h"
+#include "fair_share.h"
 #include "jsonrpc.h"
 #include "latency.h"
 #include "memory.h"
@@ -39,6 +43,7 @@ struct Call
 	json_t *id;
 	char *method;
 	char *driver;
+	char *company; /* NULL: nobody's */
 	char *target;
 	const char *state;
 	int64_t started_at;
@@ -60,14 +65,36 @@ calls_set_max(size_t max)
 	max_active = max;
 }
 
+/* NULL: it may begin. */
+static HostError *
+refusal_for(const char *company)
+{
+	HostError *error;
+	size_t own = 0;
+
+	for (const Call *call = first_call; call != NULL && company != NULL; call = call->next)
+		own += !call->waits && call->company != NULL && strcmp(call->company, company) == 0;
+	if (fair_share_allows(own, active, max_active))
+		return NULL;
+	if (active >= max_active)
+		error = error_new("53400", "the driver host is busy with %zu calls, its limit", active);
+	else
+		error = error_new("53400",
+		                  "the driver host is busy with %zu calls of this company, its share", own);
+	error_hint(error, "Try again later, or raise envrt.max_calls.");
+	return error;
+}
+
 static Call *
-begin(const char *method, const char *driver, bool waits)
+begin(const char *method, const char *driver, const char *company, bool waits, HostError **refusal)
 {
 	Call *call;
 
-	if (!waits && active >= max_active)
+	*refusal = waits ? NULL : refusal_for(company);
+	if (*refusal != NULL)
 		return NULL;
 	call = xcalloc(1, sizeof *call);
+	call->company = company ? xstrdup(company) : NULL;
 	call->waits = waits;
 	call->method = xstrdup(method);
 	call->driver = driver ? xstrdup(driver) : NULL;
@@ -88,9 +115,9 @@ begin(const char *method, const char *driver, bool waits)
 
 Call *
 call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
-           const char *driver)
+           const char *driver, const char *company, HostError **refusal)
 {
-	Call *call = begin(method, driver, false);
+	Call *call = begin(method, driver, company, false, refusal);
 
 	if (call == NULL)
 		return NULL;
@@ -103,7 +130,8 @@ call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *me
 Call *
 call_begin_waiting(struct Connection *connection, pid_t peer, json_t *id, const char *method)
 {
-	Call *call = begin(method, NULL, true);
+	HostError *none;
+	Call *call = begin(method, NULL, NULL, true, &none);
 
 	call->connection = connection;
 	call->peer = peer;
@@ -112,25 +140,16 @@ call_begin_waiting(struct Connection *connection, pid_t peer, json_t *id, const 
 }
 
 Call *
-call_begin_for(const CallSink *sink, void *data, const char *method, const char *driver)
+call_begin_for(const CallSink *sink, void *data, const char *method, const char *driver,
+               const char *company, HostError **refusal)
 {
-	Call *call = begin(method, driver, false);
+	Call *call = begin(method, driver, company, false, refusal);
 
 	if (call == NULL)
 		return NULL;
 	call->sink = sink;
 	call->sink_data = data;
 	return call;
-}
-
-HostError *
-calls_too_many(void)
-{
-	HostError *error =
-	    error_new("53400", "the driver host is busy with %zu calls, its limit", active);
-
-	error_hint(error, "Try again later, or raise envrt.max_calls.");
-	return error;
 }
 
 pid_t
@@ -223,6 +242,7 @@ call_free(Call *call)
 	json_decref(call->id);
 	free(call->method);
 	free(call->driver);
+	free(call->company);
 	free(call->target);
 	free(call);
 }

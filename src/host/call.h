@@ -22,9 +22,13 @@ typedef void (*CallCancelled)(void *data);
 
 extern void calls_set_max(size_t max);
 
-/* Takes the id (a new reference); NULL when there are too many calls already. */
+/*
+ * Takes the id (a new reference).  NULL when there are too many calls already, or so
+ * many of the company (NULL: nobody's) that others would find no place; *refusal
+ * says which.
+ */
 extern Call *call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
-                        const char *driver);
+                        const char *driver, const char *company, HostError **refusal);
 
 /* One that only waits for what another one has to say: it is not counted, nor refused. */
 extern Call *call_begin_waiting(struct Connection *connection, pid_t peer, json_t *id,
@@ -43,7 +47,7 @@ typedef struct CallSink
 } CallSink;
 
 extern Call *call_begin_for(const CallSink *sink, void *data, const char *method,
-                            const char *driver);
+                            const char *driver, const char *company, HostError **refusal);
 
 /* For a sink's call: cancels it, and says that what was sent has been read. */
 extern void call_cancel(Call *call);
@@ -83,8 +87,5 @@ extern void calls_cancel(const struct Connection *connection);
 extern size_t calls_active(void);
 extern json_int_t calls_total(void);
 extern json_t *calls_describe(void);
-
-/* What to say when call_begin says no. */
-extern HostError *calls_too_many(void);
 
 #endif

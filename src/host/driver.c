@@ -30,6 +30,15 @@ driver_method(const Driver *driver, const char *name)
 	return NULL;
 }
 
+bool
+driver_is_own(const json_t *params)
+{
+	const char *key = json_string_value(json_object_get(params, "driverKey"));
+
+	return key != NULL && !json_is_string(json_object_get(params, "pluginKey")) &&
+	       driver_find(key) != NULL;
+}
+
 HostError *
 driver_choose(const char *method, const json_t *params, DriverChoice *choice)
 {

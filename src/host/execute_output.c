@@ -332,12 +332,21 @@ stream_excerpt(const Stream *stream, Bytes *joined)
 }
 
 /* The next character of what is to be text, and what it costs in JSON.  *valid: it is one. */
-static size_t
+static inline size_t
 next_character(const char *bytes, size_t length, bool *valid, size_t *json_length)
 {
+	unsigned char byte = (unsigned char) *bytes;
 	unsigned code_point = 0;
-	size_t count = utf8_sequence((const unsigned char *) bytes, length, &code_point);
+	size_t count;
 
+	/* Most are: there may be megabytes, and everybody waits meanwhile. */
+	if (byte >= 0x20 && byte < 0x7f && byte != '"' && byte != '\\')
+	{
+		*valid = true;
+		*json_length = 1;
+		return 1;
+	}
+	count = utf8_sequence((const unsigned char *) bytes, length, &code_point);
 	*valid = count > 0 && code_point != 0;
 	if (!*valid)
 		*json_length = 3;

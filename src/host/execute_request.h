@@ -28,7 +28,9 @@ typedef struct ExecuteRequest
 	char *cwd; /* absolute */
 	ExecuteVariable *env;
 	size_t env_count;
-	Bytes input; /* secret, like the values of env */
+	const char *input; /* secret, like the values of env */
+	size_t input_length;
+	json_t *input_value; /* it belongs to that */
 
 	uint64_t timeout_ms; /* of the command: timeoutMs, else limits.callMs */
 	uint64_t grace_ms;   /* between SIGTERM and SIGKILL */
@@ -39,6 +41,9 @@ typedef struct ExecuteRequest
 	bool stream;
 	bool lifeline; /* it may run for long: nobody but itself must be needed to end it */
 } ExecuteRequest;
+
+/* Decodes what is long in a call's params; another thread's part of it. */
+extern void execute_request_prepare(json_t *params);
 
 /*
  * Reads and checks a call's params.  NULL with *error set when they are wrong.

@@ -4,12 +4,16 @@
  *
  * A default sshd drops connections at random while more than ten are not
  * logged in yet (MaxStartups), whoever they come from.  So no more than eight
- * are begun at a time per host and port; the others wait, first come, first served.
+ * are begun at a time per host and port; the others wait.  The next one is of the
+ * company that has the fewest under way there, and of its logins the oldest; and
+ * none has more than its share (fair_share.h), since a login may take long.
  */
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <strings.h>
 
+#include "fair_share.h"
 #include "handshake_slots.h"
 #include "memory.h"
 #include "timer.h"
@@ -21,6 +25,7 @@ struct HandshakeSlot
 	HandshakeSlot *next; /* in the order in which they were asked for */
 	char *host;
 	int port;
+	char *company;
 	bool granted;
 	Timer *grant;
 	HandshakeGranted callback;
@@ -43,34 +48,64 @@ same_server(const HandshakeSlot *slot, const char *host, int port)
 	return slot->port == port && strcasecmp(slot->host, host) == 0;
 }
 
+/* How many are granted at a server, to a company or (NULL) to all. */
+static size_t
+count_granted(const char *host, int port, const char *company)
+{
+	size_t count = 0;
+
+	for (const HandshakeSlot *slot = first_slot; slot != NULL; slot = slot->next)
+		count += slot->granted && same_server(slot, host, port) &&
+		         (company == NULL || strcmp(slot->company, company) == 0);
+	return count;
+}
+
 /* Grants what can be granted at one server. */
 static void
 grant_slots(const char *host, int port)
 {
-	int used = 0;
+	size_t used = count_granted(host, port, NULL);
+	HandshakeSlot *best;
 
-	for (HandshakeSlot *slot = first_slot; slot != NULL; slot = slot->next)
-		if (slot->granted && same_server(slot, host, port))
-			used++;
-	for (HandshakeSlot *slot = first_slot; slot != NULL && used < SLOTS_PER_SERVER;
-	     slot = slot->next)
+	do
 	{
-		if (slot->granted || !same_server(slot, host, port))
-			continue;
-		slot->granted = true;
-		timer_start(&slot->grant, 0, granted, slot);
-		used++;
+		size_t least = 0;
+
+		best = NULL;
+		for (HandshakeSlot *slot = first_slot; slot != NULL && used < SLOTS_PER_SERVER;
+		     slot = slot->next)
+		{
+			size_t own;
+
+			if (slot->granted || !same_server(slot, host, port))
+				continue;
+			own = count_granted(host, port, slot->company);
+			if (fair_share_allows(own, used, SLOTS_PER_SERVER) && (best == NULL || own < least))
+			{
+				best = slot;
+				least = own;
+			}
+		}
+		if (best != NULL)
+		{
+			best->granted = true;
+			timer_start(&best->grant, 0, granted, best);
+			used++;
+		}
 	}
+	while (best != NULL);
 }
 
 HandshakeSlot *
-handshake_slot_ask(const char *host, int port, HandshakeGranted callback, void *data)
+handshake_slot_ask(const char *host, int port, const char *company, HandshakeGranted callback,
+                   void *data)
 {
 	HandshakeSlot *slot = xcalloc(1, sizeof *slot);
 	HandshakeSlot **end = &first_slot;
 
 	slot->host = xstrdup(host);
 	slot->port = port;
+	slot->company = xstrdup(company ? company : "");
 	slot->callback = callback;
 	slot->data = data;
 	while (*end != NULL)
@@ -99,5 +134,6 @@ handshake_slot_release(HandshakeSlot **owner)
 	timer_stop(&slot->grant);
 	grant_slots(slot->host, slot->port);
 	free(slot->host);
+	free(slot->company);
 	free(slot);
 }

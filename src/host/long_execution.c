@@ -463,11 +463,13 @@ long_execution_start(const json_t *params)
 	memcpy(execution->id, id, ID_LENGTH + 1);
 	execution->database = json_integer_value(json_object_get(params, "database"));
 	execution->last_piece = &execution->first_piece;
-	execution->call = call_begin_for(&sink, execution, method, choice.key);
+	execution->call =
+	    call_begin_for(&sink, execution, method, choice.key,
+	                   json_string_value(json_object_get(params, "companyId")), &error);
 	if (execution->call == NULL)
 	{
 		free(execution);
-		return calls_too_many();
+		return error;
 	}
 	execution->next = first_execution;
 	if (first_execution != NULL)

@@ -38,6 +38,7 @@
 #include "lease_operation.h"
 #include "log.h"
 #include "long_execution.h"
+#include "loop_turns.h"
 #include "plugin.h"
 #include "plugin_metrics.h"
 #include "plugin_state.h"
@@ -339,6 +340,7 @@ main(int argc, char **argv)
 		return 1;
 	}
 	ssh_set_log_level(SSH_LOG_NOLOG);
+	loop_turns_watch();
 
 	if (chdir(arguments.directory) < 0)
 	{

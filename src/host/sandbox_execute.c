@@ -362,7 +362,8 @@ start(Execution *execution)
 	make_spec(execution, &spec);
 	execution->output =
 	    execute_output_new(execution->call, execution->request, has_room, execution);
-	execution->run = sandbox_run_start(&execution->arguments, &spec, &execution->request->input,
+	execution->run = sandbox_run_start(&execution->arguments, &spec, execution->request->input,
+	                                   execution->request->input_length,
 	                                   execution->request->drain_ms, &events, execution, &error);
 	explicit_bzero(spec.data, spec.length);
 	bytes_free(&spec);

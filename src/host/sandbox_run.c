@@ -453,7 +453,7 @@ sandbox_run_arguments(const Bytes *root, Bytes *arguments)
 /* Where a command's stdin comes from and its stdout goes to; a descriptor that is none is -1. */
 typedef struct Stdio
 {
-	const Bytes *input; /* NULL: input_fd, or none */
+	size_t input_length; /* 0: input_fd, or none */
 	int input_fd;
 	int output_fd; /* none: the output is ours to read */
 } Stdio;
@@ -529,8 +529,7 @@ make_descriptors(Descriptors *all, const Bytes *arguments, const Bytes *spec, co
 	       (stdio->output_fd >= 0 ? copy_descriptor(stdio->output_fd, &all->child[1])
 	                              : make_pipe(&all->output, &all->child[1])) &&
 	       (stdio->input_fd < 0 || copy_descriptor(stdio->input_fd, &all->child[0])) &&
-	       (stdio->input == NULL || stdio->input->length == 0 ||
-	        make_pipe(&all->child[0], &all->input));
+	       (stdio->input_length == 0 || make_pipe(&all->child[0], &all->input));
 	for (int i = SANDBOX_FD_ARGUMENTS; i < SANDBOX_FD_COUNT; i++)
 		made = made && all->child[i] >= 0;
 	return made;
@@ -682,15 +681,15 @@ start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio, uint64_
 }
 
 SandboxRun *
-sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input, uint64_t drain_ms,
-                  const SandboxRunEvents *events, void *data, HostError **error)
+sandbox_run_start(const Bytes *arguments, const Bytes *spec, const char *input, size_t input_length,
+                  uint64_t drain_ms, const SandboxRunEvents *events, void *data, HostError **error)
 {
-	Stdio stdio = {.input = input, .input_fd = -1, .output_fd = -1};
+	Stdio stdio = {.input_length = input_length, .input_fd = -1, .output_fd = -1};
 	SandboxRun *run = start_run(arguments, spec, &stdio, drain_ms, events, data, error);
 
-	if (run != NULL && input->length > 0)
+	if (run != NULL && input_length > 0)
 	{
-		uv_buf_t buffer = uv_buf_init(input->data, (unsigned) input->length);
+		uv_buf_t buffer = uv_buf_init((char *) input, (unsigned) input_length);
 
 		if (uv_write(&run->write, (uv_stream_t *) &run->input, &buffer, 1, input_written) < 0)
 			close_handle((uv_handle_t *) &run->input);

@@ -36,9 +36,9 @@ typedef struct SandboxRunEvents
  * the command's end, other processes may hold its output open.  Nothing happens
  * from within.  NULL with *error set.
  */
-extern SandboxRun *sandbox_run_start(const Bytes *arguments, const Bytes *spec, const Bytes *input,
-                                     uint64_t drain_ms, const SandboxRunEvents *events, void *data,
-                                     HostError **error);
+extern SandboxRun *sandbox_run_start(const Bytes *arguments, const Bytes *spec, const char *input,
+                                     size_t input_length, uint64_t drain_ms,
+                                     const SandboxRunEvents *events, void *data, HostError **error);
 
 /*
  * The same, with stdin and stdout from and to descriptors (the caller's, which are copied; -1: no

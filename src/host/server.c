@@ -7,8 +7,15 @@
  * here.  What breaks the protocol, and a client that lets answers pile up,
  * ends the connection.  Its end, for whatever reason, cancels its calls.
  *
+ * Nothing that one client sends keeps the loop from the others for long.  A
+ * long line is parsed, and a long answer written down, by a thread of the pool;
+ * a connection reads no further meanwhile, so its requests begin in the order in
+ * which they came, and its answers stay in theirs.  When a turn of the loop has
+ * done enough, lines that are left wait for the next one, where one connection
+ * after the other gets on with at least one line.
+ *
  * The control channel is a connection too, with its own methods; its end is
- * the end of the process.
+ * the end of the process.  It does not wait for the others.
  *
  * Secrets come in here: the receive buffer is shared by all connections and
  * zeroed after each read, the line reader and JSON zero their own memory, and
@@ -27,12 +34,14 @@
 
 #include "call.h"
 #include "driver.h"
+#include "execute_request.h"
 #include "host_instance.h"
 #include "jsonrpc.h"
 #include "latency.h"
 #include "lease_keys.h"
 #include "log.h"
 #include "long_execution.h"
+#include "loop_turns.h"
 #include "memory.h"
 #include "plugin_methods.h"
 #include "plugins.h"
@@ -47,38 +56,133 @@
 /* More answers than this waiting to be read, and the client is dropped. */
 #define MAX_UNREAD ((size_t) ENVRT_MAX_LINE + 1024 * 1024)
 
+/* A line that is longer goes to a thread to be parsed, and a message with more text to be written.
+ */
+#define LARGE ((size_t) 16 * 1024)
+/* What a value costs besides its text. */
+#define VALUE_COST ((size_t) 16)
+
+typedef struct Write Write;
+
 struct Connection
 {
 	uv_pipe_t pipe;
 	Connection *next;
 	Connection *previous;
+	Connection *next_waiting; /* for a turn of the loop that has time */
+	int users;                /* the pipe, and works of other threads */
 	RpcReader *reader;
+	Write *first_write; /* of those that wait for one that a thread is writing down */
+	Write *last_write;
+	size_t waiting_bytes; /* of them */
 	pid_t peer;
 	Timer *doom; /* runs when the connection is to be closed soon */
 	bool control;
+	bool parsing; /* a thread has a line of the reader's */
+	bool reading;
+	bool waiting;
 	bool closing;
 };
 
-typedef struct Write
+/* A message on its way out. */
+struct Write
 {
 	uv_write_t request;
+	uv_work_t work;
+	Write *next;
+	Connection *connection;
+	json_t *message; /* a thread has it, and writes it down */
+	size_t bytes;    /* by estimate, while it waits */
 	char *line;
 	size_t length;
-} Write;
+};
+
+/* Threads hold references to values that the loop holds as well. */
+#if !JSON_HAVE_ATOMIC_BUILTINS && !JSON_HAVE_SYNC_BUILTINS
+#error "jansson counts references without atomic operations here"
+#endif
+
+/* A line that a thread parses, and the message, which is also given back by one. */
+typedef struct Parse
+{
+	uv_work_t work;
+	Connection *connection;
+	char *memory; /* the line's */
+	size_t size;
+	const char *line;
+	size_t length;
+	RpcMessage message;
+} Parse;
 
 static uv_pipe_t listener;
+static uv_idle_t next_turn;
+static Connection *first_waiting;
+static Connection *last_waiting;
 static bool listening;
 static Connection *first_connection;
 static char receive_buffer[65536];
 static int64_t started_at;
 
 static void
-connection_closed(uv_handle_t *handle)
+write_free(Write *write)
 {
-	Connection *connection = handle->data;
+	json_decref(write->message);
+	rpc_line_free(write->line, write->length);
+	free(write);
+}
 
+/* Of several users the last one frees it. */
+static void
+connection_release(Connection *connection)
+{
+	if (--connection->users > 0)
+		return;
 	rpc_reader_free(connection->reader);
 	free(connection);
+}
+
+static void
+connection_closed(uv_handle_t *handle)
+{
+	connection_release(handle->data);
+}
+
+static void
+stop_waiting(Connection *connection)
+{
+	Connection **link = &first_waiting;
+
+	if (!connection->waiting)
+		return;
+	connection->waiting = false;
+	last_waiting = NULL;
+	while (*link != NULL)
+	{
+		if (*link == connection)
+			*link = connection->next_waiting;
+		else
+		{
+			last_waiting = *link;
+			link = &(*link)->next_waiting;
+		}
+	}
+	connection->next_waiting = NULL;
+}
+
+/* Drops what was to be sent; what a thread has it gives back when it is done. */
+static void
+drop_writes(Connection *connection)
+{
+	Write *next;
+
+	for (Write *write = connection->first_write; write != NULL; write = next)
+	{
+		next = write->next;
+		if (write->message == NULL)
+			write_free(write);
+	}
+	connection->first_write = connection->last_write = NULL;
+	connection->waiting_bytes = 0;
 }
 
 static void
@@ -90,6 +194,8 @@ connection_close(Connection *connection)
 	timer_stop(&connection->doom);
 	if (connection->control)
 		_exit(0);
+	stop_waiting(connection);
+	drop_writes(connection);
 	if (connection->previous != NULL)
 		connection->previous->next = connection->next;
 	else
@@ -122,8 +228,7 @@ write_done(uv_write_t *request, int status)
 	Write *write = request->data;
 	Connection *connection = request->handle->data;
 
-	rpc_line_free(write->line, write->length);
-	free(write);
+	write_free(write);
 	if (status < 0)
 		connection_close(connection);
 	else
@@ -133,7 +238,85 @@ write_done(uv_write_t *request, int status)
 size_t
 connection_unread(const Connection *connection)
 {
-	return uv_stream_get_write_queue_size((const uv_stream_t *) &connection->pipe);
+	return uv_stream_get_write_queue_size((const uv_stream_t *) &connection->pipe) +
+	       connection->waiting_bytes;
+}
+
+/* Takes what is written down; without a line it was no message. */
+static void
+write_start(Write *write)
+{
+	Connection *connection = write->connection;
+	uv_buf_t buffer = uv_buf_init(write->line, (unsigned) write->length);
+
+	write->request.data = write;
+	if (write->line == NULL ||
+	    uv_write(&write->request, (uv_stream_t *) &connection->pipe, &buffer, 1, write_done) < 0)
+	{
+		write_free(write);
+		close_soon(connection);
+	}
+}
+
+/* Starts those whose turn it is. */
+static void
+write_on(Connection *connection)
+{
+	Write *write;
+
+	while ((write = connection->first_write) != NULL && write->message == NULL)
+	{
+		connection->first_write = write->next;
+		if (write->next == NULL)
+			connection->last_write = NULL;
+		connection->waiting_bytes -= write->bytes;
+		write_start(write);
+	}
+}
+
+static void
+written_down(uv_work_t *work, int status)
+{
+	Write *write = work->data;
+	Connection *connection = write->connection;
+
+	(void) status;
+	write->message = NULL;
+	if (connection->closing)
+		write_free(write);
+	else
+		write_on(connection);
+	connection_release(connection);
+}
+
+/* About the bytes that it will have, without counting further than LARGE. */
+static size_t
+message_size(const json_t *value, size_t limit)
+{
+	size_t size = VALUE_COST + json_string_length(value);
+	const char *key;
+	json_t *member;
+	size_t i;
+
+	if (json_is_array(value))
+	{
+		json_array_foreach(value, i, member)
+		{
+			if (size > limit)
+				break;
+			size += message_size(member, limit - size);
+		}
+	}
+	else if (json_is_object(value))
+	{
+		json_object_foreach((json_t *) value, key, member)
+		{
+			if (size > limit)
+				break;
+			size += strlen(key) + message_size(member, limit - size);
+		}
+	}
+	return size;
 }
 
 /* An answer that no line can hold costs its call, and not the connection. */
@@ -151,11 +334,28 @@ shorten(const json_t *message, Write *write)
 	json_decref(instead);
 }
 
+static void
+dump(json_t *message, Write *write)
+{
+	write->line = rpc_dump_line(message, &write->length);
+	if (write->line != NULL && write->length > ENVRT_MAX_LINE)
+		shorten(message, write);
+	json_decref(message);
+}
+
+/* In a thread of the pool.  What it reads nobody changes any more. */
+static void
+write_down(uv_work_t *work)
+{
+	Write *write = work->data;
+
+	dump(write->message, write);
+}
+
 void
 connection_send(Connection *connection, json_t *message)
 {
 	Write *write;
-	uv_buf_t buffer;
 
 	if (message == NULL || connection->closing)
 	{
@@ -163,25 +363,25 @@ connection_send(Connection *connection, json_t *message)
 		return;
 	}
 	write = xcalloc(1, sizeof *write);
-	write->line = rpc_dump_line(message, &write->length);
-	if (write->line != NULL && write->length > ENVRT_MAX_LINE)
-		shorten(message, write);
-	json_decref(message);
-	if (write->line == NULL)
+	write->connection = connection;
+	write->bytes = message_size(message, LARGE);
+	write->work.data = write;
+	if (write->bytes > LARGE)
 	{
-		free(write);
-		close_soon(connection);
-		return;
+		write->message = message;
+		connection->users++;
+		/* It fails only for want of a function. */
+		(void) uv_queue_work(uv_default_loop(), &write->work, write_down, written_down);
 	}
-	buffer = uv_buf_init(write->line, (unsigned) write->length);
-	write->request.data = write;
-	if (uv_write(&write->request, (uv_stream_t *) &connection->pipe, &buffer, 1, write_done) < 0)
-	{
-		rpc_line_free(write->line, write->length);
-		free(write);
-		close_soon(connection);
-		return;
-	}
+	else
+		dump(message, write);
+	connection->waiting_bytes += write->bytes;
+	if (connection->last_write != NULL)
+		connection->last_write->next = write;
+	else
+		connection->first_write = write;
+	connection->last_write = write;
+	write_on(connection);
 	if (connection_unread(connection) > MAX_UNREAD)
 	{
 		log_message(LOG_WARNING, "client %d does not read its answers: dropped",
@@ -215,7 +415,7 @@ resident_bytes(void)
 }
 
 static json_t *
-stats(void)
+stats(const json_t *params)
 {
 	json_t *host = json_object();
 	json_t *result = json_object();
@@ -226,6 +426,8 @@ stats(void)
 	json_object_set_new(host, "activeCalls", json_integer((json_int_t) calls_active()));
 	json_object_set_new(host, "rssBytes", json_integer(resident_bytes()));
 	json_object_set_new(host, "leaseKeys", json_integer((json_int_t) lease_keys_count()));
+	json_object_set_new(host, "loop",
+	                    loop_turns_describe(json_is_true(json_object_get(params, "resetLoop"))));
 	json_object_set_new(result, "host", host);
 	json_object_set_new(result, "calls", calls_describe());
 	json_object_set_new(result, "latency", latencies_describe());
@@ -248,6 +450,12 @@ hello(void)
 	return result;
 }
 
+static const char *
+company_of(const RpcMessage *message)
+{
+	return json_string_value(json_object_get(message->params, "companyId"));
+}
+
 static void
 dispatch_driver(Connection *connection, const RpcMessage *message)
 {
@@ -258,9 +466,8 @@ dispatch_driver(Connection *connection, const RpcMessage *message)
 	if (error != NULL)
 		refuse(connection, message->id, error);
 	else if ((call = call_begin(connection, connection->peer, message->id, message->method,
-	                            choice.key)) == NULL)
+	                            choice.key, company_of(message), &error)) == NULL)
 	{
-		error = calls_too_many();
 		/* Whoever keeps a book of leases wants to know that this one was not begun. */
 		if (strcmp(message->method, "environmentAcquireLease") == 0)
 			error->outcome = OUTCOME_ABSENT;
@@ -304,10 +511,12 @@ dispatch_execution(Connection *connection, const RpcMessage *message)
 static void
 dispatch_plugins(Connection *connection, const RpcMessage *message)
 {
-	Call *call = call_begin(connection, connection->peer, message->id, message->method, NULL);
+	HostError *refusal;
+	Call *call = call_begin(connection, connection->peer, message->id, message->method, NULL,
+	                        company_of(message), &refusal);
 
 	if (call == NULL)
-		refuse(connection, message->id, calls_too_many());
+		refuse(connection, message->id, refusal);
 	else
 		plugin_methods_start(call, message->method, message->params);
 }
@@ -359,7 +568,7 @@ dispatch(Connection *connection, const RpcMessage *message)
 	else if (strcmp(method, "envrt/hello") == 0)
 		connection_send(connection, rpc_response(json_incref(id), hello()));
 	else if (strcmp(method, "envrt/stats") == 0)
-		connection_send(connection, rpc_response(json_incref(id), stats()));
+		connection_send(connection, rpc_response(json_incref(id), stats(message->params)));
 	else if (strcmp(method, "envrt/cancel") == 0)
 		cancel(connection, message);
 	else if (plugin_methods_has(method))
@@ -373,22 +582,193 @@ dispatch(Connection *connection, const RpcMessage *message)
 		     error_new("42704", "the driver host has no method %s", method));
 }
 
-/* False when the connection is to end. */
+static void
+take_message(Connection *connection, RpcMessage *message)
+{
+	if (message->kind == RPC_REQUEST)
+		dispatch(connection, message);
+	else if (message->kind != RPC_NOTIFICATION)
+	{
+		log_message(LOG_WARNING, "client %d broke the protocol: %s", (int) connection->peer,
+		            message->kind == RPC_INVALID ? message->error_text : "an answer to no request");
+		connection_close(connection);
+	}
+}
+
+static void
+parse_line(const char *line, size_t length, RpcMessage *message)
+{
+	const char *problem = rpc_line_problem(line, length);
+
+	memset(message, 0, sizeof *message);
+	message->kind = RPC_INVALID;
+	if (problem == NULL)
+		rpc_parse(line, length, message);
+	else
+		snprintf(message->error_text, sizeof message->error_text, "%s", problem);
+}
+
+/* In a thread of the pool. */
+static void
+parse_there(uv_work_t *work)
+{
+	Parse *parse = work->data;
+
+	parse_line(parse->line, parse->length, &parse->message);
+	rpc_line_free(parse->memory, parse->size);
+	/* Plugins have their input as text. */
+	if (driver_is_own(parse->message.params))
+		execute_request_prepare(parse->message.params);
+}
+
+static void
+clear_there(uv_work_t *work)
+{
+	Parse *parse = work->data;
+
+	rpc_message_clear(&parse->message);
+}
+
+static void
+cleared(uv_work_t *work, int status)
+{
+	(void) status;
+	free(work->data);
+}
+
+static void serve_lines(Connection *connection, bool in_turn);
+
+static void
+parsed(uv_work_t *work, int status)
+{
+	Parse *parse = work->data;
+	Connection *connection = parse->connection;
+
+	(void) status;
+	connection->parsing = false;
+	if (!connection->closing)
+	{
+		take_message(connection, &parse->message);
+		serve_lines(connection, false);
+	}
+	connection_release(connection);
+	if (uv_queue_work(uv_default_loop(), work, clear_there, cleared) < 0)
+	{
+		rpc_message_clear(&parse->message);
+		free(parse);
+	}
+}
+
 static bool
+parse_elsewhere(Connection *connection, const char *line, size_t length)
+{
+	Parse *parse = xcalloc(1, sizeof *parse);
+
+	parse->memory = rpc_reader_detach(connection->reader, &parse->size);
+	if (parse->memory == NULL)
+	{
+		free(parse);
+		return false;
+	}
+	parse->connection = connection;
+	parse->line = line;
+	parse->length = length;
+	parse->work.data = parse;
+	connection->parsing = true;
+	connection->users++;
+	/* It fails only for want of a function. */
+	(void) uv_queue_work(uv_default_loop(), &parse->work, parse_there, parsed);
+	return true;
+}
+
+static void
 handle_line(Connection *connection, const char *line, size_t length)
 {
 	RpcMessage message;
-	bool valid;
 
-	rpc_parse(line, length, &message);
-	valid = message.kind == RPC_REQUEST || message.kind == RPC_NOTIFICATION;
-	if (message.kind == RPC_REQUEST)
-		dispatch(connection, &message);
-	else if (!valid)
-		log_message(LOG_WARNING, "client %d broke the protocol: %s", (int) connection->peer,
-		            message.kind == RPC_INVALID ? message.error_text : "an answer to no request");
+	if (length > LARGE && parse_elsewhere(connection, line, length))
+		return;
+	parse_line(line, length, &message);
+	take_message(connection, &message);
 	rpc_message_clear(&message);
-	return valid;
+}
+
+static void serve_waiting(uv_idle_t *handle);
+
+static void
+wait_for_turn(Connection *connection)
+{
+	if (connection->waiting)
+		return;
+	connection->waiting = true;
+	if (last_waiting != NULL)
+		last_waiting->next_waiting = connection;
+	else
+		first_waiting = connection;
+	last_waiting = connection;
+	/* What has no loop yet is not initialised. */
+	if (next_turn.loop == NULL)
+		uv_idle_init(uv_default_loop(), &next_turn);
+	uv_idle_start(&next_turn, serve_waiting);
+}
+
+static void read_on(Connection *connection, bool on);
+
+/*
+ * Takes lines until there is none, or the turn has done enough; `in_turn`: one
+ * in any case.  Nothing more is read while there are lines.
+ */
+static void
+serve_lines(Connection *connection, bool in_turn)
+{
+	const char *line;
+	size_t length;
+
+	while (!connection->closing && !connection->parsing)
+	{
+		RpcReadStatus status;
+
+		if (!in_turn && !connection->control && loop_turn_is_long())
+		{
+			read_on(connection, false);
+			wait_for_turn(connection);
+			return;
+		}
+		in_turn = false;
+		status = rpc_reader_next(connection->reader, &line, &length);
+		if (status == RPC_READ_LINE)
+			handle_line(connection, line, length);
+		else if (status == RPC_READ_MORE)
+		{
+			read_on(connection, true);
+			return;
+		}
+		else
+		{
+			log_message(LOG_WARNING, "client %d broke the protocol: line too long",
+			            (int) connection->peer);
+			connection_close(connection);
+		}
+	}
+	if (!connection->closing)
+		read_on(connection, false);
+}
+
+/* In each turn while some wait: the first one, and others while there is time. */
+static void
+serve_waiting(uv_idle_t *handle)
+{
+	Connection *connection;
+	bool first = true;
+
+	while ((connection = first_waiting) != NULL && (first || !loop_turn_is_long()))
+	{
+		stop_waiting(connection);
+		serve_lines(connection, first);
+		first = false;
+	}
+	if (first_waiting == NULL)
+		uv_idle_stop(handle);
 }
 
 static void
@@ -403,9 +783,6 @@ static void
 data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
 	Connection *connection = stream->data;
-	RpcReadStatus status = RPC_READ_MORE;
-	const char *line;
-	size_t length;
 
 	if (count == 0)
 		return;
@@ -414,20 +791,21 @@ data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 		connection_close(connection);
 		return;
 	}
-	status = rpc_reader_feed(connection->reader, buffer->base, (size_t) count);
+	(void) rpc_reader_feed(connection->reader, buffer->base, (size_t) count);
 	explicit_bzero(buffer->base, (size_t) count);
-	while (!connection->closing && (status == RPC_READ_MORE || status == RPC_READ_LINE) &&
-	       (status = rpc_reader_next(connection->reader, &line, &length)) == RPC_READ_LINE)
-	{
-		if (!handle_line(connection, line, length))
-			connection_close(connection);
-	}
-	if (status != RPC_READ_MORE && status != RPC_READ_LINE)
-	{
-		log_message(LOG_WARNING, "client %d broke the protocol: line too long",
-		            (int) connection->peer);
+	serve_lines(connection, false);
+}
+
+static void
+read_on(Connection *connection, bool on)
+{
+	if (connection->reading == on)
+		return;
+	connection->reading = on;
+	if (!on)
+		uv_read_stop((uv_stream_t *) &connection->pipe);
+	else if (uv_read_start((uv_stream_t *) &connection->pipe, lend_buffer, data_read) < 0)
 		connection_close(connection);
-	}
 }
 
 static Connection *
@@ -438,6 +816,7 @@ connection_new(void)
 	connection->reader = rpc_reader_new(ENVRT_MAX_LINE);
 	uv_pipe_init(uv_default_loop(), &connection->pipe, 0);
 	connection->pipe.data = connection;
+	connection->users = 1;
 	connection->next = first_connection;
 	if (first_connection != NULL)
 		first_connection->previous = connection;
@@ -448,9 +827,10 @@ connection_new(void)
 static void
 connection_read(Connection *connection)
 {
-	if (connection->reader == NULL ||
-	    uv_read_start((uv_stream_t *) &connection->pipe, lend_buffer, data_read) < 0)
+	if (connection->reader == NULL)
 		connection_close(connection);
+	else
+		read_on(connection, true);
 }
 
 /* Whether the peer runs as our own user; others have no business here. */

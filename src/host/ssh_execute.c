@@ -645,7 +645,7 @@ ssh_execute(Call *call, const json_t *params)
 	first_execution = execution;
 	execution->output = execute_output_new(call, request, read_again, execution);
 	by_itself = ssh_execute_input(request, &execution->input);
-	if (execution->input.length - request->input.length > MAX_SCRIPT)
+	if (execution->input.length - request->input_length > MAX_SCRIPT)
 	{
 		fail(execution,
 		     error_new("22023", "command, args and env are longer than %d bytes", MAX_SCRIPT));

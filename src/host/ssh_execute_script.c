@@ -186,7 +186,7 @@ make_script(const ExecuteRequest *request, Bytes *script)
 
 		append_text(script, lifeline_text);
 		snprintf(call, sizeof call, "l %llu %zu; ",
-		         (unsigned long long) (request->grace_ms + 999) / 1000, request->input.length);
+		         (unsigned long long) (request->grace_ms + 999) / 1000, request->input_length);
 		append_text(script, call);
 	}
 	append_text(script, "x ");
@@ -229,7 +229,7 @@ ssh_execute_input(const ExecuteRequest *request, Bytes *input)
 	append_secret(input, script.data, script.length);
 	if (printable)
 		append_text(input, "\n");
-	append_secret(input, request->input.data ? request->input.data : "", request->input.length);
+	append_secret(input, request->input ? request->input : "", request->input_length);
 	explicit_bzero(script.data, script.allocated);
 	bytes_free(&script);
 	return printable && !request->lifeline;

@@ -132,6 +132,8 @@ struct SshSession
 	ssh_session ssh;
 	ssh_event event;
 	struct ssh_counter_struct counter;
+	bool heard_words; /* what the server said first ... */
+	bool foreign;     /* ... is no SSH server's */
 	ssh_key key;
 	bool ask_first; /* an RSA key */
 	KnownHosts *known_hosts;
@@ -145,6 +147,7 @@ static void advance(SshSession *session);
 static void
 drop_connection(SshSession *session)
 {
+	session->heard_words = session->foreign = false;
 	timer_stop(&session->pause);
 	if (session->event != NULL)
 	{
@@ -522,11 +525,41 @@ handshake_dropped(SshSession *session)
 	            session);
 }
 
+/*
+ * Looks at what the server says first, before libssh takes it.  What is not the
+ * beginning of an SSH server's banner, nor what an sshd says that takes no more
+ * logins for now, is another kind of server's, and will not become better.
+ */
+static void
+hear_first_words(SshSession *session)
+{
+	static const char *const known[] = {"SSH-", "Exceeded MaxStartups", "Not allowed at this time"};
+	char words[32];
+	ssize_t count;
+
+	if (session->heard_words)
+		return;
+	count = recv(session->watch->fd, words, sizeof words, MSG_PEEK | MSG_DONTWAIT);
+	if (count <= 0)
+		return;
+	session->heard_words = session->foreign = true;
+	for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+	{
+		size_t length = strlen(known[i]);
+
+		if (strncmp(words, known[i], length < (size_t) count ? length : (size_t) count) == 0)
+			session->foreign = false;
+	}
+}
+
 static void
 handshake(SshSession *session)
 {
 	HostError *error;
-	int outcome = ssh_connect(session->ssh);
+	int outcome;
+
+	hear_first_words(session);
+	outcome = ssh_connect(session->ssh);
 
 	/* libssh makes the socket blocking once it sees it connected. */
 	fcntl(session->watch->fd, F_SETFL, O_NONBLOCK);
@@ -557,8 +590,8 @@ handshake(SshSession *session)
 				                                          ? "08006"
 				                                          : "08001",
 				                                      "the key exchange failed"));
-			else if (session->counter.in_bytes == 0 ||
-			         strstr(ssh_get_error(session->ssh), "Socket") != NULL)
+			else if (!session->foreign && (session->counter.in_bytes == 0 ||
+			                               strstr(ssh_get_error(session->ssh), "Socket") != NULL))
 				handshake_dropped(session);
 			else
 			{
@@ -889,7 +922,7 @@ resolved(void *data, const struct addrinfo *addresses, const char *problem)
 	}
 	session->phase = WAITING;
 	session->slot = handshake_slot_ask(session->destination->host, session->destination->port,
-	                                   slot_granted, session);
+	                                   session->destination->company_id, slot_granted, session);
 }
 
 static void

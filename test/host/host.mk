@@ -3,6 +3,7 @@
 #   check-host   unit tests, and the host against real and misbehaving servers; all of it twice,
 #                the second time with a host under the sanitizers.  With -j2 both run at once: they
 #                mostly wait
+#   check-hostile  the host under a hostile client, for a minute
 
 HOST_SANITIZED = build/host-address-undefined/$(HOST)
 
@@ -13,6 +14,11 @@ build/test_host_units: test/host/test_units.c $(wildcard src/host/*.c) $(COMMON_
 build/bad_sshd: test/host/bad_sshd.c
 	@mkdir -p build
 	$(CC) -std=gnu11 -g -O1 -D_GNU_SOURCE $(TEST_WARNINGS) -o $@ $< -lssh
+
+# For a minute, what check-host does for some seconds.
+.PHONY: check-hostile
+check-hostile: $(HOST)
+	ENVRT_HOSTILE_SECONDS=60 $(PROVE) --exec '' -v test/host/hostile_client.t
 
 .PHONY: check-host check-host-plain check-host-sanitized sanitized-host
 sanitized-host:

@@ -323,14 +323,24 @@ my $stats = $host->stats;
 is($stats->{host}{pid}, $host->{pid}, 'the pid in the statistics');
 is($stats->{host}{activeCalls}, 0, 'no call is active');
 
-# Too many calls.
+# Too many calls: of one company, which leaves room for others, and of all.
 my $stuck = EnvrtFixture::Silent->new->start;
-$host->configure(maxCalls => 3);
+$host->configure(maxCalls => 5);
 $client = $host->connect;
 $client->send_call('environmentAcquireLease', HostTest::request(ssh_config($sshd, port => $stuck->port)))
   for 1 .. 3;
 my $last = $client->call('environmentAcquireLease', HostTest::request(ssh_config($sshd)));
-is_error($last, '53400', qr/busy with 3 calls/, 'more calls than allowed');
+is_error($last, '53400', qr/busy with 3 calls of this company, its share/, 'more calls than a company may have');
+ok($client->call('environmentAcquireLease', HostTest::request(ssh_config($sshd), company => 'company-2'))->{result}, '... where another one has its own');
+{
+	my $others = $host->connect;
+
+	$others->send_call('environmentAcquireLease', HostTest::request(ssh_config($sshd, port => $stuck->port), company => "company-$_"))
+	  for 2 .. 3;
+	is_error($others->call('environmentAcquireLease', HostTest::request(ssh_config($sshd), company => 'company-4')), '53400', qr/busy with 5 calls, its limit/, 'more calls than allowed');
+	$others->close;
+	wait_until('the calls of the others are gone', sub { @{ $host->stats->{calls} } == 3 });
+}
 $stats = $host->stats;
 is(scalar @{ $stats->{calls} }, 3, 'calls in the statistics');
 is($stats->{calls}[0]{target}, "$user\@127.0.0.1:" . $stuck->port, '... their target');

@@ -151,15 +151,15 @@ wait_until_sql($node, 'SELECT count(*) = 0 FROM envrt.stat_calls');
 wait_until('all connections to be dropped', sub { $silent->open_connections == 0 });
 pass('all 50 are gone with their backends');
 
-# More calls than the limit: a clear error, and the others go on.
-$node->append_conf('postgresql.conf', 'envrt.max_calls = 5');
+# More calls than a company may have of them: a clear error, and the others go on.
+$node->append_conf('postgresql.conf', 'envrt.max_calls = 7');
 $node->reload;
 wait_until_sql($node, 'SELECT settings_since > pg_conf_load_time() FROM envrt.stat_driver_host');
-wait_until_sql($node, "SELECT setting = '5' FROM pg_settings WHERE name = 'envrt.max_calls'");
+wait_until_sql($node, "SELECT setting = '7' FROM pg_settings WHERE name = 'envrt.max_calls'");
 @calls = start_hanging(5);
 wait_until_sql($node, 'SELECT count(*) = 5 FROM envrt.stat_calls');
 my ($state, $text) = sql_state($node, $hanging_call);
-is($state, '53400', 'one more than envrt.max_calls is refused');
+is($state, '53400', 'one more than its share of envrt.max_calls is refused');
 like($text, qr/envrt\.max_calls/, 'naming the setting');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT envrt_acquire_lease%'");
 IPC::Run::finish($_->{handle}) for @calls;

@@ -420,7 +420,7 @@ for my $driver (sort keys %lease)
 
 # No more at once than leaves room for others
 {
-	$node->append_conf('postgresql.conf', 'envrt.max_calls = 12');
+	$node->append_conf('postgresql.conf', 'envrt.max_calls = 16');
 	$node->reload;
 	wait_until_sql($node, 'SELECT settings_since >= pg_conf_load_time() FROM envrt.stat_driver_host', 'the driver host has the setting');
 	await_execution(start('ssh', 'true'));
