@@ -121,6 +121,7 @@ typedef struct Ending
 {
 	const char *activity;
 	const char *status; /* that they get */
+	bool reads_runs;
 	/* $1: now; $2: ids. */
 	Statement list; /* without those */
 	Statement list_and_lock;
@@ -164,6 +165,7 @@ static Ending expiries = {
 static Ending run_ends = {
     .activity = "ending leases of runs that are over",
     .status = "released",
+    .reads_runs = true,
     .list = {LIST_OF_ENDED_RUNS, LIST_TYPES},
     .list_and_lock = {LIST_OF_ENDED_RUNS " FOR NO KEY UPDATE OF l SKIP LOCKED", LIST_TYPES},
     .given = {OF_ENDED_RUNS " AND l.id OPERATOR(pg_catalog.=) ANY ($2)", LIST_TYPES},
@@ -184,13 +186,14 @@ array_of(const pg_uuid_t *ids, int count)
 
 /* Runs one of the statements; the number of leases, -1 when the tables are locked. */
 static int
-find_leases(Statement *statement, ArrayType *of, pg_uuid_t *ids)
+find_leases(const Ending *ending, Statement *statement, ArrayType *of, pg_uuid_t *ids)
 {
 	Datum values[2];
 	int count;
 
 	if (!ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock) ||
-	    !ConditionalLockRelationOid(shared_table_oid(TABLE_HEARTBEAT_RUNS), AccessShareLock))
+	    (ending->reads_runs &&
+	     !ConditionalLockRelationOid(shared_table_oid(TABLE_HEARTBEAT_RUNS), AccessShareLock)))
 		return -1;
 	values[0] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[1] = PointerGetDatum(of);
@@ -210,9 +213,9 @@ end_batch(Ending *ending, pg_uuid_t *ids, const pg_uuid_t *only)
 	owner_begin(&call);
 	FAULT_POINT("expiry-before-batch");
 	if (only != NULL)
-		count = find_leases(&ending->given_and_lock, array_of(only, 1), ids);
+		count = find_leases(ending, &ending->given_and_lock, array_of(only, 1), ids);
 	else
-		count = find_leases(&ending->list_and_lock, failures_array(ending->activity), ids);
+		count = find_leases(ending, &ending->list_and_lock, failures_array(ending->activity), ids);
 	for (int i = 0; i < count; i++)
 		lease_end(&ids[i], ending->status);
 	FAULT_POINT("expiry-before-commit");
@@ -228,7 +231,7 @@ find_remaining(Ending *ending, const pg_uuid_t *ids, int count, pg_uuid_t *remai
 	int found;
 
 	owner_begin(&call);
-	found = find_leases(&ending->given, array_of(ids, count), remaining);
+	found = find_leases(ending, &ending->given, array_of(ids, count), remaining);
 	ledger_commit(&call, false);
 	return found;
 }
@@ -324,7 +327,7 @@ end_one_by_one(Ending *ending, TimestampTz until)
 		ApiCall call;
 
 		owner_begin(&call);
-		count = find_leases(&ending->list, failures_array(ending->activity), ids);
+		count = find_leases(ending, &ending->list, failures_array(ending->activity), ids);
 		ledger_commit(&call, false);
 		listed = true;
 	}

@@ -785,7 +785,9 @@ fail_request(const QueuedLease *lease, const ErrorData *error)
 	}
 	PG_CATCH();
 	{
-		look_at = Min(look_at, failure_caught(serving, &lease->lease_id));
+		TimestampTz retry_at = failure_caught(serving, &lease->lease_id);
+
+		look_at = Min(look_at, retry_at);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -851,7 +853,9 @@ is_put_off(const pg_uuid_t *lease_id)
 static void
 put_off(const pg_uuid_t *lease_id, const ErrorData *error)
 {
-	look_at = Min(look_at, failure_noted(serving, lease_id, error));
+	TimestampTz retry_at = failure_noted(serving, lease_id, error);
+
+	look_at = Min(look_at, retry_at);
 }
 
 static void
