@@ -396,7 +396,7 @@ put_seal(const char *seal, bool is_directory)
 {
 	TarEntry entry = {.mode = S_IFREG | 0600};
 	char *directories = NULL;
-	char *path;
+	char *name;
 	size_t length = 0;
 
 	if (sealed_count > 0)
@@ -412,15 +412,15 @@ put_seal(const char *seal, bool is_directory)
 		}
 		directories = tar_take(&length);
 	}
-	if (asprintf(&path, "%s%s", seal, is_directory ? FILES_SEAL_DIRECTORY : FILES_SEAL_FILE) < 0)
+	if (asprintf(&name, "%s%s", seal, is_directory ? FILES_SEAL_DIRECTORY : FILES_SEAL_FILE) < 0)
 		fail_state("53400", "out of memory");
-	entry.path = path;
+	entry.path = name;
 	entry.size = length;
 	tar_put(&entry);
 	tar_put_content(directories, length);
 	tar_end_content();
 	free(directories);
-	free(path);
+	free(name);
 }
 
 void

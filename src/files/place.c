@@ -98,9 +98,10 @@ protect_name(const char *path)
 		{
 			if (protected_name_count == MAX_PROTECTED)
 				fail_state("53400", "more than %d protected places", MAX_PROTECTED);
-			protected_names[protected_name_count++] =
-			    (ProtectedName){.directory = identity_of(&info), .name = slash + 1};
-			return;
+			protected_names[protected_name_count].directory = identity_of(&info);
+			protected_names[protected_name_count].name = strdup(slash + 1);
+			if (protected_names[protected_name_count++].name == NULL)
+				fail_state("53400", "out of memory");
 		}
 	}
 	free(copy);
