@@ -70,7 +70,7 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
-#define MAX_SETS 8
+#define MAX_SETS 16
 
 /* Of an object that is reached: a relation whose triggers and rules fire, too. */
 #define CODE_WRITTEN 1

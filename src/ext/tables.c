@@ -94,12 +94,9 @@ static const UsedTable own_tables[] = {
 static UsedTables shared_set = {SHARED_SCHEMA, shared_tables, SHARED_TABLE_COUNT, true};
 static UsedTables own_set = {OWN_SCHEMA, own_tables, lengthof(own_tables), false};
 
-/* Those that statement_try_read reads, each with the rights of its own owner. */
-static const UsedTable read_tables[] = {
-    {"environment_leases", false}, {"environments", false}, {"plugins", false}};
-static UsedTables read_sets[] = {{SHARED_SCHEMA, &read_tables[0], 1, false},
-                                 {SHARED_SCHEMA, &read_tables[1], 1, false},
-                                 {SHARED_SCHEMA, &read_tables[2], 1, false}};
+/* For statement_try_read, which reads each with the rights of its own owner; made when used. */
+static UsedTable read_tables[SHARED_TABLE_COUNT];
+static UsedTables read_sets[SHARED_TABLE_COUNT];
 
 /* The table's qualified and quoted name, palloc'd. */
 const char *
@@ -573,14 +570,16 @@ statement_try_read(SharedTable table, Statement *statement, Datum *values, const
 	Oid role;
 	int context;
 	int guc_level;
-	int set = 0;
 
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
 		return false;
-	while (strcmp(read_tables[set].name, shared_tables[table].name) != 0)
-		if (++set == lengthof(read_tables))
-			elog(ERROR, "%s is not to be read so", shared_table(table));
-	table_code_check(&read_sets[set], table_owner(relid));
+	if (read_sets[table].ntables == 0)
+	{
+		read_tables[table].name = shared_tables[table].name;
+		read_sets[table] =
+		    (UsedTables){.schema = SHARED_SCHEMA, .tables = &read_tables[table], .ntables = 1};
+	}
+	table_code_check(&read_sets[table], table_owner(relid));
 	GetUserIdAndSecContext(&role, &context);
 	guc_level = NewGUCNestLevel();
 	/* Rows that a policy hides from the owner must raise an error, not seem to be gone. */
