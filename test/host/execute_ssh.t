@@ -151,8 +151,8 @@ is_error(execute('a', [], stdin => 'x', stdinBase64 => 'eA=='), '22023', qr/^std
 is_error(execute('a', [], stdinBase64 => 'x!'), '22023', qr/^stdinBase64 is not base64/, 'no base64');
 is_error(execute('a', [], encoding => 'latin1'), '22023', qr/^encoding must be/, 'an unknown encoding');
 is_error(execute('a', [], timeoutMs => -1), '22023', qr/^timeoutMs must be/, 'a negative time');
-is_error(execute('a', [ 'x' x 4200000 ]), '22023', qr/longer than/, 'more than anything can take');
-is(result('true', [ 'x' x 3000000 ])->{exitCode}, 126, 'more than a system can take');
+is_error(execute('a', [ 'x' x 4200000 ]), '54000', qr/^command, args and env together must not be longer than/, 'more than a call may carry');
+is(result('true', [ 'x' x 1900000 ])->{exitCode}, 126, 'more than a system can take');
 
 # Text.
 $result = result('printf', ['a\377\000b\342\202\254\355\240\200\n']);

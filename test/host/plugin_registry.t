@@ -157,8 +157,8 @@ my $host = start_host(plugins => [$path]);
 	wait_until('it is gone', sub { !is_running($new) });
 	probe($host, 'one', 'exit') for 1 .. 2;
 	is_error(
-		$host->call('environmentProbe', { driverKey => 'one', config => { act => 'pid' }, limits => { callMs => 100 } }),
-		'38000', qr/^Plugin "one" has no running worker$/, 'after crashes a worker has to wait');
+		$host->call('environmentProbe', { driverKey => 'one', companyId => 'c', config => { act => 'pid' }, limits => { callMs => 100 } }),
+		'38000', qr/^Plugin "one" has no running worker$/, 'after crashes the company whose calls it had has to wait');
 	$host->call('envrt/restartPlugin', { key => 'one' });
 	ok(probe($host, 'one')->{result}, '... but not after a restart');
 	is_error($host->call('envrt/restartPlugin', { key => 'nobody' }), '42704', qr/^No plugin "nobody" is installed\.$/, 'no such plugin');
