@@ -387,7 +387,7 @@ for my $case (
 {
 	my $environment = $provider->make_environment($node, $company, leasePolicy => 'retain_on_failure');
 	my ($run, $other) = (new_run(), new_run());
-	my $lease = sql(acquire_sql($environment, $run, "expires_in => '1 s'"));
+	my $lease = sql(acquire_sql($environment, $run, "expires_in => '5 s'"));
 	my $destroyed = sql(acquire_sql($environment, $other));
 
 	sql("SELECT envrt_release_leases('$_', 'failed', 'broken')") for $run, $other;
