@@ -411,6 +411,9 @@ CREATE UNIQUE INDEX provider_leases_holder_idx ON envrt.provider_leases (holder_
 CREATE INDEX provider_leases_due_idx ON envrt.provider_leases (next_attempt_at) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning']);
 CREATE INDEX provider_leases_reuse_idx ON envrt.provider_leases (environment_id)
     WHERE lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']);
+-- Names may be longer than what a btree takes.
+CREATE INDEX provider_leases_provider_lease_idx ON envrt.provider_leases USING hash (provider_lease_id);
+COMMENT ON INDEX envrt.provider_leases_provider_lease_idx IS 'What has the same name at its provider';
 COMMENT ON INDEX envrt.provider_leases_holder_idx IS 'The provider lease of a lease';
 CREATE INDEX provider_leases_company_due_idx ON envrt.provider_leases (company_id, next_attempt_at) WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning']);
 COMMENT ON INDEX envrt.provider_leases_company_due_idx IS 'What of a company is to be cleaned up next';

@@ -54,7 +54,7 @@
 /* When something was locked that has to be looked at. */
 #define SETTLE_RETRY_MS 1000
 /* How late an expiry may be when the clock is set forward. */
-#define CLOCK_LOOK_MS 500
+#define CLOCK_LOOK_MS (60 * 1000)
 #define CLOCK_MOVED_US (2 * USECS_PER_SEC)
 
 static SchedulerSlot *slot = NULL;
