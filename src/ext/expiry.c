@@ -442,10 +442,10 @@ expiry_try_again(void)
 		look_at = not_before = DT_NOBEGIN;
 }
 
-bool
-expiry_is_expected(void)
+TimestampTz
+expiry_expected(void)
 {
-	return known_expiry != DT_NOEND;
+	return known_expiry;
 }
 
 bool

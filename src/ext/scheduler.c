@@ -53,8 +53,9 @@
 
 /* When something was locked that has to be looked at. */
 #define SETTLE_RETRY_MS 1000
-/* How late an expiry may be when the clock is set forward. */
-#define CLOCK_LOOK_MS (60 * 1000)
+/* A process whose clock somebody shifts is told by nobody; see clock_look_ms. */
+#define CLOCK_LOOK_MS 1000
+#define CLOCK_LOOKS 60
 #define CLOCK_MOVED_US (2 * USECS_PER_SEC)
 
 static SchedulerSlot *slot = NULL;
@@ -224,8 +225,10 @@ static void
 notice_clock(void)
 {
 	static TimestampTz offset = 0;
-	TimestampTz now = GetCurrentTimestamp() - timer_now();
+	TimestampTz now;
 
+	timer_clock_read();
+	now = GetCurrentTimestamp() - timer_now();
 	if (Abs(now - offset) > CLOCK_MOVED_US)
 		ledger_clock_was_set();
 	offset = now;
@@ -293,24 +296,49 @@ report_statistics(void)
 	return due;
 }
 
+/*
+ * The kernel says when the machine's clock is set or the machine has slept (timer_clock_fd).  It
+ * does not know of a clock that is shifted for this process alone, by a library or a debugger.  So
+ * while a lease is to expire the clock is looked at each time a sixtieth of the time until then
+ * has gone: each second at the end, and not once a minute for a lease that ends tomorrow.
+ */
+static long
+clock_look_ms(void)
+{
+	long left;
+
+	if (expiry_expected() == DT_NOEND)
+		return -1;
+	left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), expiry_expected());
+	return Max(left / CLOCK_LOOKS, CLOCK_LOOK_MS);
+}
+
 static void
 wait_for_something(TimestampTz next)
 {
-	int events;
-	pgsocket socket = driver_client_socket(&events);
+	int socket_events;
+	pgsocket socket = driver_client_socket(&socket_events);
+	pgsocket clock = timer_clock_fd();
+	WaitEventSet *events = compat_create_wait_event_set(4);
+	WaitEvent event;
 	long timeout = -1;
+	long look = clock_look_ms();
 
 	next = Min(next, report_statistics());
 	if (next != DT_NOEND)
 		timeout = TimestampDifferenceMilliseconds(timer_now(), next);
-	/* No signal tells that the clock was set, or that the machine has slept. */
-	if (expiry_is_expected())
-		timeout = timeout < 0 ? CLOCK_LOOK_MS : Min(timeout, CLOCK_LOOK_MS);
-	events = (socket != PGINVALID_SOCKET ? events : 0) | WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
-	         (timeout >= 0 ? WL_TIMEOUT : 0);
+	if (look >= 0)
+		timeout = timeout < 0 ? look : Min(timeout, look);
+	AddWaitEventToSet(events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	if (socket != PGINVALID_SOCKET)
+		AddWaitEventToSet(events, socket_events, socket, NULL, NULL);
+	if (clock != PGINVALID_SOCKET)
+		AddWaitEventToSet(events, WL_SOCKET_READABLE, clock, NULL, NULL);
 	if (cleanup_has_freed() || something_asked_for())
 		SetLatch(MyLatch);
-	(void) WaitLatchOrSocket(MyLatch, events, socket, timeout, PG_WAIT_EXTENSION);
+	(void) WaitEventSetWait(events, timeout, &event, 1, PG_WAIT_EXTENSION);
+	FreeWaitEventSet(events);
 	ResetLatch(MyLatch);
 }
 

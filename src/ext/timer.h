@@ -20,4 +20,11 @@ extern TimestampTz timer_now(void);
 /* When it will be that time of day, unless the clock is set before. */
 extern TimestampTz timer_at(TimestampTz time);
 
+/*
+ * A descriptor that is readable when the machine's clock was set or the machine has slept, until
+ * timer_clock_read() is called; PGINVALID_SOCKET where the system has no such thing.
+ */
+extern pgsocket timer_clock_fd(void);
+extern void timer_clock_read(void);
+
 #endif

@@ -29,8 +29,8 @@ extern PGDLLEXPORT void envrt_scheduler_main(Datum argument);
 
 /* expiry.c */
 extern TimestampTz expiry_tend(SchedulerSlot *slot);
-/* Whether a lease will expire some day. */
-extern bool expiry_is_expected(void);
+/* The time of day when the next lease expires; DT_NOEND: none does. */
+extern TimestampTz expiry_expected(void);
 /* A reload says that what was in the way may be mended. */
 extern void expiry_try_again(void);
 /* Whether a commit has set an earlier end of a lease since; the caller holds shared_state->lock. */

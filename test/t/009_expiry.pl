@@ -161,6 +161,64 @@ $node->start;
 cmp_ok(lateness($lease, 'a lease that was due at the start'), '>=', 0, 'a lease that was due while the server was down');
 is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.environment_leases WHERE status = 'active' AND expires_at < now()"), '0', 'none is overdue, the refused ones included');
 
+# The clock is set: the kernel says so, or (a library that shifts it for a process) nobody does
+{
+	my $directory = temporary_directory();
+	my $shift = sub {
+		my ($seconds) = @_;
+
+		# In place: the server has it mapped.
+		open my $file, '+<', "$directory/shift" or die $!;
+		syswrite $file, pack 'q', $seconds;
+		close $file;
+	};
+	my $active = sub { return $node->safe_psql('postgres', "SELECT status FROM envrt.environment_leases WHERE id = '$_[0]'") };
+
+	system('gcc', '-O2', '-D_GNU_SOURCE', '-shared', '-fPIC', '-o', "$directory/shift_clock.so", "$FindBin::RealBin/../lib/shift_clock.c") == 0 or die 'shift_clock.c';
+	PostgreSQL::Test::Utils::append_to_file("$directory/shift", pack 'q', 0);
+	system('mkfifo', "$directory/set") == 0 or die 'mkfifo';
+	$node->stop;
+	{
+		local $ENV{LD_PRELOAD} = "$directory/shift_clock.so";
+		local $ENV{ENVRT_CLOCK_SHIFT} = "$directory/shift";
+		local $ENV{ENVRT_CLOCK_SET} = "$directory/set";
+		$node->start;
+	}
+	wait_until_sql($node, "SELECT count(*) = 1 FROM envrt.stat_schedulers WHERE state = 'running'");
+
+	$lease = expiring('12 h');
+	my $tomorrow = expiring('24 h');
+	# It wakes up for its statistics up to ten seconds after its last work.
+	$scheduler = $node->safe_psql('postgres', 'SELECT pid FROM envrt.stat_schedulers');
+	my ($wake_ups, $since) = ('', time);
+	wait_until('the scheduler to sleep',
+		sub {
+			my ($now) = PostgreSQL::Test::Utils::slurp_file("/proc/$scheduler/status") =~ /^voluntary_ctxt_switches:\s+(\d+)/m;
+
+			($wake_ups, $since) = ($now, time) if $now ne $wake_ups;
+			return time - $since > 10;
+		});
+	$shift->(13 * 3600);
+	PostgreSQL::Test::Utils::append_to_file("$directory/set", 'was set!');
+	wait_until_sql($node, "SELECT status = 'expired' FROM envrt.environment_leases WHERE id = '$lease'", 'the clock is set forward: what is overdue by it ends', 60);
+	is($active->($tomorrow), 'active', '... and nothing else');
+
+	$lease = expiring('2 min');
+	$shift->(14 * 3600);
+	wait_until_sql($node, "SELECT status = 'expired' FROM envrt.environment_leases WHERE id = '$lease'", 'the clock is shifted and nobody says so: what is overdue by it ends', 60);
+
+	$lease = expiring('1 s');
+	$shift->(-24 * 3600);
+	PostgreSQL::Test::Utils::append_to_file("$directory/set", 'was set!');
+	on_time(expiring('300 ms'), 'the clock is set back: one by the new time');
+	is($active->($_), 'active', '... and others not before theirs') for $lease, $tomorrow;
+
+	$node->stop;
+	$node->start;
+	# By the true time, which is the later one now.
+	is($active->($tomorrow), 'active', 'one that is due tomorrow is active in the end');
+}
+
 # A trigger of a table owner without rights gets no more than that one's from the scheduler
 $node->safe_psql('postgres', <<'SQL');
 CREATE ROLE modest;
