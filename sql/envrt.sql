@@ -11,6 +11,9 @@ COMMENT ON SCHEMA envrt IS 'envrt: tables and views; the functions envrt_* are i
 -- ---------------------------------------------------------------------------------------------
 -- The shared tables: names, columns, types, defaults and indexes as agent control planes that
 -- keep them in an application schema have them, so that their INSERTs work here.
+-- Ids that are compared for equality only are in collation "C", whose order no library of the system changes.
+-- Every foreign key has an index that begins with its columns: without, a DELETE of what it refers to reads all.
+-- What is text in a btree has a limit of its own, since a btree has one of 2,704 bytes for all its columns together.
 -- ---------------------------------------------------------------------------------------------
 
 CREATE TABLE envrt.companies (
@@ -25,7 +28,8 @@ CREATE TABLE envrt.companies (
     updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     -- The control plane's default is the constant PAP under a unique index: a second company
     -- could not be made by name alone.  Here a default never collides.
-    issue_prefix text NOT NULL DEFAULT ('PAP' OPERATOR(pg_catalog.||) pg_catalog.upper(pg_catalog.replace(pg_catalog.gen_random_uuid()::text, '-', ''))),
+    issue_prefix text NOT NULL DEFAULT ('PAP' OPERATOR(pg_catalog.||) pg_catalog.upper(pg_catalog.replace(pg_catalog.gen_random_uuid()::text, '-', '')))
+        CONSTRAINT companies_issue_prefix_max_2000_bytes CHECK (pg_catalog.octet_length(issue_prefix) OPERATOR(pg_catalog.<=) 2000),
     issue_counter integer NOT NULL DEFAULT 0,
     require_board_approval_for_new_agents boolean NOT NULL DEFAULT true,
     brand_color text,
@@ -55,7 +59,8 @@ CREATE TABLE envrt.execution_workspaces (
     cwd text,
     repo_url text,
     base_ref text,
-    branch_name text,
+    branch_name text
+        CONSTRAINT execution_workspaces_branch_name_max_2000_bytes CHECK (pg_catalog.octet_length(branch_name) OPERATOR(pg_catalog.<=) 2000),
     provider_type text NOT NULL DEFAULT 'local_fs',
     provider_ref text,
     derived_from_execution_workspace_id uuid REFERENCES envrt.execution_workspaces ON DELETE SET NULL,
@@ -78,12 +83,15 @@ COMMENT ON INDEX envrt.execution_workspaces_company_last_used_idx IS 'A company'
 COMMENT ON INDEX envrt.execution_workspaces_company_branch_idx IS 'The workspaces of a branch';
 COMMENT ON INDEX envrt.execution_workspaces_company_project_status_idx IS 'A project''s workspaces by status';
 COMMENT ON INDEX envrt.execution_workspaces_company_project_workspace_status_idx IS 'The workspaces of a project workspace by status';
+CREATE INDEX execution_workspaces_derived_from_idx ON envrt.execution_workspaces (derived_from_execution_workspace_id) WHERE derived_from_execution_workspace_id IS NOT NULL;
+COMMENT ON INDEX envrt.execution_workspaces_derived_from_idx IS 'The workspaces that are derived from one';
 COMMENT ON TABLE envrt.execution_workspaces IS 'Checkouts that runs work in; a lease can name one';
 
 CREATE TABLE envrt.environments (
     id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
     company_id uuid NOT NULL REFERENCES envrt.companies ON DELETE CASCADE,
-    name text NOT NULL,
+    name text NOT NULL
+        CONSTRAINT environments_name_max_2000_bytes CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 2000),
     description text,
     driver text NOT NULL DEFAULT 'local'
         CONSTRAINT environments_driver_check CHECK (driver OPERATOR(pg_catalog.=) ANY (ARRAY['local', 'ssh', 'sandbox', 'plugin'])),
@@ -135,6 +143,10 @@ CREATE INDEX agents_company_default_environment_idx ON envrt.agents (company_id,
 COMMENT ON INDEX envrt.agents_company_reports_to_idx IS 'Who reports to an agent';
 COMMENT ON INDEX envrt.agents_company_status_idx IS 'A company''s agents by status';
 COMMENT ON INDEX envrt.agents_company_default_environment_idx IS 'The agents with a default environment';
+CREATE INDEX agents_reports_to_idx ON envrt.agents (reports_to) WHERE reports_to IS NOT NULL;
+COMMENT ON INDEX envrt.agents_reports_to_idx IS 'Who reports to an agent, whatever the company';
+CREATE INDEX agents_default_environment_idx ON envrt.agents (default_environment_id) WHERE default_environment_id IS NOT NULL;
+COMMENT ON INDEX envrt.agents_default_environment_idx IS 'The agents with a default environment, whatever the company';
 COMMENT ON TABLE envrt.agents IS 'Who runs; an agent can name a default environment';
 
 CREATE TABLE envrt.heartbeat_runs (
@@ -176,7 +188,8 @@ CREATE TABLE envrt.heartbeat_runs (
     issue_comment_satisfied_by_comment_id uuid,
     issue_comment_retry_queued_at timestamptz,
     process_group_id integer,
-    liveness_state text,
+    liveness_state text
+        CONSTRAINT heartbeat_runs_liveness_state_max_2000_bytes CHECK (pg_catalog.octet_length(liveness_state) OPERATOR(pg_catalog.<=) 2000),
     liveness_reason text,
     continuation_attempt integer NOT NULL DEFAULT 0,
     last_useful_action_at timestamptz,
@@ -189,7 +202,8 @@ CREATE INDEX heartbeat_runs_company_liveness_idx ON envrt.heartbeat_runs (compan
 CREATE INDEX heartbeat_runs_company_agent_started_idx ON envrt.heartbeat_runs (company_id, agent_id, started_at);
 COMMENT ON INDEX envrt.heartbeat_runs_company_liveness_idx IS 'A company''s runs by liveness, in the order of their making';
 COMMENT ON INDEX envrt.heartbeat_runs_company_agent_started_idx IS 'An agent''s runs by their start';
--- Without it, each DELETE of a run scans the table for the foreign key above.
+CREATE INDEX heartbeat_runs_agent_idx ON envrt.heartbeat_runs (agent_id);
+COMMENT ON INDEX envrt.heartbeat_runs_agent_idx IS 'The runs of an agent';
 CREATE INDEX heartbeat_runs_retry_of_run_idx ON envrt.heartbeat_runs (retry_of_run_id) WHERE retry_of_run_id IS NOT NULL;
 COMMENT ON INDEX envrt.heartbeat_runs_retry_of_run_idx IS 'The retries of a run';
 COMMENT ON TABLE envrt.heartbeat_runs IS 'Runs: one turn of an agent, a CI job, a batch task; leases belong to one';
@@ -208,8 +222,10 @@ CREATE TABLE envrt.environment_leases (
     lease_policy text NOT NULL DEFAULT 'ephemeral'
         CONSTRAINT environment_leases_lease_policy_check
         CHECK (lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure'])),
-    provider text,
-    provider_lease_id text,
+    provider text COLLATE pg_catalog."C"
+        CONSTRAINT environment_leases_provider_max_600_bytes CHECK (pg_catalog.octet_length(provider) OPERATOR(pg_catalog.<=) 600),
+    provider_lease_id text COLLATE pg_catalog."C"
+        CONSTRAINT environment_leases_provider_lease_id_max_2000_bytes CHECK (pg_catalog.octet_length(provider_lease_id) OPERATOR(pg_catalog.<=) 2000),
     acquired_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     last_used_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     expires_at timestamptz,
@@ -234,12 +250,17 @@ COMMENT ON INDEX envrt.environment_leases_company_execution_workspace_idx IS 'Th
 COMMENT ON INDEX envrt.environment_leases_company_issue_idx IS 'The leases of an issue';
 COMMENT ON INDEX envrt.environment_leases_heartbeat_run_idx IS 'The leases of a run';
 COMMENT ON INDEX envrt.environment_leases_provider_lease_idx IS 'The leases of a provider lease';
+CREATE INDEX environment_leases_environment_idx ON envrt.environment_leases (environment_id);
+COMMENT ON INDEX envrt.environment_leases_environment_idx IS 'The leases of an environment, whatever the company';
+CREATE INDEX environment_leases_execution_workspace_idx ON envrt.environment_leases (execution_workspace_id) WHERE execution_workspace_id IS NOT NULL;
+COMMENT ON INDEX envrt.environment_leases_execution_workspace_idx IS 'The leases of an execution workspace, whatever the company';
 -- A reusable provider lease is held by one active lease at a time, whoever writes the rows. What a
 -- plugin names alike for two companies is not for one of them to keep from the other.
 CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (company_id, provider, provider_lease_id)
     WHERE status OPERATOR(pg_catalog.=) 'active' AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']);
 -- What a reuse asks for: whether there has been a lease of the same thing before.
-CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases ((provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) 'image')))
+-- An image's name may be longer than what a btree takes.
+CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases USING hash ((provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) 'image')))
     WHERE lease_policy OPERATOR(pg_catalog.=) 'reuse_by_environment';
 COMMENT ON INDEX envrt.environment_leases_reuse_idx IS 'Earlier leases of one reusable provider lease and image';
 -- What the scheduler asks for: the lease that ends next.
@@ -264,8 +285,10 @@ COMMENT ON INDEX envrt.environment_leases_holder_idx IS 'One active lease of a c
 CREATE TABLE envrt.company_secrets (
     id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
     company_id uuid NOT NULL REFERENCES envrt.companies,
-    name text NOT NULL,
-    provider text NOT NULL DEFAULT 'local_encrypted',
+    name text NOT NULL
+        CONSTRAINT company_secrets_name_max_2000_bytes CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 2000),
+    provider text NOT NULL DEFAULT 'local_encrypted'
+        CONSTRAINT company_secrets_provider_max_2000_bytes CHECK (pg_catalog.octet_length(provider) OPERATOR(pg_catalog.<=) 2000),
     external_ref text,
     latest_version integer NOT NULL DEFAULT 1
         CONSTRAINT company_secrets_latest_version_check CHECK (latest_version OPERATOR(pg_catalog.>) 0),
@@ -281,6 +304,8 @@ CREATE UNIQUE INDEX company_secrets_company_name_uq ON envrt.company_secrets (co
 COMMENT ON INDEX envrt.company_secrets_company_provider_idx IS 'A company''s secrets by provider';
 COMMENT ON INDEX envrt.company_secrets_company_idx IS 'A company''s secrets';
 COMMENT ON INDEX envrt.company_secrets_company_name_uq IS 'A name is that of one secret of its company';
+CREATE INDEX company_secrets_created_by_agent_idx ON envrt.company_secrets (created_by_agent_id) WHERE created_by_agent_id IS NOT NULL;
+COMMENT ON INDEX envrt.company_secrets_created_by_agent_idx IS 'The secrets that an agent has made';
 COMMENT ON TABLE envrt.company_secrets IS 'Secrets by name; their values are in company_secret_versions, encrypted';
 
 CREATE TABLE envrt.company_secret_versions (
@@ -289,7 +314,8 @@ CREATE TABLE envrt.company_secret_versions (
     version integer NOT NULL
         CONSTRAINT company_secret_versions_version_check CHECK (version OPERATOR(pg_catalog.>) 0),
     material jsonb NOT NULL,
-    value_sha256 text NOT NULL,
+    value_sha256 text COLLATE pg_catalog."C" NOT NULL
+        CONSTRAINT company_secret_versions_value_sha256_max_2000_bytes CHECK (pg_catalog.octet_length(value_sha256) OPERATOR(pg_catalog.<=) 2000),
     created_by_agent_id uuid REFERENCES envrt.agents ON DELETE SET NULL,
     created_by_user_id text,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -301,13 +327,16 @@ CREATE INDEX company_secret_versions_secret_idx ON envrt.company_secret_versions
 COMMENT ON INDEX envrt.company_secret_versions_value_sha256_idx IS 'Versions by the hash of their value';
 COMMENT ON INDEX envrt.company_secret_versions_secret_version_uq IS 'The versions of a secret, each of them once';
 COMMENT ON INDEX envrt.company_secret_versions_secret_idx IS 'The versions of a secret in the order of their making';
+CREATE INDEX company_secret_versions_created_by_agent_idx ON envrt.company_secret_versions (created_by_agent_id) WHERE created_by_agent_id IS NOT NULL;
+COMMENT ON INDEX envrt.company_secret_versions_created_by_agent_idx IS 'The versions that an agent has made';
 COMMENT ON TABLE envrt.company_secret_versions IS 'The encrypted values of secrets, a row a version';
 COMMENT ON COLUMN envrt.company_secret_versions.material IS 'XChaCha20-Poly1305 ciphertext bound to company, secret and version: a row copied elsewhere does not decrypt';
 COMMENT ON COLUMN envrt.company_secret_versions.value_sha256 IS 'A keyed hash (HMAC-SHA-256) of the value, never a plain digest';
 
 CREATE TABLE envrt.plugins (
     id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-    plugin_key text NOT NULL,
+    plugin_key text COLLATE pg_catalog."C" NOT NULL
+        CONSTRAINT plugins_plugin_key_max_2000_bytes CHECK (pg_catalog.octet_length(plugin_key) OPERATOR(pg_catalog.<=) 2000),
     package_name text NOT NULL,
     package_path text,
     version text NOT NULL,
@@ -340,8 +369,10 @@ CREATE TABLE envrt.activity_log (
     actor_type text NOT NULL DEFAULT 'system',
     actor_id text NOT NULL,
     action text NOT NULL,
-    entity_type text NOT NULL,
-    entity_id text NOT NULL,
+    entity_type text COLLATE pg_catalog."C" NOT NULL
+        CONSTRAINT activity_log_entity_type_max_1000_bytes CHECK (pg_catalog.octet_length(entity_type) OPERATOR(pg_catalog.<=) 1000),
+    entity_id text COLLATE pg_catalog."C" NOT NULL
+        CONSTRAINT activity_log_entity_id_max_1000_bytes CHECK (pg_catalog.octet_length(entity_id) OPERATOR(pg_catalog.<=) 1000),
     agent_id uuid REFERENCES envrt.agents,
     details jsonb,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -353,6 +384,8 @@ CREATE INDEX activity_log_entity_type_id_idx ON envrt.activity_log (entity_type,
 COMMENT ON INDEX envrt.activity_log_company_created_idx IS 'A company''s log in order';
 COMMENT ON INDEX envrt.activity_log_run_id_idx IS 'A run''s log';
 COMMENT ON INDEX envrt.activity_log_entity_type_id_idx IS 'What the log says of one thing';
+CREATE INDEX activity_log_agent_idx ON envrt.activity_log (agent_id) WHERE agent_id IS NOT NULL;
+COMMENT ON INDEX envrt.activity_log_agent_idx IS 'An agent''s log';
 COMMENT ON TABLE envrt.activity_log IS 'What was done, by whom';
 
 -- ---------------------------------------------------------------------------------------------
@@ -360,7 +393,8 @@ COMMENT ON TABLE envrt.activity_log IS 'What was done, by whom';
 -- ---------------------------------------------------------------------------------------------
 
 CREATE TABLE envrt.settings (
-    name text PRIMARY KEY,
+    name text COLLATE pg_catalog."C" PRIMARY KEY
+        CONSTRAINT settings_name_max_2000_bytes CHECK (pg_catalog.octet_length(name) OPERATOR(pg_catalog.<=) 2000),
     value text NOT NULL,
     updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
@@ -379,19 +413,19 @@ CREATE TABLE envrt.provider_leases (
     environment_id uuid NOT NULL,
     execution_workspace_id uuid,
     driver text NOT NULL,
-    driver_key text NOT NULL,
-    plugin_key text,
+    driver_key text COLLATE pg_catalog."C" NOT NULL,
+    plugin_key text COLLATE pg_catalog."C",
     lease_policy text NOT NULL
         CONSTRAINT provider_leases_lease_policy_check
         CHECK (lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['ephemeral', 'reuse_by_environment', 'reuse_by_execution_workspace', 'retain_on_failure'])),
-    provider_lease_id text,
+    provider_lease_id text COLLATE pg_catalog."C",
     config jsonb NOT NULL,
     environment_config jsonb NOT NULL,
     secrets bytea,
     metadata jsonb,
     expires_at timestamptz,
     owner xid8,
-    host_instance text,
+    host_instance text COLLATE pg_catalog."C",
     fence bigint NOT NULL DEFAULT 1,
     state text NOT NULL DEFAULT 'creating'
         CONSTRAINT provider_leases_state_check
@@ -489,7 +523,7 @@ CREATE TABLE envrt.executions (
     detail text,
     hint text,
     metadata jsonb,
-    host_instance text,
+    host_instance text COLLATE pg_catalog."C",
     cancel_requested_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     started_at timestamptz,

@@ -364,6 +364,8 @@ read_required_string(json_t *config, const char *key, const char *empty_text, Co
 
 /* As long as a host name can be. */
 #define MAX_NAME 255
+/* With host and username it is a lease's id at its provider, which is in an index. */
+#define MAX_WORKSPACE_PATH 1400
 
 /* A host's or user's name. */
 static json_t *
@@ -548,6 +550,10 @@ normalize_ssh(json_t *config, json_t *result, ConfigIssues *issues)
 	                            "SSH environments require a remote workspace path.", issues);
 	if (path != NULL && json_string_value(path)[0] != '/')
 		add_issue(issues, "remoteWorkspacePath", "SSH remote workspace path must be absolute.");
+	if (path != NULL && json_string_length(path) > MAX_WORKSPACE_PATH)
+		add_issue(issues, "remoteWorkspacePath",
+		          "SSH remote workspace path must not be longer than %d bytes.",
+		          MAX_WORKSPACE_PATH);
 	complete &= store(result, "remoteWorkspacePath", path);
 
 	key = json_object_get(config, "privateKey");

@@ -240,6 +240,7 @@ DEFINE_UNLOGGED_FUNCTION(envrt_create_environment)
 	if (is_blank(name))
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("name must not be empty")));
+	require_indexable("name", name);
 	if (!PG_ARGISNULL(5) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(5)))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 		                errmsg("metadata must be a JSON object")));

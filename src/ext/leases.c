@@ -126,25 +126,27 @@ expiry(TimestampTz now, const Interval *expires_in)
 	return expires_at;
 }
 
-/* Whether another active lease holds what this one is to hold. */
+/* Whether another active lease of the company holds what this one is to hold. */
 static bool
-is_held(const AcquiredLease *lease)
+is_held(const pg_uuid_t *company_id, const AcquiredLease *lease)
 {
 	static Statement find = {
 	    "SELECT 1 FROM @environment_leases@ WHERE provider OPERATOR(pg_catalog.=) $1"
 	    " AND provider_lease_id OPERATOR(pg_catalog.=) $2"
+	    " AND company_id OPERATOR(pg_catalog.=) $3"
 	    " AND status OPERATOR(pg_catalog.=) 'active'"
 	    " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
 	    "'reuse_by_execution_workspace'])",
-	    2,
-	    {TEXTOID, TEXTOID},
+	    3,
+	    {TEXTOID, TEXTOID, UUIDOID},
 	};
-	Datum values[2];
+	Datum values[3];
 
 	if (lease->provider_lease_id == NULL)
 		return false;
 	values[0] = CStringGetTextDatum(lease->provider);
 	values[1] = CStringGetTextDatum(lease->provider_lease_id);
+	values[2] = UUIDPGetDatum(company_id);
 	return statement_execute_latest(&find, values, NULL) > 0;
 }
 
@@ -205,7 +207,10 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 	values[6] = CStringGetTextDatum(lease->lease_policy);
 	values[7] = CStringGetTextDatum(lease->provider);
 	if (lease->provider_lease_id != NULL)
+	{
+		require_indexable("the id that the provider has given its lease", lease->provider_lease_id);
 		values[8] = CStringGetTextDatum(lease->provider_lease_id);
+	}
 	else
 		nulls[8] = 'n';
 	values[9] = JsonbPGetDatum(lease->metadata);
@@ -219,7 +224,7 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 	if (statement_write(TABLE_ENVIRONMENT_LEASES, reusable ? &insert_holder : &insert, values,
 	                    nulls) == 0)
 	{
-		if (!reusable || !is_held(lease))
+		if (!reusable || !is_held(request->environment->company_id, lease))
 			ereport_without_effect("the lease", shared_table(TABLE_ENVIRONMENT_LEASES));
 		ereport(
 		    ERROR,

@@ -112,6 +112,15 @@ hint_visible_rows(SharedTable table)
 	               shared_table(table));
 }
 
+void
+require_indexable(const char *what, const char *text)
+{
+	if (strlen(text) > INDEXED_TEXT_MAX)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+		                errmsg("%s must not be longer than %d bytes", what, INDEXED_TEXT_MAX),
+		                errdetail("It has %zu bytes, and is in an index.", strlen(text))));
+}
+
 Oid
 shared_table_oid(SharedTable table)
 {

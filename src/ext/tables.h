@@ -29,6 +29,9 @@ typedef enum SharedTable
 
 #define STATEMENT_MAX_ARGUMENTS 20
 
+/* Of a text that is in an index, in bytes; the CHECK constraints of sql/envrt.sql say the same. */
+#define INDEXED_TEXT_MAX 2000
+
 /*
  * A statement with a saved plan.  In the text, @name@ stands for a shared
  * table's qualified name.  Define as static; the plan lives as long as the
@@ -61,6 +64,8 @@ typedef struct ApiCall
 extern const char *shared_table(SharedTable table);
 /* Within an ereport about an id that names no row, or none that the caller can see. */
 extern int hint_visible_rows(SharedTable table);
+/* ERROR when the text, which the message calls `what`, is too long for the index that it is in. */
+extern void require_indexable(const char *what, const char *text);
 extern Oid shared_table_oid(SharedTable table);
 
 extern void owner_enter(ApiCall *call);

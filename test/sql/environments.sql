@@ -32,7 +32,9 @@ FROM (VALUES (1, 'f', 'sandbox', '{"provider": "fake"}'),
              (7, 'x', 'ssh', '{"host": "h"}'),
              (8, 'x', 'ssh', '[]'),
              (9, 'x', 'sandbox', '{"provider": "e2b"}'),
-             (10, 'x', 'sandbox', '{"provider": "journal"}')) AS t(i, n, d, c)
+             (10, 'x', 'sandbox', '{"provider": "journal"}'),
+             (11, repeat('x', 2001), 'sandbox', '{"provider": "journal", "directory": "/"}'),
+             (12, 'x', 'ssh', jsonb_build_object('host', 'h', 'username', 'u', 'remoteWorkspacePath', '/' || repeat('x', 1400))::text)) AS t(i, n, d, c)
 ORDER BY i;
 SELECT attempt(format('SELECT envrt_create_environment(%L, %L, %L)', :'missing', 'x', 'local'));
 SELECT attempt('SELECT envrt_create_environment(NULL, ''x'', ''local'')');

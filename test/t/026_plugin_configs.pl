@@ -312,16 +312,17 @@ for my $how ('acquired', 'requested')
 }
 # But one that has a secret in it is of no use, nor one that can't be stored; it goes again.
 for my $case ([ 'acquire', 'with-rotated-secret', qr/put a secret into the id of its lease/ ], [ 'request', 'with-rotated-secret', qr/put a secret into the id of its lease/ ],
-	[ 'acquire', "with-nul\0", qr/answered with an id that can't be stored/ ])
+	[ 'acquire', "with-nul\0", qr/answered with an id that can't be stored/ ],
+	map { [ $_, 'x' x 2001, qr/the id that the provider has given its lease must not be longer than 2000 bytes\b(?!.*INSERT)/s, '54000' ] } 'acquire', 'request')
 {
-	my ($how, $id, $pattern) = @$case;
+	my ($how, $id, $pattern, $state) = @$case;
 	my $run = make_run($node, $company);
 	my $statement = "SELECT envrt_acquire_lease('$company', '$environment', '$run')";
 
 	$recorder->answer(environmentAcquireLease => { providerLeaseId => $id, metadata => {} });
 	$recorder->calls;
 	$statement = "SELECT envrt_await_lease('" . sql("SELECT envrt_request_lease('$company', '$environment', '$run')") . "')" if $how eq 'request';
-	$message = refused($statement, '38000', $pattern, "$how: an id that is of no use");
+	$message = refused($statement, $state // '38000', $pattern, "$how: an id that is of no use");
 	unlike($message, qr/rotated-secret/, "$how: which is not shown");
 	wait_until_sql($node, "SELECT count(*) = 0 FROM envrt.provider_leases WHERE environment_id = '$environment'", 'the ledger to be empty');
 	ok((grep { $_->[0] =~ /ReleaseLease|DestroyLease/ && $_->[1]{providerLeaseId} eq $id } $recorder->calls), "$how: what was made goes again");
