@@ -88,14 +88,22 @@ called_lease_is_of_plugin(const CalledLease *lease)
 
 /* `what` is of the company that has what the lease says to be its own. */
 static void
-require_company(const CalledLease *lease, const char *what, const char *company_id)
+require_company(const pg_uuid_t *lease_id, const pg_uuid_t *own, const char *what,
+                const char *company_id)
 {
-	if (company_id == NULL || strcmp(company_id, uuid_text(lease->company_id)) != 0)
+	if (company_id == NULL || strcmp(company_id, uuid_text(own)) != 0)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 		                errmsg("The %s of lease \"%s\" does not belong to its company.", what,
-		                       uuid_text(lease->id)),
+		                       uuid_text(lease_id)),
 		                errhint("The lease or its environment has been changed since the lease was "
 		                        "acquired: acquire a new lease.")));
+}
+
+void
+called_lease_require_row(const pg_uuid_t *lease_id, const pg_uuid_t *company_id, const json_t *row)
+{
+	require_company(lease_id, company_id, "provider lease",
+	                json_string_value(json_object_get(row, "company_id")));
 }
 
 void
@@ -125,7 +133,8 @@ called_lease_params(const ApiCall *call, const CalledLease *lease, const char *o
 			                       environment->driver),
 			                errhint("The environment has got another driver since the lease was "
 			                        "acquired: acquire a new lease.")));
-		require_company(lease, "environment", uuid_text(environment->company_id));
+		require_company(lease->id, lease->company_id, "environment",
+		                uuid_text(environment->company_id));
 		return ssh_driver.call_params(environment);
 	}
 	if (strcmp(lease->driver, "sandbox") == 0 || strcmp(lease->driver, "plugin") == 0)
@@ -138,8 +147,7 @@ called_lease_params(const ApiCall *call, const CalledLease *lease, const char *o
 			                errmsg("this server has no provider lease of lease \"%s\"",
 			                       uuid_text(lease->id)),
 			                errhint("See envrt.stat_cleanup for what was left alone.")));
-		require_company(lease, "provider lease",
-		                json_string_value(json_object_get(row, "company_id")));
+		called_lease_require_row(lease->id, lease->company_id, row);
 		params = provider_call_params(row);
 		plugins_restrict(params);
 		return params;

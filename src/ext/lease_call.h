@@ -45,6 +45,10 @@ extern bool called_lease_is_of_plugin(const CalledLease *lease);
 extern void called_lease_require_same(const CalledLease *lease, const pg_uuid_t *company_id,
                                       const pg_uuid_t *environment_id);
 
+/* ERROR 42501 unless the ledger's row of the lease is of the company that the lease names. */
+extern void called_lease_require_row(const pg_uuid_t *lease_id, const pg_uuid_t *company_id,
+                                     const json_t *row);
+
 /*
  * The params of a call about it, secrets included (guarded); ERROR 0A000 when its
  * driver has no such operation, which is for the message.  Call by provider_call().

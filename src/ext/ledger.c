@@ -190,11 +190,12 @@ execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwis
 	return count;
 }
 
-/* The request's lease, as holder or as key. */
+/* The request's lease, as holder or as key, and of the company that it may name. */
 #define OF_LEASE                                                                                   \
 	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
 	" WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id OPERATOR(pg_catalog.=) "  \
-	"r.lease_id) AND" LEDGER_OWN_OF("p.")
+	"r.lease_id) AND p.company_id OPERATOR(pg_catalog.=) coalesce(r.company_id, p.company_id)"     \
+	" AND" LEDGER_OWN_OF("p.")
 /* The row that the request's lease is to get. */
 #define OF_HOLDER                                                                                  \
 	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \

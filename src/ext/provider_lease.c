@@ -421,6 +421,37 @@ provider_stray_row(const AcquireRequest *request, const json_t *result, json_t *
 }
 
 json_t *
+provider_stray_of(const json_t *row, const json_t *result)
+{
+	static const char *const kept[] = {"company_id", "environment_id", "driver",
+	                                   "driver_key", "plugin_key",     "config"};
+	json_t *id = json_object_get(result, "providerLeaseId");
+	json_t *stray = json_guard(json_object_new());
+	const pg_uuid_t *key = uuid_generate();
+	const char *company = json_string_value(json_object_get(row, "company_id"));
+	json_t *values;
+	bytea *secrets;
+
+	if (!json_is_string(id) || !provider_id_is_storable(id))
+		return NULL;
+	for (int i = 0; i < (int) lengthof(kept); i++)
+		json_object_set(stray, kept[i], json_object_get(row, kept[i]));
+	(void) config_resolve_secrets(
+	    json_object_get(row, "config"),
+	    DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(company))), &values);
+	secrets = config_seal_secrets(key, values);
+	if (secrets != NULL)
+		json_object_set_new(
+		    stray, "secrets",
+		    json_string(DatumGetCString(DirectFunctionCall1(byteaout, PointerGetDatum(secrets)))));
+	json_object_set_new(stray, "lease_id", json_string(uuid_text(key)));
+	json_object_set(stray, "provider_lease_id", id);
+	json_object_set(stray, "metadata", json_object_get(result, "metadata"));
+	json_object_set_new(stray, "environment_config", json_object_new());
+	return stray;
+}
+
+json_t *
 provider_replaced(const char *provider_lease_id, const char *reason)
 {
 	return json_guard(

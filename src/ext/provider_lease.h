@@ -71,6 +71,9 @@ pg_noreturn extern void provider_report_not_resumed(const char *environment_name
 extern json_t *provider_stray_row(const AcquireRequest *request, const json_t *result,
                                   json_t **params);
 
+/* The same where the ledger has a row of what was to be resumed. */
+extern json_t *provider_stray_of(const json_t *row, const json_t *result);
+
 /* What is said in the lease's metadata of one that it takes the place of (guarded). */
 extern json_t *provider_replaced(const char *provider_lease_id, const char *reason);
 

@@ -24,6 +24,7 @@
 #include "fault_points.h"
 #include "funcapi.h"
 #include "json.h"
+#include "lease_call.h"
 #include "ledger_hints.h"
 #include "ledger_request.h"
 #include "miscadmin.h"
@@ -53,24 +54,37 @@ report_no_lease(const pg_uuid_t *lease_id)
 	                hint_visible_rows(TABLE_ENVIRONMENT_LEASES)));
 }
 
+/*
+ * The lease as the ledger is asked about it.  The company limits what is found to rows of that
+ * one: who sees rows of one company only may have written another one's lease id into his.
+ */
 static Jsonb *
-lease_id_content(const pg_uuid_t *lease_id)
+lease_id_content(const pg_uuid_t *lease_id, const pg_uuid_t *company_id)
 {
 	JsonbObject content;
 
 	jsonb_object_begin(&content);
 	jsonb_object_string(&content, "lease_id", uuid_text(lease_id));
+	if (company_id != NULL)
+		jsonb_object_string(&content, "company_id", uuid_text(company_id));
 	return jsonb_object_end(&content);
 }
 
-/* The driver and the status of a lease that the caller can see. */
+typedef struct LookedAt
+{
+	char *driver;
+	char *provider;
+	char *status;
+	pg_uuid_t *company_id;
+} LookedAt;
+
+/* Of a lease that the caller can see. */
 static void
-look_at_lease(const ApiCall *call, const pg_uuid_t *lease_id, char **driver, char **provider,
-              char **status)
+look_at_lease(const ApiCall *call, const pg_uuid_t *lease_id, LookedAt *lease)
 {
 	static Statement find = {
 	    "SELECT coalesce(l.metadata OPERATOR(pg_catalog.->>) 'driver', e.driver), l.provider, "
-	    "l.status FROM @environment_leases@ l JOIN @environments@ e ON e.id "
+	    "l.status, l.company_id FROM @environment_leases@ l JOIN @environments@ e ON e.id "
 	    "OPERATOR(pg_catalog.=) l.environment_id WHERE l.id OPERATOR(pg_catalog.=) $1",
 	    1,
 	    {UUIDOID},
@@ -80,9 +94,10 @@ look_at_lease(const ApiCall *call, const pg_uuid_t *lease_id, char **driver, cha
 	if (!caller_can_see(call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
 	    statement_execute(&find, values, NULL) == 0)
 		report_no_lease(lease_id);
-	*driver = result_text(0, 1);
-	*provider = result_text(0, 2);
-	*status = result_text(0, 3);
+	lease->driver = result_text(0, 1);
+	lease->provider = result_text(0, 2);
+	lease->status = result_text(0, 3);
+	lease->company_id = result_uuid(0, 4);
 }
 
 /* ERROR for drivers that have nothing on the far side to resume or destroy. */
@@ -98,12 +113,37 @@ require_provider(const char *driver, const char *provider, const char *operation
 		     errhint("There is nothing on the far side; envrt_release_lease() ends the lease.")));
 }
 
+/* The provider has resumed something else, which nobody would ever destroy. */
 static void
-report_not_active(const pg_uuid_t *lease_id, const char *status)
+destroy_stray(const pg_uuid_t *lease_id, const json_t *result)
 {
-	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-	                errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id), status),
-	                errhint("Acquire a new lease.")));
+	const json_t *row = provider_row(lease_id, false);
+	json_t *stray = row != NULL ? provider_stray_of(row, result) : NULL;
+	LedgerReply reply;
+
+	if (stray != NULL)
+		ledger_ask(LEDGER_STRAY, jsonb_from_json(stray), 0, &reply);
+}
+
+/* ERROR unless the answer to a resume says that the lease has what it had. */
+static void
+require_resumed(const CalledLease *lease, const json_t *params, const json_t *result,
+                const json_t *error)
+{
+	const char *id = json_string_value(json_object_get(params, "providerLeaseId"));
+	const char *reason;
+	ResumeVerdict verdict = provider_judge_resume(id, result, error, &reason);
+
+	if (verdict == RESUME_DONE)
+		return;
+	if (error != NULL)
+		driver_host_raise(error);
+	if (verdict == RESUME_OTHER)
+		destroy_stray(lease->id, result);
+	ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+	                errmsg("could not resume what is behind lease \"%s\": %s", uuid_text(lease->id),
+	                       text_from_utf8(reason)),
+	                errhint("If that stays so, release the lease and acquire a new one.")));
 }
 
 /*
@@ -115,10 +155,7 @@ envrt_resume_lease(PG_FUNCTION_ARGS)
 	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
 	MemoryContext context = CurrentMemoryContext;
 	ApiCall call;
-	char *driver;
-	char *provider;
-	char *status;
-	json_t *row;
+	CalledLease lease;
 	json_t *params;
 	json_t *error;
 	json_t *result;
@@ -127,28 +164,18 @@ envrt_resume_lease(PG_FUNCTION_ARGS)
 	Jsonb *jsonb;
 
 	api_enter(&call, "envrt_resume_lease()");
-	look_at_lease(&call, lease_id, &driver, &provider, &status);
-	require_provider(driver, provider, "resume");
-	if (strcmp(status, "active") != 0)
-		report_not_active(lease_id, status);
-	row = provider_row(lease_id, false);
-	if (row == NULL)
-		ereport(ERROR,
-		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		         errmsg("this server has no provider lease of lease \"%s\"", uuid_text(lease_id)),
-		         errhint("See envrt.stat_cleanup for what was left alone.")));
-	params = provider_call_params(row);
-	if (strcmp(driver, "plugin") == 0 &&
+	called_lease_load(&call, lease_id, &lease);
+	require_provider(lease.driver, lease.provider, "resume");
+	params = called_lease_params(&call, &lease, "lease resume");
+	if (strcmp(lease.driver, "plugin") == 0 &&
 	    !json_is_string(json_object_get(params, "providerLeaseId")))
 		ereport(
 		    ERROR,
 		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		     errmsg("Plugin environment lease \"%s\" does not have a provider lease id to resume.",
 		            uuid_text(lease_id))));
-	plugins_restrict(params);
 	result = provider_call("environmentResumeLease", params, provider_patience(params), &error);
-	if (error != NULL)
-		driver_host_raise(error);
+	require_resumed(&lease, params, result, error);
 	answer = json_guard(json_object_new());
 	for (int i = 0; i < (int) lengthof(keys); i++)
 	{
@@ -182,31 +209,33 @@ envrt_destroy_lease(PG_FUNCTION_ARGS)
 	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
 	Datum values[2] = {UUIDPGetDatum(lease_id)};
 	ApiCall call;
-	char *driver;
-	char *provider;
-	char *status;
+	LookedAt lease;
+	const json_t *row;
 	LedgerReply reply;
 	Datum result;
 
 	api_enter(&call, "envrt_destroy_lease()");
-	look_at_lease(&call, lease_id, &driver, &provider, &status);
-	require_provider(driver, provider, "destroy");
+	look_at_lease(&call, lease_id, &lease);
+	require_provider(lease.driver, lease.provider, "destroy");
+	row = provider_row(lease_id, false);
+	if (row != NULL)
+		called_lease_require_row(lease_id, lease.company_id, row);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	FAULT_POINT("destroy-before-update");
 	if (statement_write(TABLE_ENVIRONMENT_LEASES, &destroy, values, NULL) == 0)
 	{
 		/* As it is now: it may just have been ended. */
 		if (statement_execute_latest(&find, values, NULL) > 0)
-			status = result_text(0, 1);
+			lease.status = result_text(0, 1);
 		ereport(
 		    ERROR,
 		    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		     errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id), status),
+		     errmsg("Lease \"%s\" is not active (status: %s).", uuid_text(lease_id), lease.status),
 		     errhint(
 		         "It has ended already: envrt_await_cleanup() says what became of what it held.")));
 	}
 	result = result_row_datum(fcinfo);
-	ledger_ask(LEDGER_DOOM, lease_id_content(lease_id), 0, &reply);
+	ledger_ask(LEDGER_DOOM, lease_id_content(lease_id, lease.company_id), 0, &reply);
 	FAULT_POINT("destroy-after-update");
 	api_leave(&call);
 	PG_RETURN_DATUM(result);
@@ -272,12 +301,27 @@ envrt_await_cleanup(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(result);
 }
 
-/* The lease as the ledger is asked about it; a lease that the caller can't see does not exist. */
-static void
-require_visible(const ApiCall *call, const pg_uuid_t *lease_id)
+/*
+ * What is asked of the ledger about a lease that need not be there any more, for who sees all.
+ * For others it is one that they can see, and of its company.
+ */
+static Jsonb *
+visible_lease_content(const ApiCall *call, const pg_uuid_t *lease_id)
 {
-	if (!caller_can_see(call, TABLE_ENVIRONMENT_LEASES, lease_id))
+	static Statement find = {
+	    "SELECT company_id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(lease_id)};
+
+	caller_needs_select(call, TABLE_ENVIRONMENT_LEASES);
+	if (!caller_is_restricted(call, TABLE_ENVIRONMENT_LEASES))
+		return lease_id_content(lease_id, NULL);
+	if (!caller_can_see(call, TABLE_ENVIRONMENT_LEASES, lease_id) ||
+	    statement_execute(&find, values, NULL) == 0)
 		report_no_lease(lease_id);
+	return lease_id_content(lease_id, result_uuid(0, 1));
 }
 
 /*
@@ -298,8 +342,7 @@ envrt_retry_cleanup(PG_FUNCTION_ARGS)
 	LedgerReply reply;
 
 	api_enter(&call, "envrt_retry_cleanup()");
-	require_visible(&call, lease_id);
-	ledger_ask(LEDGER_RETRY, lease_id_content(lease_id), 0, &reply);
+	ledger_ask(LEDGER_RETRY, visible_lease_content(&call, lease_id), 0, &reply);
 	if (reply.outcome != LEDGER_DONE)
 		ereport(ERROR,
 		        (errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -322,8 +365,7 @@ envrt_forget_provider_lease(PG_FUNCTION_ARGS)
 	LedgerReply reply;
 
 	api_enter(&call, "envrt_forget_provider_lease()");
-	require_visible(&call, lease_id);
-	ledger_ask(LEDGER_FORGET, lease_id_content(lease_id), 0, &reply);
+	ledger_ask(LEDGER_FORGET, visible_lease_content(&call, lease_id), 0, &reply);
 	if (reply.outcome == LEDGER_NOT_FOUND)
 		ereport(ERROR,
 		        (errcode(ERRCODE_UNDEFINED_OBJECT),

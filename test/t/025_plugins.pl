@@ -149,6 +149,78 @@ like($plugin_id, qr/^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 	is((calls())[0][1]{providerLeaseId}, undef, 'plugin: a release without an id');
 }
 
+# What a resume has to answer, and what becomes of something else
+{
+	new_directory();
+	my $environment = of_driver();
+	my $lease = acquire($node, $company, $environment, make_run($node, $company));
+
+	for my $case ([ { providerLeaseId => undef, metadata => {} }, qr/the provider says that it is gone/ ],
+		[ { providerLeaseId => $lease->{provider_lease_id}, metadata => { expired => $true } }, qr/the provider says that it has expired/ ],
+		[ { metadata => {} }, qr/answered environmentResumeLease with what is no lease/ ],
+		[ { providerLeaseId => 'recorder://another', metadata => {} }, qr/the provider resumed another provider lease/ ])
+	{
+		my ($answer, $pattern) = @$case;
+
+		$recorder->answer(environmentResumeLease => $answer);
+		my ($state, $message) = sql_state($node, "SELECT envrt_resume_lease('$lease->{id}')");
+		is($state, '38000', "plugin: a resume that answers $pattern: state");
+		like($message, $pattern, '... message');
+	}
+	wait_until_sql($node, "SELECT count(*) = 1 FROM envrt.provider_leases WHERE environment_id = '$environment'", 'what was resumed instead to go', 60);
+	is_deeply([ map { $_->[1]{providerLeaseId} } grep { $_->[0] eq 'environmentDestroyLease' } calls() ], ['recorder://another'], 'plugin: it was destroyed, and nothing else');
+	$recorder->answer('environmentResumeLease');
+	is(from_json(sql("SELECT envrt_resume_lease('$lease->{id}')"))->{providerLeaseId}, $lease->{provider_lease_id}, 'plugin: and the lease can be resumed still');
+}
+
+# Whoever may write a lease can give it another company: what is behind it stays its own company's, for each function
+# that is told a lease.
+{
+	my %on_its_row = map { $_ => 1 } qw(envrt_release_lease envrt_renew_lease envrt_await_cleanup envrt_await_lease);
+	my $other = make_company($node);
+
+	new_directory();
+	my $environment = of_driver();
+	my $lease = acquire($node, $company, $environment, make_run($node, $company))->{id};
+	my %call = (
+		envrt_resume_lease => '', envrt_destroy_lease => '', envrt_realize_workspace => '', envrt_execute => ", 'true'", envrt_execute_raw => ", 'true'",
+		envrt_start_execution => ", 'true'", envrt_push_files => ", '$directory'", envrt_pull_files => ", '$directory'",
+		envrt_retry_cleanup => '', envrt_forget_provider_lease => '');
+	is_deeply([ split /\n/, sql("SELECT DISTINCT proname FROM pg_proc WHERE proname LIKE 'envrt\\_%' AND proargnames[1] = 'lease_id' AND (proargmodes IS NULL OR proargmodes[1] = 'i') ORDER BY 1") ],
+		[ sort keys %call, keys %on_its_row ], 'each function that is told a lease is looked at');
+	sql(<<"SQL");
+CREATE ROLE other_tenant LOGIN;
+GRANT USAGE ON SCHEMA envrt TO other_tenant;
+GRANT SELECT ON ALL TABLES IN SCHEMA envrt TO other_tenant;
+GRANT pg_read_server_files, pg_write_server_files TO other_tenant;
+ALTER TABLE envrt.environment_leases ENABLE ROW LEVEL SECURITY;
+CREATE POLICY other_tenant ON envrt.environment_leases TO other_tenant USING (company_id = '$other');
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO other_tenant;
+UPDATE envrt.environment_leases SET company_id = '$other' WHERE id = '$lease';
+SQL
+	calls();
+	for my $function (sort keys %call)
+	{
+		for my $state ('held', 'unresolved')
+		{
+			sql("UPDATE envrt.provider_leases SET state = '$state' WHERE lease_id = '$lease'");
+			my ($got, $message) = sql_state($node, "SELECT $function('$lease'$call{$function})", psql => { extra_params => [ '-U', 'other_tenant' ] });
+
+			if ($function eq 'envrt_start_execution' && $got eq '00000')
+			{
+				wait_until_sql($node, "SELECT bool_and(state = 'failed') FROM envrt.executions WHERE lease_id = '$lease'", 'the execution to fail', 60);
+				$got = sql("SELECT string_agg(DISTINCT sqlstate, ' ') FROM envrt.executions WHERE lease_id = '$lease'");
+			}
+			# A plugin moves no files.
+			is($got, $function =~ /retry|forget/ ? '42704' : $function =~ /files/ ? '0A000' : '42501', "$function by another company ($state)") or diag $message;
+		}
+	}
+	is_deeply([ map { $_->[0] } calls() ], [], 'the plugin was asked nothing');
+	is(sql("SELECT l.status, p.state, p.doomed FROM envrt.environment_leases l, envrt.provider_leases p WHERE l.id = '$lease' AND p.lease_id = '$lease'"), 'active|unresolved|f', 'and nothing was done');
+	sql("ALTER TABLE envrt.environment_leases DISABLE ROW LEVEL SECURITY; UPDATE envrt.provider_leases SET state = 'held' WHERE lease_id = '$lease'; SELECT envrt_release_lease('$lease')");
+	cleaned_up($lease, 'plugin, of another company by then');
+}
+
 # After the commit, by the scheduler: the same.
 {
 	new_directory();
