@@ -866,7 +866,9 @@ CREATE VIEW envrt.stat_cleanup AS
                 THEN 'plugin:' OPERATOR(pg_catalog.||) p.plugin_key OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) p.driver_key
                 ELSE p.driver_key END AS provider, p.provider_lease_id, p.lease_policy,
            p.state, p.cleanup, p.attempts, p.next_attempt_at, p.last_error,
-           CASE WHEN p.system_identifier OPERATOR(pg_catalog.=) o.system_identifier AND p.database_id OPERATOR(pg_catalog.=) o.database_id
+           -- A standby has no launcher that says which server it is, nor has one without preload.
+           CASE WHEN o.instance IS NULL THEN 'unknown'
+                WHEN p.system_identifier OPERATOR(pg_catalog.=) o.system_identifier AND p.database_id OPERATOR(pg_catalog.=) o.database_id
                      AND p.timeline OPERATOR(pg_catalog.=) o.timeline AND p.instance OPERATOR(pg_catalog.=) o.instance
                 THEN 'own' ELSE 'foreign' END AS made_by,
            p.created_at, p.updated_at
@@ -880,7 +882,7 @@ CREATE VIEW envrt.stat_cleanup AS
       AND l.provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake'])
       AND NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id OPERATOR(pg_catalog.=) l.id);
 COMMENT ON VIEW envrt.stat_cleanup IS
-'The ledger without config and secrets: each provider lease that may exist, its state, attempts to clean it up, the next one (null: none by itself), the last error. made_by foreign: made by another server, left alone until envrt_claim_instance';
+'The ledger without config and secrets: each provider lease that may exist, its state, attempts to clean it up, the next one (null: none by itself), the last error. made_by own: by this server; foreign: by another one, left alone until envrt_claim_instance; unknown: on a standby, which leaves all to its primary, and without preload';
 
 -- ---------------------------------------------------------------------------------------------
 -- Plugins

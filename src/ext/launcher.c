@@ -31,7 +31,8 @@
 #include "utils/timeout.h"
 #include "workers.h"
 
-#define INSTANCE_RETRY_MS 10000
+#define INSTANCE_RETRY_MS 1000
+#define INSTANCE_RETRIES 6 /* after which they are no farther apart */
 
 void
 launcher_register(void)
@@ -81,18 +82,19 @@ sleep_time(TimestampTz first, TimestampTz second)
 	return TimestampDifferenceMilliseconds(timer_now(), until);
 }
 
+static TimestampTz instance_retry_at = DT_NOBEGIN;
+
 /* DT_NOBEGIN when it is known which server this is; else when to try that again. */
 static TimestampTz
 know_instance(void)
 {
-	static TimestampTz retry_at = DT_NOEND;
 	static bool known = false;
-	static bool said = false;
+	static int failures = 0;
 
 	if (known)
 		return DT_NOBEGIN;
-	if (retry_at != DT_NOEND && timer_now() < retry_at)
-		return retry_at;
+	if (timer_now() < instance_retry_at)
+		return instance_retry_at;
 	PG_TRY();
 	{
 		instance_establish();
@@ -100,20 +102,20 @@ know_instance(void)
 	}
 	PG_CATCH();
 	{
-		if (!said)
+		if (failures == 0)
 		{
 			errcontext("No envrt scheduler is started before; this is said once, and tried again "
-			           "every %d seconds.",
-			           INSTANCE_RETRY_MS / 1000);
+			           "from time to time and after a reload.");
 			EmitErrorReport();
 		}
-		said = true;
 		FlushErrorState();
 		MemoryContextSwitchTo(TopMemoryContext);
-		retry_at = TimestampTzPlusMilliseconds(timer_now(), INSTANCE_RETRY_MS);
+		instance_retry_at = TimestampTzPlusMilliseconds(
+		    timer_now(), INSTANCE_RETRY_MS << Min(failures, INSTANCE_RETRIES));
+		failures++;
 	}
 	PG_END_TRY();
-	return known ? DT_NOBEGIN : retry_at;
+	return known ? DT_NOBEGIN : instance_retry_at;
 }
 
 void
@@ -149,6 +151,7 @@ envrt_launcher_main(Datum argument)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 			host_process_configure();
+			instance_retry_at = DT_NOBEGIN;
 		}
 		host_deadline = host_process_tend();
 		scheduler_deadline = know_instance();

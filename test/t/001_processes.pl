@@ -80,10 +80,27 @@ running('bare3,postgres,renamed', 'both renamed');
 # A template has none, nor has one that takes no connections
 $node->safe_psql('postgres', 'ALTER DATABASE bare3 IS_TEMPLATE true');
 running('postgres,renamed', 'a database that becomes a template loses its scheduler');
+{
+	my ($state, $message) = sql_state($node, 'SELECT envrt_retry_cleanup(gen_random_uuid())', database => 'bare3');
+
+	is($state, '55000', 'what needs one there fails');
+	like($message, qr/this database is a template, so it has no envrt scheduler\n.*HINT:  ALTER DATABASE bare3 IS_TEMPLATE false;/s, 'and says what is the matter');
+}
 $node->safe_psql('postgres', 'ALTER DATABASE bare3 IS_TEMPLATE false');
 running('bare3,postgres,renamed', 'and gets it back');
 $node->safe_psql('postgres', 'ALTER DATABASE bare3 ALLOW_CONNECTIONS false');
 running('postgres,renamed', 'so does one that takes no connections');
+# As a DROP DATABASE leaves one that was interrupted; the next one that is made has the launcher look.
+{
+	my $logged = -s $node->logfile;
+
+	$node->safe_psql('postgres', "UPDATE pg_database SET datconnlimit = -2, datallowconn = true WHERE datname = 'bare3'; CREATE DATABASE looked");
+	$node->safe_psql('looked', 'CREATE EXTENSION envrt');
+	running('looked,postgres,renamed', 'nor has an invalid one');
+	unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged), qr/FATAL/, 'and nobody tries to connect to it');
+	$node->safe_psql('postgres', "UPDATE pg_database SET datconnlimit = -1 WHERE datname = 'bare3'; DROP DATABASE looked");
+	running('bare3,postgres,renamed', 'and it gets one when it is valid again');
+}
 $node->safe_psql('postgres', 'DROP DATABASE bare3');
 
 # Prepared transactions
@@ -132,6 +149,25 @@ running('many10,many11,many12,postgres', 'the others get theirs when there are s
 my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged);
 is(scalar(() = $log =~ /out of background worker slots/g), 1, 'said once');
 like($log, qr/HINT:  Raise max_worker_processes/, 'with a hint');
+
+# Which server it is can't be read: said once, tried again, and nothing is done before.
+{
+	my $file = $node->data_dir . '/pg_envrt/instance';
+	my $said = sub { return scalar(() = PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged) =~ /could not open file "pg_envrt\/instance"/g) };
+
+	$node->stop('fast');
+	chmod 0, $file or die $!;
+	$logged = -s $node->logfile;
+	$node->start;
+	wait_until('the launcher to say that it does not know which server it is', sub { $said->() > 0 });
+	# It tries again a second later, and three.
+	sleep 4;
+	is($said->(), 1, 'a file of the instance that can\'t be read is said once');
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM envrt.stat_schedulers'), '0', 'without it there is no scheduler');
+	chmod 0600, $file or die $!;
+	$node->reload;
+	running('many10,many11,many12,postgres', 'after a reload there is');
+}
 
 $node->stop('fast');
 pass('a fast shutdown is not held up');

@@ -122,6 +122,20 @@ SKIP:
 		'LC_ALL,PATH', 'its environment is clean');
 }
 
+# Somebody empties its directory, or takes it away
+for my $case ([ 'its socket file is removed', sub { unlink "$data/pg_stat_tmp/envrt_host.sock" } ],
+	[ 'its directory is emptied', sub { unlink glob "$data/pg_stat_tmp/*" } ],
+	[ 'its directory is removed', sub { rename "$data/pg_stat_tmp", "$data/pg_stat_tmp.old" } ])
+{
+	my ($what, $do) = @$case;
+	my $before = host_pid();
+
+	ok($do->(), $what);
+	wait_until('another driver host', sub { host_pid() ne $before }, 30);
+	is((acquire($node, $company, $good, $run))->{status}, 'active', '... another one comes, and ssh works');
+	is($node->safe_psql('postgres', 'SELECT last_exit FROM envrt.stat_driver_host'), 'Its socket file was removed.', '... and the view says why');
+}
+
 # A crash restart replaces it.
 $third = host_pid();
 my $launcher = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'envrt launcher'");

@@ -346,6 +346,8 @@ $original->backup('base');
 
 	$original->wait_for_catchup($standby, 'replay');
 	is($standby->safe_psql('postgres', 'SELECT count(*) FROM envrt.stat_schedulers'), '0', 'a standby has no scheduler');
+	is($standby->safe_psql('postgres', 'SELECT count(*) > 0, string_agg(DISTINCT made_by, \' \') FROM envrt.stat_cleanup c JOIN envrt.provider_leases p USING (lease_id)'),
+		't|unknown', 'and says of no row of the ledger that it is somebody else\'s');
 	$standby->promote;
 	leaves_alone('a promoted standby', $standby, known => $rows + 1, before => $before);
 
