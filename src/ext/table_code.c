@@ -17,10 +17,11 @@
  * object depends on, every function, operator, type and relation is reached;
  * each must have a trusted owner.  What initdb has made is trusted.
  *
- * Followed where it runs with our rights only: a foreign key's other table is
- * read with the rights of its own owner, and what a policy selects from with
- * those of the caller whom it is asked for; a function's inside is the
- * business of its owner.
+ * Followed where it runs with our rights only: the table that a foreign key
+ * refers to is read with the rights of its own owner, and what a policy selects
+ * from with those of the caller whom it is asked for; a function's inside is the
+ * business of its owner.  The tables that foreign keys change when our rows go
+ * (reach_follower) are followed, however many there are in a row.
  *
  * The check holds until something that it looked at changes: the callbacks
  * compare what is invalidated with what was noted.  An object is noted before
@@ -76,6 +77,10 @@
 #define CODE_WRITTEN 1
 /* Of a policy: what it selects from is read by us. */
 #define CODE_READS 2
+/* Of a relation that is written: rows of it are deleted, and its column id is changed. */
+#define CODE_DELETED 4
+#define CODE_REKEYED 8
+#define CODE_WRITES (CODE_WRITTEN | CODE_DELETED | CODE_REKEYED)
 
 typedef struct CodeKey
 {
@@ -337,25 +342,18 @@ note_deferrable(UsedTables *set, Oid constraint)
 	MemoryContextSwitchTo(saved);
 }
 
-/*
- * A foreign key of another table that follows a change of this one's keys:
- * that table's triggers fire within our statement.  The column id apart, which
- * envrt never changes.
- */
-static void
-reach_follower(Walk *walk, const Code *code, Form_pg_trigger trigger)
+/* Whether a foreign key refers to a column that a write of the relation may change. */
+static bool
+refers_to_changed(const Code *code, Oid constraint)
 {
 	HeapTuple tuple;
 	Datum columns;
 	bool isnull;
-	bool changes = false;
+	bool changes = (code->key.flags & CODE_REKEYED) != 0;
 
-	if (trigger->tgfoid != F_RI_FKEY_CASCADE_UPD && trigger->tgfoid != F_RI_FKEY_SETNULL_UPD &&
-	    trigger->tgfoid != F_RI_FKEY_SETDEFAULT_UPD)
-		return;
-	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(trigger->tgconstraint));
+	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint));
 	if (!HeapTupleIsValid(tuple))
-		return;
+		return false;
 	columns = SysCacheGetAttr(CONSTROID, tuple, Anum_pg_constraint_confkey, &isnull);
 	if (!isnull)
 	{
@@ -365,14 +363,51 @@ reach_follower(Walk *walk, const Code *code, Form_pg_trigger trigger)
 
 		for (int i = 0; i < count; i++)
 		{
-			const char *name = get_attname(trigger->tgrelid, numbers[i], true);
+			const char *name = get_attname(code->key.objid, numbers[i], true);
 
 			changes = changes || name == NULL || strcmp(name, "id") != 0;
 		}
 	}
 	ReleaseSysCache(tuple);
-	if (changes)
-		reach(walk, code, RelationRelationId, trigger->tgconstrrelid, CODE_WRITTEN);
+	return changes;
+}
+
+/*
+ * A foreign key of another table that does something to that one's rows when
+ * this one's are deleted or get other keys.  It is done as the other table's
+ * owner, but that table's AFTER triggers fire at the end of our statement,
+ * with our rights; and further foreign keys follow.  envrt never changes the
+ * column id of its own tables.
+ */
+static void
+reach_follower(Walk *walk, const Code *code, Form_pg_trigger trigger)
+{
+	uint32 flags;
+
+	switch (trigger->tgfoid)
+	{
+		case F_RI_FKEY_CASCADE_DEL:
+			if (!(code->key.flags & CODE_DELETED))
+				return;
+			flags = CODE_WRITTEN | CODE_DELETED;
+			break;
+		case F_RI_FKEY_SETNULL_DEL:
+		case F_RI_FKEY_SETDEFAULT_DEL:
+			if (!(code->key.flags & CODE_DELETED))
+				return;
+			flags = CODE_WRITTEN | CODE_REKEYED;
+			break;
+		case F_RI_FKEY_CASCADE_UPD:
+		case F_RI_FKEY_SETNULL_UPD:
+		case F_RI_FKEY_SETDEFAULT_UPD:
+			if (!refers_to_changed(code, trigger->tgconstraint))
+				return;
+			flags = CODE_WRITTEN | CODE_REKEYED;
+			break;
+		default:
+			return;
+	}
+	reach(walk, code, RelationRelationId, trigger->tgconstrrelid, flags);
 }
 
 /* One part of a relation: whether it is in force, and what it brings. */
@@ -391,7 +426,7 @@ reach_part(Walk *walk, const Code *code, const PartsOf *parts, HeapTuple tuple, 
 			    (rule->ev_type != '1' && !(code->key.flags & CODE_WRITTEN)))
 				return;
 			/* What it does is done in our statement, to other tables as well. */
-			flags = rule->ev_type != '1' ? CODE_WRITTEN : 0;
+			flags = rule->ev_type != '1' ? CODE_WRITES : 0;
 			break;
 		}
 		case TriggerRelationId:
@@ -548,7 +583,7 @@ visit(Walk *walk, const Code *code)
 	if (OidIsValid(owner))
 		require_trusted(walk, code, owner);
 	reach_used(walk, code, code->key.classid == RewriteRelationId || code->key.flags & CODE_READS,
-	           code->key.flags & CODE_WRITTEN);
+	           code->key.flags & CODE_WRITES);
 	if (code->key.classid == TypeRelationId)
 		reach_parts(walk, code, parts_of_type, 0);
 	if (code->key.classid == OperatorFamilyRelationId)
@@ -605,7 +640,8 @@ check(UsedTables *set)
 		note(set, RelationRelationId, relid);
 		check_table(set, table, relid);
 		reach(&walk, NULL, RelationRelationId, relid,
-		      set->tables[table].written ? CODE_WRITTEN : 0);
+		      (set->tables[table].written ? CODE_WRITTEN : 0) |
+		          (set->tables[table].deleted ? CODE_DELETED : 0));
 	}
 	while (done < list_length(walk.todo))
 	{

@@ -76,16 +76,19 @@ static const UsedTable shared_tables[SHARED_TABLE_COUNT] = {
     [TABLE_HEARTBEAT_RUNS] = {"heartbeat_runs", false},
     [TABLE_ENVIRONMENTS] = {"environments", true},
     [TABLE_ENVIRONMENT_LEASES] = {"environment_leases", true},
-    [TABLE_COMPANY_SECRETS] = {"company_secrets", true},
-    [TABLE_COMPANY_SECRET_VERSIONS] = {"company_secret_versions", true},
+    [TABLE_COMPANY_SECRETS] = {"company_secrets", true, true},
+    [TABLE_COMPANY_SECRET_VERSIONS] = {"company_secret_versions", true, true},
     [TABLE_PLUGINS] = {"plugins", true},
     [TABLE_ACTIVITY_LOG] = {"activity_log", true},
     [TABLE_EXECUTION_WORKSPACES] = {"execution_workspaces", false},
 };
 
 static const UsedTable own_tables[] = {
-    {"provider_leases", true},  {"lease_requests", true}, {"executions", true},
-    {"execution_output", true}, {"settings", true},
+    {"provider_leases", true, true},
+    {"lease_requests", true, true},
+    {"executions", true, true},
+    {"execution_output", true, true},
+    {"settings", true},
 };
 
 /* The first one's owner is whose rights all are used with. */
@@ -421,10 +424,14 @@ find_tables(const Statement *statement, const UsedTables *set, const char *mark,
 			{
 				const Query *query = lfirst_node(Query, cell);
 
-				if (query->resultRelation != 0 &&
-				    rt_fetch(query->resultRelation, query->rtable)->relid ==
+				if (query->resultRelation == 0 ||
+				    rt_fetch(query->resultRelation, query->rtable)->relid !=
 				        used_table_oid(set, table))
-					*written |= 1U << table;
+					continue;
+				*written |= 1U << table;
+				if (query->commandType == CMD_DELETE && !set->tables[table].deleted)
+					elog(ERROR, "rows of %s are not to be deleted: \"%s\"", set->tables[table].name,
+					     statement->text);
 			}
 		if (*written & 1U << table && !set->tables[table].written)
 			elog(ERROR, "%s is not to be written: \"%s\"", set->tables[table].name,

@@ -131,12 +131,20 @@ my @kinds = (
 	[ 'type of a column', q{%a; CREATE TYPE %s.%n AS (a integer); %p; ALTER TABLE envrt.%t ADD COLUMN %n %s.%n} ],
 	[ 'deferred foreign key', '%a; CREATE TABLE %s.%n (id integer PRIMARY KEY CHECK (%s.yes(%i))); INSERT INTO %s.%n VALUES (1); %p; ALTER TABLE envrt.%t ADD COLUMN %n integer DEFAULT 1 REFERENCES %s.%n DEFERRABLE INITIALLY DEFERRED' ],
 	[ 'following foreign key', 'CREATE TABLE %s.%n (id uuid REFERENCES envrt.%t ON UPDATE CASCADE); CREATE TRIGGER %n AFTER INSERT OR UPDATE ON %s.%n FOR EACH STATEMENT EXECUTE FUNCTION %s.by_trigger(%i)' ],
+	[ 'cascade', 'CREATE TABLE %s.%n (id uuid REFERENCES envrt.%t ON DELETE CASCADE); CREATE TRIGGER %n AFTER DELETE ON %s.%n FOR EACH ROW EXECUTE FUNCTION %s.by_trigger(%i); %p; INSERT INTO %s.%n SELECT id FROM envrt.%t' ],
+	[ 'cascade that sets null', 'CREATE TABLE %s.%n (id uuid REFERENCES envrt.%t ON DELETE SET NULL); CREATE TRIGGER %n AFTER UPDATE ON %s.%n FOR EACH STATEMENT EXECUTE FUNCTION %s.by_trigger(%i); %p; INSERT INTO %s.%n SELECT id FROM envrt.%t' ],
+	# Behind a table of somebody who is trusted
+	[ 'cascade of a cascade', 'CREATE TABLE own.%n_first (id uuid UNIQUE REFERENCES envrt.%t ON DELETE CASCADE); GRANT REFERENCES ON own.%n_first TO PUBLIC; %a; CREATE TABLE %s.%n (id uuid REFERENCES own.%n_first (id) ON DELETE SET DEFAULT); CREATE TRIGGER %n AFTER UPDATE ON %s.%n FOR EACH ROW EXECUTE FUNCTION %s.by_trigger(%i); %p; INSERT INTO own.%n_first SELECT id FROM envrt.%t; INSERT INTO %s.%n SELECT id FROM envrt.%t' ],
+	[ 'cascade of a changed id', 'CREATE TABLE own.%n_first (id uuid UNIQUE REFERENCES envrt.%t ON DELETE SET NULL); GRANT REFERENCES ON own.%n_first TO PUBLIC; %a; CREATE TABLE %s.%n (id uuid REFERENCES own.%n_first (id) ON UPDATE CASCADE); CREATE TRIGGER %n AFTER UPDATE ON %s.%n FOR EACH ROW EXECUTE FUNCTION %s.by_trigger(%i); %p; INSERT INTO own.%n_first SELECT id FROM envrt.%t; INSERT INTO %s.%n SELECT id FROM envrt.%t' ],
 	[ 'child table', 'CREATE TABLE %s.%n () INHERITS (envrt.%t); CREATE TRIGGER %n BEFORE UPDATE ON %s.%n FOR EACH ROW EXECUTE FUNCTION %s.by_trigger(%i); ALTER TABLE %s.%n OWNER TO %r' ],
 );
 # PostgreSQL refuses our INSERT ... ON CONFLICT by itself on a table with a rule.
 my %on_conflict = map { $_ => 1 } qw(environments company_secrets plugins);
 # What a stranger puts on somebody else's table runs with the stranger's rights there: harmless.
 my %harmless = map { $_ => 1 } ('deferred foreign key', 'following foreign key');
+# These can run where envrt deletes rows; elsewhere they are harmless as well.
+my %deleted = map { $_ => 1 } qw(company_secrets company_secret_versions);
+$harmless{$_} = 1 for grep { /^cascade/ } map { $_->[0] } @kinds;
 
 sub put
 {
@@ -155,7 +163,7 @@ sub put
 # As one who would do anything: what comes of each of these calls.
 sub calls
 {
-	my ($lease) = @_;
+	my ($lease, $doomed) = @_;
 
 	return (
 		"SELECT envrt_ensure_local_environment('$company')",
@@ -166,6 +174,7 @@ sub calls
 		"SELECT envrt_acquire_lease('$company', '$local', '$run', NULL, '$workspace')",
 		"SELECT envrt_request_lease('$company', '$local', '$run')",
 		"UPDATE public.jobs SET status = CASE status WHEN 'running' THEN 'failed' ELSE 'running' END",
+		"SELECT envrt_delete_secret('$doomed')",
 		'SELECT envrt_reload_plugins()');
 }
 
@@ -198,7 +207,7 @@ my $lease;
 	{
 		my $lease = sql("SELECT id FROM envrt_acquire_lease('$company', '$local', '$run')", $user);
 
-		for my $call (calls($lease))
+		for my $call (calls($lease, sql("SELECT envrt_create_secret('$company', 'doomed', 'value')")))
 		{
 			my ($state, $text) = sql_state($node, $call, psql => { extra_params => [ '-U', $user ] });
 
@@ -284,7 +293,8 @@ my $lease;
 			$drop .= "DROP POLICY $name ON envrt.$table; ALTER TABLE envrt.$table DISABLE ROW LEVEL SECURITY;\n" if $kind eq 'policy';
 			$drop .= "ALTER TABLE envrt.$table DROP CONSTRAINT IF EXISTS $name, DROP COLUMN IF EXISTS $name;\n";
 			$drop .= "DROP INDEX IF EXISTS envrt.$name; DROP STATISTICS IF EXISTS envrt.$name;\n" if $kind =~ /index|statistics/;
-			$drop .= "DROP TABLE own.$name;\n" if $kind =~ /^(?:following|child)/;
+			$drop .= "DROP TABLE own.$name;\n" if $kind =~ /^(?:following|child|cascade)/;
+			$drop .= "DROP TABLE own.${name}_first;\n" if $kind =~ /^cascade of/;
 		}
 	}
 	sql("SET client_min_messages = warning; $drop", 'app');
@@ -330,7 +340,7 @@ SQL
 {
 	my $offset = log_end();
 	my @tries;
-	my @calls = calls($lease);
+	my @calls = calls($lease, sql("SELECT envrt_create_secret('$company', 'doomed', 'value')"));
 
 	for my $kind (map { $_->[0] } @kinds)
 	{
@@ -338,7 +348,7 @@ SQL
 		{
 			my ($name, $put) = put($kind, $table, 'strange');
 			# With the stranger's privileges, or as an owner puts it there who trusts him.
-			my $putter = $kind =~ /trigger|WHEN|^following/ ? 'stranger' : 'postgres';
+			my $putter = $kind =~ /^cascade of/ ? 'app' : $kind =~ /trigger|WHEN|^following|^cascade/ ? 'stranger' : 'postgres';
 			my @some = $table eq 'plugins' || $table eq 'environment_leases' ? @calls : @calls[ 0 .. $#calls - 1 ];
 
 			push @tries, [ $kind, $table, $name, $put, $putter, \@some ];
@@ -361,7 +371,8 @@ SQL
 		# Where nothing is refused it is because nothing runs.
 		my $refused = $state =~ /postgres/ && $state =~ /tenant/;
 		push @{ $wrong{$kind} }, "$table: not even tried" if !defined $part;
-		push @{ $wrong{$kind} }, "$table: $state" if !$refused && $table eq 'environment_leases' && !$harmless{$kind};
+		push @{ $wrong{$kind} }, "$table: $state" if !$refused && ($kind =~ /^cascade/ ? $deleted{$table} : $table eq 'environment_leases' && !$harmless{$kind});
+		push @{ $wrong{$kind} }, "$table: refused" if $refused && $kind =~ /^cascade/ && !$deleted{$table};
 		$list{"$kind of a stranger"}{$table} = $refused ? 'refused' : %$runs ? join(', ', sort keys %$runs) : 'does not run';
 	}
 	is_deeply($wrong{$_} // [], [], "$_ of a stranger: refused, or does not run") for map { $_->[0] } @kinds;
