@@ -16,7 +16,8 @@
  * pg_upgrade takes the databases along and leaves the files behind: so a
  * fingerprint in a database without a key file means that there is a key
  * somewhere, and none is made.  Each scheduler brings the two fingerprints in
- * step when it starts, so that a database without secrets knows as well.
+ * step when it starts and when a key is made, so that a database without
+ * secrets knows as well.
  *
  * The file is read at each use and the bytes are zeroed after it: nothing of
  * it stays in the backend.
@@ -33,6 +34,7 @@
 #include "miscadmin.h"
 #include "protocol.h"
 #include "settings.h"
+#include "shared_state.h"
 #include "storage/fd.h"
 #include "tables.h"
 #include "utils/builtins.h"
@@ -248,7 +250,7 @@ write_fingerprint(const char *text)
 
 /*
  * master_key_start
- *		When the scheduler starts: the fingerprints of server and database, brought in step.
+ *		In the scheduler: the fingerprints of server and database, brought in step.
  */
 void
 master_key_start(void)
@@ -273,6 +275,22 @@ master_key_start(void)
 		         errmsg("the master key file \"%s\" does not exist", key_file()),
 		         errdetail("This database remembers a key with the fingerprint %s.", remembered),
 		         errhint(RESTORE_HINT)));
+}
+
+/*
+ * Have each database of the server remember the new key, also one that has no secret: after a
+ * pg_upgrade it would make another.
+ */
+static void
+tell_schedulers(void)
+{
+	if (shared_state == NULL)
+		return;
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared_state->nslots; i++)
+		if (shared_state->slots[i].state != SCHEDULER_FREE)
+			scheduler_recheck(&shared_state->slots[i]);
+	LWLockRelease(shared_state->lock);
 }
 
 /* Make the key file; somebody else may be doing so too. */
@@ -309,6 +327,7 @@ make_key(unsigned char *master)
 		report_unusable(path, "was there and is gone again", "Try again.");
 	fingerprint_of(master, fingerprint);
 	(void) write_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint));
+	tell_schedulers();
 }
 
 /* This database must be the key's: remember its fingerprint, or compare. */

@@ -186,7 +186,7 @@ look_at_master_key(void)
 	}
 	PG_CATCH();
 	{
-		ledger_abort("looking for the master key when the scheduler starts");
+		ledger_abort("looking for the master key");
 	}
 	PG_END_TRY();
 }
@@ -450,7 +450,11 @@ envrt_scheduler_main(Datum argument)
 			proc_exit(0);
 		}
 		if (recheck)
+		{
 			end_where_absent();
+			if (started)
+				look_at_master_key();
+		}
 
 		next = started ? do_what_is_due() : start();
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
