@@ -13,7 +13,8 @@ typedef struct UsedTable
 {
 	const char *name;
 	bool written; /* by us: its triggers fire */
-	bool deleted; /* we delete rows of it: what foreign keys then do to other tables is done by us */
+	bool
+	    deleted; /* we delete rows of it: what foreign keys then do to other tables is done by us */
 } UsedTable;
 
 /*
