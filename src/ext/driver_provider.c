@@ -56,6 +56,7 @@
 #include "shared_state.h"
 #include "storage/latch.h"
 #include "tables.h"
+#include "timer.h"
 #include "utils/timestamp.h"
 
 pg_noreturn static void
@@ -100,7 +101,7 @@ sleep_for(long ms)
 static json_t *
 resume(AcquireRequest *request)
 {
-	TimestampTz begun = GetCurrentTimestamp();
+	TimestampTz begun = timer_now();
 
 	for (long pause = PROVIDER_RESUME_PAUSE_MS;;
 	     pause = Min(2 * pause, PROVIDER_RESUME_MAX_PAUSE_MS))
@@ -140,7 +141,7 @@ resume(AcquireRequest *request)
 				provider_report_not_resumed(request->environment->name, reason, NULL);
 			case RESUME_FAILED:
 				until = TimestampTzPlusMilliseconds(begun, envrt_reuse_retry);
-				if (TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause) > until)
+				if (TimestampTzPlusMilliseconds(timer_now(), pause) > until)
 					provider_report_not_resumed(request->environment->name, reason, error);
 				sleep_for(pause);
 		}
@@ -228,7 +229,7 @@ provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 {
 	AcquireRequest asked = *request;
 	FullTransactionId owner;
-	TimestampTz begun = GetCurrentTimestamp();
+	TimestampTz begun = timer_now();
 	json_t *awaited = NULL; /* the id of what has to be gone first */
 
 	forbid_in_scheduler();
@@ -269,7 +270,7 @@ provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 			return;
 		if (reply.outcome != LEDGER_ENDING)
 			report_cleaned_up();
-		if (TimestampDifferenceExceeds(begun, GetCurrentTimestamp(), (int) ledger_turn_ms()))
+		if (TimestampDifferenceExceeds(begun, timer_now(), (int) ledger_turn_ms()))
 			report_turning(request, LEDGER_ENDING);
 		awaited = json_object_get(learnt, "provider_lease_id");
 		asked.key = uuid_generate();

@@ -74,6 +74,56 @@ CREATE TABLE regress.no_status (id uuid);
 SELECT attempt($$SELECT envrt_attach_runs('regress.no_status')$$);
 CREATE TABLE regress.number_status (id uuid, status integer);
 SELECT attempt($$SELECT envrt_attach_runs('regress.number_status')$$);
+-- what keeps its rows in several tables, or elsewhere
+CREATE TABLE regress.parts (id uuid, status text) PARTITION BY LIST (status);
+CREATE TABLE regress.part_running PARTITION OF regress.parts FOR VALUES IN ('running');
+CREATE TABLE regress.parent (id uuid, status text);
+CREATE TABLE regress.child () INHERITS (regress.parent);
+CREATE VIEW regress.view AS SELECT id, status FROM regress.parent;
+CREATE MATERIALIZED VIEW regress.matview AS SELECT id, status FROM regress.parent;
+SELECT t, attempt(format('SELECT envrt_attach_runs(%L)', 'regress.' || t)) FROM unnest(ARRAY['parts', 'part_running', 'parent', 'view', 'matview']) t;
+-- a table that inherits is one of its own, also when it is written by way of its parent
+SELECT envrt_attach_runs('regress.child');
+UPDATE envrt.heartbeat_runs SET status = 'running' WHERE id = :'run_id';
+CREATE FUNCTION regress.leased() RETURNS uuid LANGUAGE plpgsql AS $$
+DECLARE
+    run uuid;
+BEGIN
+    INSERT INTO envrt.heartbeat_runs (company_id, agent_id, status) SELECT company_id, agent_id, 'running' FROM envrt.heartbeat_runs WHERE id = current_setting('regress.run')::uuid RETURNING id INTO run;
+    PERFORM envrt_acquire_lease(company_id, current_setting('regress.environment')::uuid, run) FROM envrt.heartbeat_runs WHERE id = run;
+    INSERT INTO regress.child VALUES (run, 'running');
+    RETURN run;
+END $$;
+SET regress.run = :'run_id';
+SET regress.environment = :'environment';
+SELECT regress.leased() AS run \gset
+UPDATE regress.parent SET status = 'failed' WHERE id = :'run';
+SELECT status FROM envrt.environment_leases WHERE heartbeat_run_id = :'run';
+SELECT regress.leased() AS run \gset
+DELETE FROM regress.parent WHERE id = :'run';
+SELECT status FROM envrt.environment_leases WHERE heartbeat_run_id = :'run';
+SELECT regress.leased() AS run \gset
+BEGIN;
+TRUNCATE regress.child;
+SELECT status FROM envrt.environment_leases WHERE heartbeat_run_id = :'run';
+ROLLBACK;
+SELECT status FROM envrt.environment_leases WHERE heartbeat_run_id = :'run';
+TRUNCATE regress.parent;
+SELECT status FROM envrt.environment_leases WHERE heartbeat_run_id = :'run';
+ALTER TABLE regress.child ADD PRIMARY KEY (id), ADD COLUMN of uuid;
+CREATE TABLE regress.groups (id uuid PRIMARY KEY);
+ALTER TABLE regress.child ADD FOREIGN KEY (of) REFERENCES regress.groups;
+SELECT regress.leased() AS run \gset
+SET client_min_messages = warning;
+TRUNCATE regress.groups CASCADE;
+RESET client_min_messages;
+SELECT status FROM envrt.environment_leases WHERE heartbeat_run_id = :'run';
+-- other runs' leases are left alone
+SELECT id AS lease FROM envrt_acquire_lease(:'company_id', :'environment', :'run_id') \gset
+SELECT regress.leased() AS run \gset
+TRUNCATE regress.child;
+SELECT (SELECT status FROM envrt.environment_leases WHERE heartbeat_run_id = :'run'), (SELECT status FROM envrt.environment_leases WHERE id = :'lease') AS of_another;
+DROP FUNCTION regress.leased();
 SELECT attempt('SELECT envrt_attach_runs(NULL)');
 SELECT attempt('SELECT envrt_attach_runs(0)');
 SELECT attempt('SELECT envrt_on_heartbeat_run()');
@@ -89,5 +139,7 @@ SELECT attempt('SELECT envrt_renew_lease(''00000000-0000-4000-8000-00000000dead'
 SELECT count(*) FROM envrt_release_lease(:'lease');
 SELECT regexp_replace(attempt(format('SELECT envrt_renew_lease(%L, ''1 s'')', :'lease')), '"[^"]*"', '<id>');
 
-DROP TABLE regress."Jobs", regress.no_runs, regress.no_status, regress.ends;
+SET client_min_messages = warning;
+DROP TABLE regress."Jobs", regress.no_runs, regress.no_status, regress.ends, regress.parts, regress.parent, regress.child, regress.groups CASCADE;
+RESET client_min_messages;
 DROP TYPE regress.job_status;
