@@ -229,7 +229,7 @@ notice_clock(void)
 
 	timer_clock_read();
 	now = GetCurrentTimestamp() - timer_now();
-	if (Abs(now - offset) > CLOCK_MOVED_US)
+	if (now > offset + CLOCK_MOVED_US || now < offset - CLOCK_MOVED_US)
 		ledger_clock_was_set();
 	offset = now;
 }
