@@ -4,9 +4,9 @@
  *
  * A key that can't be used should be refused when it is stored, by whoever
  * has it in hand, with a sentence that says what to do.  So this looks at the
- * text only: its armour, and for OpenSSH's own format the unencrypted header,
- * which names the cipher and the type of the key.  Whether the key is sound
- * is libssh's business when it is used.
+ * text only: its armour, for OpenSSH's own format the unencrypted header, which names the
+ * cipher and the type of the key, and for the others the names of the algorithm and the curve.
+ * Whether the key is sound is libssh's business when it is used.
  *
  * Lines outside of the armour are ignored: a user certificate may stand
  * beside its key.
@@ -44,6 +44,13 @@ static const char *const problem_cut =
 static const char *const problem_damaged = "the private key is damaged: it can't be decoded";
 static const char *const problem_type =
     "the private key's type is not supported; use Ed25519, ECDSA or RSA";
+static const char *const problem_mark =
+    "the private key begins with a byte order mark; give it without one, as text in UTF-8 or ASCII";
+static const char *const problem_quotes =
+    "there are quotes around the private key; give it without them";
+static const char *const problem_one_line =
+    "the private key has lost its line breaks; give the file as it is, its \"-----BEGIN ...\" and "
+    "\"-----END ...\" on lines of their own";
 static const char *const problem_hardware =
     "the private key is bound to a hardware token; use one that is not";
 
@@ -160,6 +167,71 @@ openssh_problem(const char *body, const char *end)
 	return problem;
 }
 
+static bool
+has_bytes(const unsigned char *bytes, size_t length, const void *part, size_t part_length)
+{
+	return memmem(bytes, length, part, part_length) != NULL;
+}
+
+/* PKCS#1, SEC1 and PKCS#8: one sequence, of its whole length, that names what libssh knows. */
+static const char *
+sequence_problem(const char *label, const unsigned char *bytes, size_t length)
+{
+	static const unsigned char rsa[] = {0x06, 0x09, 0x2a, 0x86, 0x48, 0x86,
+	                                    0xf7, 0x0d, 0x01, 0x01, 0x01};
+	static const unsigned char ed25519[] = {0x06, 0x03, 0x2b, 0x65, 0x70};
+	static const unsigned char p256[] = {0x06, 0x08, 0x2a, 0x86, 0x48,
+	                                     0xce, 0x3d, 0x03, 0x01, 0x07};
+	static const unsigned char p384[] = {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22};
+	static const unsigned char p521[] = {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23};
+	/* The algorithm stands at the beginning; only the curve of a SEC1 key comes last. */
+	size_t head = length < 64 ? length : 64;
+	size_t said;
+	size_t skip = 2;
+
+	if (length < 2 || bytes[0] != 0x30)
+		return problem_damaged;
+	said = bytes[1];
+	if (said > 0x80)
+	{
+		skip += said - 0x80;
+		if (said > 0x84 || skip > length)
+			return problem_damaged;
+		said = 0;
+		for (size_t i = 2; i < skip; i++)
+			said = said << 8 | bytes[i];
+	}
+	if (said != length - skip)
+		return problem_damaged;
+	if (label[0] == 'R')
+		return NULL;
+	if (label[0] == 'E')
+		head = length;
+	else if (has_bytes(bytes, head, rsa, sizeof rsa) ||
+	         has_bytes(bytes, head, ed25519, sizeof ed25519))
+		return NULL;
+	return has_bytes(bytes, head, p256, sizeof p256) || has_bytes(bytes, head, p384, sizeof p384) ||
+	               has_bytes(bytes, head, p521, sizeof p521)
+	           ? NULL
+	           : problem_type;
+}
+
+static const char *
+der_problem(const char *label, const char *body, const char *end)
+{
+	unsigned char bytes[MAX_LENGTH];
+	size_t length = 0;
+	const char *problem;
+
+	if (sodium_base642bin(bytes, sizeof(bytes), body, (size_t) (end - body), " \t\r\n\v\f", &length,
+	                      NULL, sodium_base64_VARIANT_ORIGINAL) != 0)
+		problem = problem_damaged;
+	else
+		problem = sequence_problem(label, bytes, length);
+	sodium_memzero(bytes, sizeof(bytes));
+	return problem;
+}
+
 /* The armour says "BEGIN <label>PRIVATE KEY-----"; body is what follows, end where END stands. */
 static const char *
 armoured_problem(const char *label, const char *body, const char *end)
@@ -175,9 +247,22 @@ armoured_problem(const char *label, const char *body, const char *end)
 	if (!starts_with(label, end, "RSA ") && !starts_with(label, end, "EC ") &&
 	    !starts_with(label, end, "PRIVATE KEY-----"))
 		return problem_type;
-	while (body < end && is_blank(*body))
+	return der_problem(label, body, end);
+}
+
+/* The text's line breaks are gone, or are written as backslash and n. */
+static bool
+is_one_line(const char *text, const char *begin, const char *body, const char *armour_end)
+{
+	const char *line = begin;
+
+	while (line > text && line[-1] != '\n' && line[-1] != '\r' && is_blank(line[-1]))
+		line--;
+	while (body < armour_end && (*body == ' ' || *body == '\t'))
 		body++;
-	return body == end ? problem_damaged : NULL;
+	return (line > text && line[-1] != '\n' && line[-1] != '\r') ||
+	       (body < armour_end && *body != '\n' && *body != '\r') ||
+	       (armour_end[-1] != '\n' && armour_end[-1] != '\r' && !is_blank(armour_end[-1]));
 }
 
 const char *
@@ -197,6 +282,10 @@ private_key_problem(const char *text, size_t length)
 		return problem_binary;
 	if (starts_with(text, end, "PuTTY-User-Key-File-"))
 		return problem_putty;
+	if (starts_with(text, end, "\xef\xbb\xbf"))
+		return problem_mark;
+	if (*text == '"' || *text == '\'')
+		return problem_quotes;
 
 	for (begin = find(text, end, "-----BEGIN "); begin != NULL;
 	     begin = find(begin, end, "-----BEGIN "))
@@ -216,6 +305,8 @@ private_key_problem(const char *text, size_t length)
 		armour_end = find(body, end, "-----END ");
 		if (armour_end == NULL || find(armour_end, end, tail) == NULL)
 			return problem_cut;
+		if (is_one_line(text, label - strlen("-----BEGIN "), body, armour_end))
+			return problem_one_line;
 		return armoured_problem(label, body, armour_end);
 	}
 

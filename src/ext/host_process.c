@@ -204,10 +204,10 @@ host_process_configure(void)
 	host.configure_id = ++host.last_id;
 	send_control(rpc_request(
 	    host.configure_id, "configure",
-	    json_pack("{s:i, s:i, s:i, s:o, s:o, s:s?, s:s, s:o, s:b, s:i, s:i, s:i, s:i}",
-	              "sshIdleTimeoutMs", envrt_ssh_idle_timeout, "sshSessionsPerHost",
-	              envrt_ssh_sessions_per_host, "maxCalls", envrt_max_calls, "allowedHosts", allowed,
-	              "pluginPath", plugin_path, "sandboxDirectory",
+	    json_pack("{s:i, s:i, s:i, s:i, s:o, s:o, s:s?, s:s, s:o, s:b, s:i, s:i, s:i, s:i}",
+	              "sshIdleTimeoutMs", envrt_ssh_idle_timeout, "sshKeepaliveMs", envrt_ssh_keepalive,
+	              "sshSessionsPerHost", envrt_ssh_sessions_per_host, "maxCalls", envrt_max_calls,
+	              "allowedHosts", allowed, "pluginPath", plugin_path, "sandboxDirectory",
 	              *envrt_sandbox_directory != '\0' ? envrt_sandbox_directory : NULL,
 	              "dataDirectory", DataDir, "hiddenPaths", hidden, "sandboxOnDataFileSystem",
 	              envrt_sandbox_on_data_filesystem, "sandboxMemoryMb", envrt_sandbox_memory,

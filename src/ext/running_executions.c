@@ -312,6 +312,8 @@ set_error_end(Running *running, const json_t *error)
 {
 	const json_t *data = json_object_get(error, "data");
 	const char *message = json_string_value(json_object_get(error, "message"));
+	const char *outcome = json_string_value(json_object_get(data, "outcome"));
+	const char *sqlstate = json_string_value(json_object_get(data, "sqlstate"));
 	ExecutionEnd *end;
 
 	if (running->to_cancel)
@@ -319,8 +321,15 @@ set_error_end(Running *running, const json_t *error)
 		set_cancelled(running);
 		return;
 	}
+	/* The connection to its host went while it ran. */
+	if (outcome != NULL && strcmp(outcome, "unknown") == 0 && sqlstate != NULL &&
+	    strcmp(sqlstate, "08006") == 0)
+	{
+		set_lost(running, message);
+		return;
+	}
 	end = set_end(running, "failed");
-	end->sqlstate = end_text(running, json_string_value(json_object_get(data, "sqlstate")));
+	end->sqlstate = end_text(running, sqlstate);
 	end->message = end_text(running, message != NULL ? message : "the driver failed");
 	end->detail = end_text(running, json_string_value(json_object_get(data, "detail")));
 	end->hint = end_text(running, json_string_value(json_object_get(data, "hint")));

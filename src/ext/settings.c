@@ -32,6 +32,7 @@ int envrt_api_probe_timeout = 5000;
 int envrt_ssh_connect_timeout = 10000;
 int envrt_ssh_command_timeout = 15000;
 int envrt_ssh_idle_timeout = 300000;
+int envrt_ssh_keepalive = 15000;
 int envrt_ssh_sessions_per_host = 4;
 int envrt_max_calls = 1000;
 int envrt_lease_default_ttl = 0;
@@ -262,6 +263,12 @@ settings_define(void)
 	                        "How long an unused ssh session is kept open.", NULL,
 	                        &envrt_ssh_idle_timeout, 300000, 0, 24 * 60 * 60 * 1000, PGC_SIGHUP,
 	                        GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+	    "envrt.ssh_keepalive",
+	    "How long an ssh session with work may be silent before it is asked.",
+	    "Its connection is lost when it is silent three times as long after that. 0: it is not "
+	    "asked.",
+	    &envrt_ssh_keepalive, 15000, 0, 60 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("envrt.ssh_sessions_per_host",
 	                        "Most ssh sessions at once for one company, host, user and key.", NULL,
 	                        &envrt_ssh_sessions_per_host, 4, 1, 64, PGC_SIGHUP, 0, NULL, NULL,

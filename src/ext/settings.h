@@ -14,6 +14,7 @@ extern int envrt_api_probe_timeout;
 extern int envrt_ssh_connect_timeout;
 extern int envrt_ssh_command_timeout;
 extern int envrt_ssh_idle_timeout;
+extern int envrt_ssh_keepalive;
 extern int envrt_ssh_sessions_per_host;
 extern int envrt_max_calls;
 extern int envrt_lease_default_ttl;

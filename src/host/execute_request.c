@@ -20,6 +20,7 @@
 
 #include "execute_request.h"
 #include "protocol.h"
+#include "secret_mask.h"
 
 #define DEFAULT_CALL_MS 60000
 #define DEFAULT_CONNECT_MS 10000
@@ -27,8 +28,6 @@
 #define DEFAULT_DRAIN_MS 2000
 #define DEFAULT_MAX_OUTPUT (1024 * 1024)
 #define MAX_MS 86400000
-/* What may take longer than commands do that are given no time has a lifeline. */
-#define LONG_MS 300000
 /* Two streams of it, as base64, fit into a line. */
 #define LARGEST_MAX_OUTPUT (5 * 1024 * 1024)
 
@@ -370,11 +369,24 @@ execute_request_new(const json_t *params, const char *default_cwd, HostError **e
 		take_cwd(request, params, default_cwd, error);
 	if (*error == NULL)
 		take_kind(request, params, error);
-	request->lifeline = request->stream || request->timeout_ms > LONG_MS;
 	if (*error == NULL)
 		return request;
 	execute_request_free(request);
 	return NULL;
+}
+
+void
+execute_request_mask(const ExecuteRequest *request, char *text, size_t length)
+{
+	SecretParts *parts = secret_parts_new(text, length);
+
+	for (size_t i = 0; i < request->env_count; i++)
+		secret_parts_find(parts, request->env[i].value, strlen(request->env[i].value));
+	for (size_t i = 0; i < request->arg_count; i++)
+		secret_parts_find(parts, request->args[i], strlen(request->args[i]));
+	if (request->input_length > 0)
+		secret_parts_find(parts, request->input, request->input_length);
+	secret_parts_hide(parts);
 }
 
 void

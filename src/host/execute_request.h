@@ -39,7 +39,6 @@ typedef struct ExecuteRequest
 	size_t max_output; /* of each stream */
 	bool base64;
 	bool stream;
-	bool lifeline; /* it may run for long: nobody but itself must be needed to end it */
 } ExecuteRequest;
 
 /* Decodes what is long in a call's params; another thread's part of it. */
@@ -51,6 +50,12 @@ extern void execute_request_prepare(json_t *params);
  */
 extern ExecuteRequest *execute_request_new(const json_t *params, const char *default_cwd,
                                            HostError **error);
+
+/*
+ * Hides in a text of the remote side, in place, what it repeats of what the command was given:
+ * env, args and stdin, of which any may be a secret.  To be called before they are forgotten.
+ */
+extern void execute_request_mask(const ExecuteRequest *request, char *text, size_t length);
 
 /* Zeroes and drops what the command is made of, once it is handed on: all but cwd and the numbers.
  */

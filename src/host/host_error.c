@@ -106,3 +106,17 @@ error_response(json_t *id, const HostError *error)
 		json_object_set_new(data, "outcome", json_string(error->outcome));
 	return rpc_error(id, error->code, error->message, data);
 }
+
+const char *
+sqlstate_of_words(const char *words, const char *otherwise)
+{
+	/* Of ENOSPC and EDQUOT in the C locale, as GNU's and the BSDs' libraries have them. */
+	static const char *const signs[] = {"No space left on device", "no space left on device",
+	                                    "isk quota exceeded", "Disc quota exceeded",
+	                                    "Quota exceeded"};
+
+	for (size_t i = 0; i < sizeof signs / sizeof signs[0]; i++)
+		if (strstr(words, signs[i]) != NULL)
+			return "53100";
+	return otherwise;
+}

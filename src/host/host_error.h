@@ -32,6 +32,12 @@ extern void error_hint(HostError *error, const char *format, ...)
 extern HostError *error_copy(const HostError *error);
 extern void error_free(HostError *error);
 
+/*
+ * The SQLSTATE of what a program wrote about its failure: 53100 where there was no space, or no
+ * more was allowed; else the other one.
+ */
+extern const char *sqlstate_of_words(const char *words, const char *otherwise);
+
 /* The JSON-RPC message; steals id. */
 extern json_t *error_response(json_t *id, const HostError *error);
 

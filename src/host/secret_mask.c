@@ -562,3 +562,136 @@ secret_mask_excerpt(SecretMask *mask, const char *text, size_t length, size_t sh
 	}
 	return copy;
 }
+
+/*
+ * Parts of secrets in one text
+ *
+ * Eight bytes in a row that a secret has too are a part of it, of a shorter one all of it.  The
+ * text's different parts are found by their hash, so a secret is gone through once; how often one
+ * occurs in the text makes no difference, and nobody can choose texts whose hashes are the same.
+ */
+
+#define PART 8
+/* What is longer on the whole would take too long: then nothing of the text is shown. */
+#define PARTS_MAX_BYTES (1024 * 1024)
+
+struct SecretParts
+{
+	char *text;
+	size_t length;
+	bool *hidden;      /* of each byte of the text */
+	bool *found;       /* of each part of the text that is the first of its like: a secret has it */
+	uint32_t *buckets; /* the first part with that hash, by its place in the text; NONE */
+	uint32_t *next;    /* the next one with that hash */
+	uint32_t mask;
+	uint64_t factor;
+	size_t searched;
+};
+
+static uint64_t
+part_at(const char *bytes)
+{
+	uint64_t part;
+
+	memcpy(&part, bytes, sizeof part);
+	return part;
+}
+
+static uint32_t *
+part_bucket(const SecretParts *parts, uint64_t part)
+{
+	return &parts->buckets[(uint32_t) ((part * parts->factor) >> 32) & parts->mask];
+}
+
+/* Where the text first has it; NONE. */
+static uint32_t
+part_place(const SecretParts *parts, uint64_t part)
+{
+	uint32_t place = *part_bucket(parts, part);
+
+	while (place != NONE && part_at(parts->text + place) != part)
+		place = parts->next[place];
+	return place;
+}
+
+SecretParts *
+secret_parts_new(char *text, size_t length)
+{
+	SecretParts *parts = xcalloc(1, sizeof *parts);
+	size_t count = length >= PART ? length - PART + 1 : 0;
+	uint32_t size = 64;
+
+	while (size < count)
+		size *= 2;
+	parts->text = text;
+	parts->length = length;
+	parts->hidden = xcalloc(length + 1, sizeof *parts->hidden);
+	parts->found = xcalloc(count + 1, sizeof *parts->found);
+	parts->buckets = xcalloc(size, sizeof *parts->buckets);
+	parts->next = xcalloc(count + 1, sizeof *parts->next);
+	parts->mask = size - 1;
+	randombytes_buf(&parts->factor, sizeof parts->factor);
+	parts->factor |= 1;
+	for (uint32_t i = 0; i < size; i++)
+		parts->buckets[i] = NONE;
+	for (uint32_t i = 0; i < count; i++)
+	{
+		uint64_t part = part_at(text + i);
+		uint32_t *bucket = part_bucket(parts, part);
+
+		if (part_place(parts, part) != NONE)
+			continue;
+		parts->next[i] = *bucket;
+		*bucket = i;
+	}
+	return parts;
+}
+
+static void
+find_short(SecretParts *parts, const char *secret, size_t length)
+{
+	const char *end = parts->text + parts->length;
+	const char *found = parts->text;
+
+	while ((found = memmem(found, (size_t) (end - found), secret, length)) != NULL)
+	{
+		memset(parts->hidden + (found - parts->text), true, length);
+		found++;
+	}
+}
+
+void
+secret_parts_find(SecretParts *parts, const char *secret, size_t length)
+{
+	parts->searched += length < PART ? parts->length : length;
+	if (length < MIN_LENGTH || parts->searched > PARTS_MAX_BYTES)
+		return;
+	if (length < PART)
+	{
+		find_short(parts, secret, length);
+		return;
+	}
+	for (size_t i = 0; i + PART <= length; i++)
+	{
+		uint32_t place = part_place(parts, part_at(secret + i));
+
+		if (place != NONE)
+			parts->found[place] = true;
+	}
+}
+
+void
+secret_parts_hide(SecretParts *parts)
+{
+	for (size_t i = 0; i + PART <= parts->length; i++)
+		if (parts->found[part_place(parts, part_at(parts->text + i))])
+			memset(parts->hidden + i, true, PART);
+	for (size_t i = 0; i < parts->length; i++)
+		if (parts->hidden[i] || parts->searched > PARTS_MAX_BYTES)
+			parts->text[i] = '*';
+	free(parts->hidden);
+	free(parts->found);
+	free(parts->buckets);
+	free(parts->next);
+	free(parts);
+}

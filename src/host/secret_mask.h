@@ -41,4 +41,16 @@ extern void secret_mask_apply(void *mask, char *text, size_t length);
 /* At most the first `shown` bytes of a text, masked; to be freed with secret_free(). */
 extern char *secret_mask_excerpt(SecretMask *mask, const char *text, size_t length, size_t shown);
 
+/*
+ * The same for one text at hand, and secrets that are at hand too: hides what the two have in
+ * common, not whole secrets alone, since a remote side may have cut or folded what it repeats.
+ */
+typedef struct SecretParts SecretParts;
+
+extern SecretParts *secret_parts_new(char *text, size_t length);
+extern void secret_parts_find(SecretParts *parts, const char *secret, size_t length);
+
+/* Puts asterisks over all that was found, and frees parts. */
+extern void secret_parts_hide(SecretParts *parts);
+
 #endif

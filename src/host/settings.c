@@ -21,12 +21,14 @@
 #define MAX_MEMORY_MB 1048576
 #define MAX_CONCURRENCY 100000
 
-Settings settings = {.ssh_idle_timeout_ms = 60000, .ssh_sessions_per_host = 4};
+Settings settings = {
+    .ssh_idle_timeout_ms = 60000, .ssh_keepalive_ms = 15000, .ssh_sessions_per_host = 4};
 
 void
 settings_configure(const json_t *params)
 {
 	const json_t *idle = json_object_get(params, "sshIdleTimeoutMs");
+	const json_t *keepalive = json_object_get(params, "sshKeepaliveMs");
 	const json_t *sessions = json_object_get(params, "sshSessionsPerHost");
 	const json_t *max_calls = json_object_get(params, "maxCalls");
 	const json_t *hosts = json_object_get(params, "allowedHosts");
@@ -37,6 +39,8 @@ settings_configure(const json_t *params)
 
 	if (json_is_integer(idle) && json_integer_value(idle) >= 0)
 		settings.ssh_idle_timeout_ms = (uint64_t) json_integer_value(idle);
+	if (json_is_integer(keepalive) && json_integer_value(keepalive) >= 0)
+		settings.ssh_keepalive_ms = (uint64_t) json_integer_value(keepalive);
 	if (json_is_integer(sessions) && json_integer_value(sessions) > 0 &&
 	    json_integer_value(sessions) <= 1000)
 		settings.ssh_sessions_per_host = (unsigned) json_integer_value(sessions);

@@ -14,6 +14,7 @@
 typedef struct Settings
 {
 	uint64_t ssh_idle_timeout_ms;
+	uint64_t ssh_keepalive_ms; /* 0: never */
 	unsigned ssh_sessions_per_host;
 	AllowedHosts *allowed_hosts; /* NULL: every host */
 } Settings;

@@ -164,17 +164,6 @@ ssh_channel_run(struct SshSession *session, const char *command_line, ChannelInp
 }
 
 void
-ssh_channel_take(SshChannel *channel, ChannelInput input, const SshChannelEvents *events,
-                 void *owner)
-{
-	channel->input = input;
-	channel->events = events;
-	channel->owner = owner;
-	channel->told_opened = channel->told_accepted = channel->told_exit = false;
-	ssh_session_advance_soon(channel->list->session);
-}
-
-void
 ssh_channel_abandon(SshChannel *channel, bool kill)
 {
 	channel->owner = NULL;
@@ -319,10 +308,8 @@ advance_asking(SshChannel *channel)
 	{
 		case SSH_AGAIN:
 			if (channel->closed)
-				end_channel(channel, CHANNEL_DENIED, 0, "the server closed the channel");
-			/* The server takes one after the other, so the input need not wait for its answer. */
-			else if (channel->owner != NULL && channel->input.data != NULL)
-				send_input(channel);
+				end_channel(channel, CHANNEL_CLOSED, 0,
+				            "the server closed the channel before it answered");
 			break;
 		case SSH_OK:
 			channel->state = RUNNING;

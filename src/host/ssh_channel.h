@@ -21,7 +21,8 @@ typedef enum
 	CHANNEL_EXITED,   /* the command ended with a status */
 	CHANNEL_SIGNALED, /* the command was ended by a signal */
 	CHANNEL_REFUSED,  /* the server opens no further channel */
-	CHANNEL_DENIED,   /* the server did not run the command */
+	CHANNEL_DENIED,   /* the server did not run the command, and says so */
+	CHANNEL_CLOSED,   /* the server closed the channel before it ran the command */
 	CHANNEL_LOST      /* the connection or the channel broke */
 } ChannelEndKind;
 
@@ -71,16 +72,9 @@ typedef struct ChannelInput
 	bool keep; /* its end is that of the channel, else that of data */
 } ChannelInput;
 
-/*
- * Opens a channel on a session that is ready, and runs a command line in it.  With
- * data for its input, the command may run before accepted().
- */
+/* Opens a channel on a session that is ready, and runs a command line in it. */
 extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
                                    ChannelInput input, const SshChannelEvents *events, void *owner);
-
-/* It gets another owner, and input; what is already so is told again, but no output. */
-extern void ssh_channel_take(SshChannel *channel, ChannelInput input,
-                             const SshChannelEvents *events, void *owner);
 
 /* More for an input that is kept, when what was given has been sent. */
 extern void ssh_channel_give(SshChannel *channel, const char *data, size_t length);

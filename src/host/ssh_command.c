@@ -7,10 +7,11 @@
  * its two deadlines passed, or it was cancelled.  It is freed then, before its
  * caller is told.
  *
- * A session that has been used before may turn out to be dead, and only the
- * attempt shows it.  If it breaks before the server has said that it runs the
- * command, or, after a long idleness, does not even open a channel in time,
- * the command goes back to the pool once, at the head of the queue.
+ * What is known to have had no effect is tried again, on whatever session the pool has, some
+ * times: a channel that the server did not open, or closed before it ran the command; with a
+ * script, also a shell that went with its channel before it was given that; and whatever is
+ * said to be repeatable.  A session that has been used before may be dead without a sign, so it
+ * has to show within a short time that it is alive.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -19,13 +20,17 @@
 #include "ssh_channel.h"
 #include "ssh_command.h"
 #include "ssh_pool.h"
-#include "ssh_shell.h"
 #include "timer.h"
 
-/* A session that is not fresh has to show that it is alive within a short time. */
+/* A session that has been used has to show that it is alive within a short time. */
 #define STALE_ANSWER_MS 2000
-/* So long a login shell may take until it is ready for a script that it does not get before. */
-#define READY_MS 5000
+/* So often a command is tried, at first without a pause. */
+#define MAX_TRIES 6
+#define FIRST_PAUSE_MS 20
+/* At the least, by a shell on a busy machine. */
+#define BYTES_A_MS 50
+/* What a login profile may say. */
+#define MAX_WORDS (1024 * 1024)
 
 struct SshCommand
 {
@@ -38,12 +43,12 @@ struct SshCommand
 	Timer *stale;
 	SshPooled *pooled;   /* NULL while waiting */
 	SshChannel *channel; /* likewise */
-	bool used_session;   /* others ran on it before */
+	uint64_t received;   /* by its session, when it got its place */
+	unsigned tries;      /* in vain */
+	Timer *pause;        /* before the next one */
 	bool opened;
-	bool accepted;
-	bool replaced; /* a dead session, once */
-	bool plain;    /* the login shell is to run the script */
-	bool waited;   /* it did for it: that its server is alive has not been seen */
+	bool accepted; /* the server runs the command */
+	bool begun;    /* the shell has read the script */
 	bool overflow;
 	SshCommandResult result;
 	uint64_t end; /* of the command's time; 0: it has not begun */
@@ -54,6 +59,7 @@ free_command(SshCommand *command)
 {
 	timer_stop(&command->deadline);
 	timer_stop(&command->stale);
+	timer_stop(&command->pause);
 	bytes_free(&command->result.output);
 	bytes_free(&command->result.errors);
 	ssh_destination_release(command->destination);
@@ -96,7 +102,7 @@ ssh_command_cancel(SshCommand *command)
 {
 	if (command->channel != NULL)
 		leave_channel(command, true, PLACE_ABANDONED);
-	else
+	else if (command->pause == NULL)
 		ssh_pool_withdraw(&command->waiter);
 	free_command(command);
 }
@@ -105,16 +111,10 @@ bool
 ssh_command_detach(SshCommand *command)
 {
 	command->spec.call = NULL;
-	if (command->opened)
+	if (command->spec.start != NULL ? command->spec.start->given : command->opened)
 		return true;
 	ssh_command_cancel(command);
 	return false;
-}
-
-void
-ssh_command_set_plain_shell(SshCommand *command)
-{
-	ssh_pooled_set_login_shell(command->pooled, LOGIN_SHELL_PLAIN);
 }
 
 void
@@ -177,7 +177,8 @@ timeout_error(const SshCommand *command, uint64_t milliseconds, const char *phas
 	              (unsigned long long) milliseconds, phase);
 
 	error->code = RPC_TIMEOUT;
-	error_hint(error, "Check that the host answers, or raise %s.", setting);
+	if (setting != NULL)
+		error_hint(error, "Check that the host answers, or raise %s.", setting);
 	return error;
 }
 
@@ -196,17 +197,42 @@ connect_timed_out(void *data)
 	finish(command, error);
 }
 
+/* What a login shell said that did not become ready. */
+static HostError *
+not_ready_error(const SshCommand *command)
+{
+	HostError *error = timeout_error(command, command->spec.command_ms,
+	                                 "waiting for the login shell to be ready", NULL);
+	char *words = ssh_execute_start_words(command->spec.start, true, NULL);
+
+	error_hint(error,
+	           "Check the login profile of \"%s\" on the host (.profile, .bashrc, .zshrc, and what "
+	           "they run): it must not read its input, nor redirect it or its output, and it must "
+	           "come to an end.",
+	           command->destination->username);
+	if (words[0] != '\0')
+		error_detail(error, "%s", words);
+	free(words);
+	return error;
+}
+
 static void
 command_timed_out(void *data)
 {
 	SshCommand *command = data;
-	const char *phase = command->accepted && !command->waited ? "running the remote command"
-	                    : command->opened                     ? "starting the remote command"
-	                                                          : "opening a channel";
-	HostError *error = timeout_error(command, command->spec.command_ms, phase,
-	                                 command->spec.accepted ? "envrt.ssh_connect_timeout"
-	                                                        : "envrt.ssh_command_timeout");
+	const ExecuteStart *start = command->spec.start;
+	const char *phase = command->begun || (command->accepted && start == NULL)
+	                        ? "running the remote command"
+	                    : command->opened ? "starting the remote command"
+	                                      : "opening a channel";
+	HostError *error;
 
+	if (command->accepted && start != NULL && !start->given)
+		error = not_ready_error(command);
+	else
+		error = timeout_error(command, command->spec.command_ms, phase,
+		                      command->spec.accepted ? "envrt.ssh_connect_timeout"
+		                                             : "envrt.ssh_command_timeout");
 	if (command->result.errors.length > 0)
 		error_detail(error, "%s", command->result.errors.data);
 	leave_channel(command, true, PLACE_DOUBTFUL);
@@ -228,7 +254,7 @@ wait_for_place(SshCommand *command, bool first)
 	if (now + time > end)
 		time = end > now ? end - now : 1;
 	command->waiter.deadline = now + time;
-	command->opened = command->accepted = false;
+	command->opened = command->accepted = command->begun = false;
 	set_state(command, "connecting");
 	timer_start(&command->deadline, time, connect_timed_out, command);
 	ssh_pool_ask(&command->waiter, first);
@@ -244,31 +270,15 @@ channel_opened(void *owner)
 	timer_stop(&command->stale);
 }
 
-/* It is slow, or what it says does not arrive; it has been given nothing. */
-static void
-not_ready(void *data)
-{
-	SshCommand *command = data;
-
-	ssh_pooled_set_login_shell(command->pooled, LOGIN_SHELL_ODD);
-	ssh_command_leave(command);
-}
-
 static void
 channel_accepted(void *owner)
 {
 	SshCommand *command = owner;
 
 	command->accepted = true;
-	set_state(command, "running");
-	if (command->spec.accepted != NULL)
-	{
-		if (!command->waited)
-			timer_stop(&command->deadline);
-		if (command->spec.start != NULL && command->spec.start->held_back)
-			timer_start(&command->stale, READY_MS, not_ready, command);
-		command->spec.accepted(command->spec.data);
-	}
+	if (command->spec.start != NULL)
+		command->spec.start->since = now_ms();
+	set_state(command, command->spec.start ? "starting" : "running");
 }
 
 static bool
@@ -277,6 +287,8 @@ channel_data(void *owner, const char *data, size_t length, bool is_stderr)
 	SshCommand *command = owner;
 	size_t room;
 
+	if (command->spec.start != NULL)
+		data = ssh_execute_start_take(command->spec.start, is_stderr, data, &length);
 	if (command->spec.output != NULL)
 		return command->spec.output(command->spec.data, is_stderr, data, length);
 	room = command->spec.max_output - command->result.output.length - command->result.errors.length;
@@ -289,28 +301,53 @@ channel_data(void *owner, const char *data, size_t length, bool is_stderr)
 	return true;
 }
 
-/* A login shell that is to run the script has said something. */
+/* A shell reads a script byte by byte, and a large one has its time for that. */
 static void
-plain_progress(SshCommand *command)
+give_time_to_read(SshCommand *command)
+{
+	uint64_t more = command->spec.input.length / BYTES_A_MS;
+	uint64_t now = now_ms();
+
+	command->end += more;
+	timer_start(&command->deadline, command->end > now ? command->end - now : 1, command_timed_out,
+	            command);
+}
+
+/* How far the shell has got.  False: the command is gone. */
+static bool
+advance_start(SshCommand *command)
 {
 	ExecuteStart *start = command->spec.start;
 
-	if (command->waited)
+	if (start->said > MAX_WORDS)
 	{
-		command->waited = false;
-		timer_stop(&command->deadline);
+		HostError *error =
+		    error_new("38000", "%s: the login shell wrote more than %d bytes before it was ready",
+		              command->destination->target, MAX_WORDS);
+
+		error_hint(error, "Check what the user's login shell prints there.");
+		leave_channel(command, true, PLACE_ABANDONED);
+		finish(command, error);
+		return false;
 	}
-	if (!start->ready)
-		return;
-	ssh_pooled_set_login_shell(command->pooled, LOGIN_SHELL_READY);
-	if (start->held_back)
+	if (!start->given && ssh_execute_start_is_ready(start))
 	{
-		start->held_back = false;
-		timer_stop(&command->stale);
+		start->given = true;
+		if (command->spec.accepted != NULL && !command->spec.accepted(command->spec.data))
+			return false;
+		give_time_to_read(command);
 		ssh_channel_give(command->channel, command->spec.input.data, command->spec.input.length);
 		if (!command->spec.input.keep)
 			ssh_channel_end_input(command->channel);
 	}
+	if (!command->begun && start->state != START_WAITING)
+	{
+		command->begun = true;
+		set_state(command, "running");
+		if (command->spec.accepted != NULL)
+			timer_stop(&command->deadline);
+	}
+	return true;
 }
 
 static void
@@ -319,8 +356,8 @@ channel_progress(void *owner)
 	SshCommand *command = owner;
 	HostError *error = NULL;
 
-	if (command->plain)
-		plain_progress(command);
+	if (command->spec.start != NULL && !advance_start(command))
+		return;
 	if (command->spec.progress != NULL)
 	{
 		command->spec.progress(command->spec.data);
@@ -346,7 +383,7 @@ channel_drained(void *owner)
 {
 	SshCommand *command = owner;
 
-	if (command->spec.drained != NULL)
+	if (command->spec.drained != NULL && command->spec.start->given)
 		command->spec.drained(command->spec.data);
 }
 
@@ -368,19 +405,72 @@ channel_exited(void *owner, const ChannelEnd *end)
 		command->spec.exited(command->spec.data);
 }
 
-/* Whether a break means no more than that the session was dead. */
-static bool
-may_replace(const SshCommand *command)
+static void
+pause_over(void *data)
 {
-	return command->used_session && !command->replaced && !command->accepted &&
-	       (command->spec.repeatable || !command->opened);
+	wait_for_place(data, true);
+}
+
+/* Whether it is certain that nothing has run, or does not matter. */
+static bool
+is_repeatable(const SshCommand *command)
+{
+	const ExecuteStart *start = command->spec.start;
+
+	return command->spec.repeatable || !command->opened || (start != NULL && !start->given);
+}
+
+/* Begins anew; false when it is of no use. */
+static bool
+try_again(SshCommand *command)
+{
+	ExecuteStart *start = command->spec.start;
+
+	if (!is_repeatable(command) || ++command->tries >= MAX_TRIES)
+		return false;
+	command->result.output.length = command->result.errors.length = 0;
+	command->overflow = false;
+	if (start != NULL)
+		ssh_execute_start_reset(start);
+	if (command->tries == 1)
+		wait_for_place(command, true);
+	else
+	{
+		set_state(command, "connecting");
+		timer_start(&command->pause, FIRST_PAUSE_MS << command->tries, pause_over, command);
+		timer_stop(&command->deadline);
+	}
+	return true;
+}
+
+static HostError *
+lost_error(const SshCommand *command, const ChannelEnd *end)
+{
+	const char *target = command->destination->target;
+	HostError *error;
+
+	if (end->kind == CHANNEL_DENIED || end->kind == CHANNEL_CLOSED)
+	{
+		error = error_new("38000", "%s: no command can be run: %s", target, end->text);
+		error_hint(error, "Check that the user may run commands on the host.");
+	}
+	else
+	{
+		bool ran = command->begun || (command->accepted && command->spec.start == NULL);
+
+		error = error_new("08006", "%s: the connection was lost while %s: %s", target,
+		                  ran ? "the remote command ran" : "the remote command was being started",
+		                  end->text);
+		if (ran)
+			error->outcome = OUTCOME_UNKNOWN;
+	}
+	return error;
 }
 
 static void
 channel_ended(void *owner, const ChannelEnd *end)
 {
 	SshCommand *command = owner;
-	const char *target = command->destination->target;
 	SshPooled *pooled = command->pooled;
 	HostError *error = NULL;
 
@@ -394,42 +484,19 @@ channel_ended(void *owner, const ChannelEnd *end)
 			wait_for_place(command, true);
 			return;
 		}
-		error =
-		    error_new("08006", "%s: the server opens no session channel: %s", target, end->text);
+		error = error_new("08006", "%s: the server opens no session channel: %s",
+		                  command->destination->target, end->text);
 		error_hint(error, "Check MaxSessions in the host's sshd_config.");
 		finish(command, error);
 		return;
 	}
 	ssh_pool_done(pooled, PLACE_FREE);
-	switch (end->kind)
-	{
-		case CHANNEL_EXITED:
-		case CHANNEL_SIGNALED:
-			note_exit(command, end);
-			break;
-		case CHANNEL_DENIED:
-			error = error_new("38000", "%s: no command can be run: %s", target, end->text);
-			error_hint(error, "Check that the user may run commands on the host.");
-			break;
-		default:
-			if (may_replace(command))
-			{
-				command->replaced = true;
-				wait_for_place(command, true);
-				return;
-			}
-			error = error_new("08006", "%s: the connection was lost while %s: %s", target,
-			                  command->accepted ? "the remote command ran"
-			                                    : "the remote command was being started",
-			                  end->text);
-	}
-	if (error == NULL && command->plain)
-	{
-		if (command->spec.start->ready)
-			ssh_pooled_await_next(pooled);
-		else if (end->kind == CHANNEL_EXITED)
-			ssh_pooled_set_login_shell(pooled, LOGIN_SHELL_ODD);
-	}
+	if (end->kind == CHANNEL_EXITED || end->kind == CHANNEL_SIGNALED)
+		note_exit(command, end);
+	else if (end->kind != CHANNEL_DENIED && try_again(command))
+		return;
+	else
+		error = lost_error(command, end);
 	finish(command, error);
 }
 
@@ -445,62 +512,38 @@ static void
 session_stale(void *data)
 {
 	SshCommand *command = data;
+	uint64_t received = ssh_session_received(ssh_pooled_session(command->pooled));
 
-	command->replaced = true;
+	/* It is slow, but it lives. */
+	if (received != command->received)
+	{
+		command->received = received;
+		timer_start(&command->stale, STALE_ANSWER_MS, session_stale, command);
+		return;
+	}
 	leave_channel(command, false, PLACE_DOUBTFUL);
-	wait_for_place(command, true);
+	if (!try_again(command))
+		finish(command, timeout_error(command, STALE_ANSWER_MS, "opening a channel",
+		                              "envrt.ssh_connect_timeout"));
 }
 
 /*
  * The place
  */
 
-static char *
-make_line(const SshCommand *command)
-{
-	const ExecuteStart *start = command->spec.start;
-
-	if (start == NULL)
-		return xstrdup(command->command_line);
-	return command->plain ? ssh_execute_plain_line(start->marker)
-	                      : ssh_execute_command_line(start->marker);
-}
-
 static void
 run(SshCommand *command)
 {
-	SshPooled *pooled = command->pooled;
-	LoginShell login_shell = ssh_pooled_login_shell(pooled);
+	SshSession *session = ssh_pooled_session(command->pooled);
 	ExecuteStart *start = command->spec.start;
-	ChannelInput input = command->spec.input;
-	SshShell *shell = NULL;
-	bool hold = false;
-	char *line;
+	char *line = start ? ssh_execute_command_line(start->marker) : xstrdup(command->command_line);
+	ChannelInput input = {.keep = true};
 
-	command->plain = start != NULL && command->spec.plain &&
-	                 (login_shell == LOGIN_SHELL_PLAIN || login_shell == LOGIN_SHELL_READY);
-	if (command->plain)
-	{
-		shell = ssh_pooled_take_shell(pooled);
-		hold = shell ? !ssh_shell_is_ready(shell) : login_shell != LOGIN_SHELL_READY;
-	}
-	if (hold)
-		input = (ChannelInput){.keep = true};
-	command->waited = shell != NULL && !hold;
-	if (shell != NULL)
-		command->channel = ssh_shell_take(shell, start, input, &channel_events, command);
-	else
-	{
-		line = make_line(command);
-		command->channel =
-		    ssh_channel_run(ssh_pooled_session(pooled), line, input, &channel_events, command);
-		free(line);
-	}
-	if (start != NULL)
-	{
-		start->in_plain = command->plain;
-		start->held_back = hold;
-	}
+	/* A script is given to the shell that is ready for it. */
+	if (start == NULL)
+		input = command->spec.input;
+	command->channel = ssh_channel_run(session, line, input, &channel_events, command);
+	free(line);
 }
 
 static void
@@ -515,13 +558,14 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 		command->end = now + command->spec.command_ms;
 	patience = command->end > now ? command->end - now : 1;
 	command->pooled = pooled;
-	command->used_session = ssh_pooled_is_used(pooled);
 	set_state(command, "opening a channel");
 	timer_start(&command->deadline, patience, command_timed_out, command);
-	if (patience > STALE_ANSWER_MS)
-		patience = STALE_ANSWER_MS;
-	if (ssh_pooled_idle_ms(pooled) > SSH_FRESH_MS && !command->replaced)
-		timer_start(&command->stale, patience, session_stale, command);
+	/* Only another session can be better, and that only if this one is not new. */
+	if (ssh_pooled_is_used(pooled) && patience > STALE_ANSWER_MS)
+	{
+		command->received = ssh_session_received(ssh_pooled_session(pooled));
+		timer_start(&command->stale, STALE_ANSWER_MS, session_stale, command);
+	}
 	run(command);
 }
 

@@ -29,8 +29,7 @@ typedef struct SshCommandSpec
 {
 	Call *call; /* for its state; NULL: none */
 	const char *command_line;
-	ExecuteStart *start; /* instead: a script is the input, and is started by what is there */
-	bool plain;          /* ... even a plain sh, which may have waited for it */
+	ExecuteStart *start; /* instead: a script is the input, for the shell that says it is ready */
 	uint64_t connect_ms;
 	uint64_t command_ms;
 	size_t max_output;
@@ -38,11 +37,16 @@ typedef struct SshCommandSpec
 	ChannelInput input;
 
 	/*
-	 * For a command whose owner keeps its time, and its output, by itself: all
-	 * of these or none.  command_ms is then the time for the start.
+	 * For a command with a start whose owner keeps its time, and its output, by itself: all
+	 * of these or none.  command_ms is then the time for the start: until the shell has read
+	 * the script.
 	 */
-	void (*accepted)(void *data); /* the server runs it */
-	/* As the data() and progress() of a channel; done() gets no output then. */
+	/* The shell is about to be given the script; false: the command has been ended instead. */
+	bool (*accepted)(void *data);
+	/*
+	 * As the data() and progress() of a channel, of what is the command's own; done() gets no
+	 * output then.
+	 */
 	bool (*output)(void *data, bool is_stderr, const char *bytes, size_t length);
 	void (*progress)(void *data);
 	void (*drained)(void *data); /* the same of the input, which is kept; may be NULL */
@@ -62,11 +66,8 @@ extern SshCommand *ssh_command_start(SshDestination *destination, const SshComma
 /* Ends it here and there; done() will not run. */
 extern void ssh_command_cancel(SshCommand *command);
 
-/* The call is gone; false: so is the command, since it had not begun. */
+/* The call is gone; false: so is the command, since it had been given nothing. */
 extern bool ssh_command_detach(SshCommand *command);
-
-/* The login shell is a sh that gets commands as they are: others on this session may know. */
-extern void ssh_command_set_plain_shell(SshCommand *command);
 
 /*
  * For those who keep the time: only between accepted() and done().

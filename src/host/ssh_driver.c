@@ -22,6 +22,7 @@
 #include "ssh_command.h"
 #include "ssh_destination.h"
 #include "ssh_execute.h"
+#include "ssh_execute_script.h"
 #include "ssh_script.h"
 #include "ssh_transfer.h"
 
@@ -39,7 +40,8 @@ typedef struct Request
 	bool probe;
 	SshDestination *destination;
 	SshCommand *command;
-	char marker[SSH_SCRIPT_MARKER_SIZE];
+	ExecuteStart start;
+	Bytes input;
 	char **candidates;
 	size_t candidate_count;
 } Request;
@@ -50,6 +52,8 @@ free_request(Request *request)
 	for (size_t i = 0; i < request->candidate_count; i++)
 		free(request->candidates[i]);
 	free(request->candidates);
+	ssh_execute_start_clear(&request->start);
+	bytes_free(&request->input);
 	ssh_destination_release(request->destination);
 	free(request);
 }
@@ -105,9 +109,10 @@ static HostError *
 no_path_error(const Request *request, const ScriptAnswer *answer, const char *errors)
 {
 	char *line = first_line(errors);
-	HostError *error = error_new(
-	    "38000", "%s: the workspace path \"%s\" can't be made or entered: %s",
-	    request->destination->target, request->destination->workspace_path, line[0] ? line : "?");
+	HostError *error = error_new(sqlstate_of_words(errors, "38000"),
+	                             "%s: the workspace path \"%s\" can't be made or entered: %s",
+	                             request->destination->target, request->destination->workspace_path,
+	                             line[0] ? line : "?");
 
 	error_detail(error, "%s", errors);
 	if (errors[0] == '\0')
@@ -119,24 +124,22 @@ no_path_error(const Request *request, const ScriptAnswer *answer, const char *er
 	return error;
 }
 
+/* words: what the login shell or the script wrote. */
 static HostError *
-no_answer_error(const Request *request, const SshCommandResult *result)
+no_answer_error(const Request *request, const SshCommandResult *result, const char *words)
 {
-	const char *written = result->errors.length   ? result->errors.data
-	                      : result->output.length ? result->output.data
-	                                              : "";
-	char *line = first_line(written + strspn(written, "\r\n \t"));
+	char *line = first_line(words + strspn(words, "\r\n \t"));
+	const char *sqlstate = sqlstate_of_words(words, "38000");
 	HostError *error;
 
 	if (result->signal != NULL)
-		error = error_new("38000", "%s: the remote command was ended by signal %s%s%s",
+		error = error_new(sqlstate, "%s: the remote command was ended by signal %s%s%s",
 		                  request->destination->target, result->signal, line[0] ? ": " : "", line);
 	else
-		error = error_new("38000", "%s: the remote command failed with status %d%s%s",
+		error = error_new(sqlstate, "%s: the remote command failed with status %d%s%s",
 		                  request->destination->target, result->status, line[0] ? ": " : "", line);
-	error_detail(error, "%s", written);
-	error_hint(error, "The login shell of \"%s\" must be able to run sh.",
-	           request->destination->username);
+	error_detail(error, "%s", words);
+	ssh_execute_shell_hint(error, request->destination->username, words);
 	free(line);
 	return error;
 }
@@ -264,12 +267,33 @@ is_believable(const char *cwd, const char *path)
 	return valid;
 }
 
+/* The last that was written there, to stderr rather than to stdout.  To be freed. */
+static char *
+all_words(const Request *request, const SshCommandResult *result)
+{
+	char *words;
+
+	for (int i = 1; i >= 0; i--)
+	{
+		const Bytes *own = i ? &result->errors : &result->output;
+
+		if (own->length > 0)
+			return clean_text(own->data, own->length, MAX_OUTPUT, true);
+		words = ssh_execute_start_words(&request->start, i, NULL);
+		if (words[0] != '\0' || i == 0)
+			break;
+		free(words);
+	}
+	return words;
+}
+
 static void
 command_done(void *data, HostError *error, const SshCommandResult *result)
 {
 	Request *request = data;
 	ScriptAnswer answer = {0};
 	const char *errors;
+	char *words;
 
 	if (error != NULL)
 	{
@@ -277,8 +301,8 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 		free_request(request);
 		return;
 	}
-	errors = ssh_script_errors(request->marker, &result->errors);
-	ssh_script_parse(request->marker, &result->output, request->candidate_count, &answer);
+	errors = result->errors.length ? result->errors.data : "";
+	ssh_script_parse(request->start.marker, &result->output, request->candidate_count, &answer);
 	if (answer.cwd != NULL && !is_believable(answer.cwd, request->destination->workspace_path))
 		answer.outcome = SCRIPT_NO_ANSWER;
 	switch (answer.outcome)
@@ -298,9 +322,10 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 			fail(request, no_api_error(request, &answer, errors), errors, 1);
 			break;
 		case SCRIPT_NO_ANSWER:
-			fail(request, no_answer_error(request, result),
-			     result->errors.length ? result->errors.data : result->output.data,
+			words = all_words(request, result);
+			fail(request, no_answer_error(request, result, words), words,
 			     result->exited ? result->status : STATUS_CONNECTION);
+			free(words);
 			break;
 	}
 	ssh_script_answer_clear(&answer);
@@ -312,7 +337,7 @@ is_complete(void *data, const Bytes *output)
 {
 	const Request *request = data;
 
-	return ssh_script_is_complete(request->marker, output);
+	return ssh_script_is_complete(request->start.marker, output);
 }
 
 /*
@@ -354,7 +379,6 @@ start(Call *call, const json_t *params, bool probe)
 	CallLimits limits = call_limits(params);
 	Request *request = xcalloc(1, sizeof *request);
 	HostError *error = NULL;
-	char *command_line;
 	SshCommandSpec spec = {0};
 
 	request->call = call;
@@ -370,22 +394,23 @@ start(Call *call, const json_t *params, bool probe)
 	}
 	call_set_target(call, request->destination->target);
 	call_on_cancel(call, cancelled, request);
-	ssh_script_marker(request->marker);
-	command_line = ssh_script_command_line(
-	    request->marker, request->destination->workspace_path, (double) limits.api_probe_ms / 1000,
-	    (const char *const *) request->candidates, request->candidate_count);
+	ssh_script_marker(request->start.marker);
+	ssh_script_input(request->destination->workspace_path, (double) limits.api_probe_ms / 1000,
+	                 (const char *const *) request->candidates, request->candidate_count,
+	                 &request->input);
 	spec.call = call;
-	spec.command_line = command_line;
+	spec.start = &request->start;
 	spec.connect_ms = limits.connect_ms;
 	spec.command_ms = limits.command_ms + limits.api_probe_ms * request->candidate_count;
 	spec.max_output = MAX_OUTPUT;
 	spec.repeatable = true;
+	spec.input.data = request->input.data;
+	spec.input.length = request->input.length;
 	spec.input.keep = request->candidate_count > 0;
 	spec.complete = is_complete;
 	spec.done = command_done;
 	spec.data = request;
 	request->command = ssh_command_start(request->destination, &spec);
-	free(command_line);
 }
 
 static void

@@ -15,20 +15,14 @@
  * output is closed: what it left in the background may keep that open for
  * ever.  Output that is under way then is waited for until there is a pause in it.
  *
- * A login shell that was to start it by itself may end without a word of the script, because of
- * its profile, or because it was ended while it waited (ssh_shell.c).  If it had said that it was
- * ready, or was not given the script before, or was not ready in time, the command gets
- * another one, with a sh besides.
- *
  * A signal goes to the command's process group by a `kill` on a second channel of the
  * same session, since few servers heed the signals of the protocol.  A server that
  * opens none gets it over whatever session the pool has, and failing that by the
  * protocol.  When the client goes, its execution goes on without it in just this way
- * until the command has ended; when the host ends, that is hurried.  One that may run
- * for long has a lifeline besides (ssh_execute_script.c), for the
- * host that has no time to do anything.  Without a connection
- * (it was lost, or there was none in time) it is done over a new one, once, by a
- * command that does both signals: an Ending, which lives by itself.
+ * until the command has ended; when the host ends, that is hurried.  Each has a lifeline
+ * besides (ssh_execute_script.c), for the host that has no time to do anything.  Without a
+ * connection (it was lost, or there was none in time) it is done over a new one, once, by a command
+ * that does both signals: an Ending, which lives by itself.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -213,52 +207,51 @@ fail(Execution *execution, HostError *error)
 		error_free(error);
 }
 
-/* The last line of what was written before the marker. */
+/* The last line of what was written before the command began. */
 static char *
-last_words(const Bytes *head)
+last_line(const char *words)
 {
-	size_t length = head->length;
-	const char *line;
+	const char *line = strrchr(words, '\n');
 
-	while (length > 0 && strchr("\r\n \t", head->data[length - 1]) != NULL)
-		length--;
-	if (length == 0)
-		return xstrdup("");
-	line = memrchr(head->data, '\n', length);
-	line = line ? line + 1 : head->data;
-	return clean_text(line, (size_t) (head->data + length - line), 300, false);
+	line = line ? line + 1 : words;
+	return clean_text(line, strlen(line), 300, false);
 }
 
 static HostError *
 not_started_error(const Execution *execution, const SshCommandResult *result)
 {
 	const ExecuteStart *start = &execution->start;
-	char *words = last_words(&start->heads[1]);
+	char *words = ssh_execute_start_words(start, true, execution->request);
+	char *line = last_line(words);
 	const char *target = execution->destination->target;
 	HostError *error;
 
-	if (words[0] == '\0' && !start->ready)
+	if (line[0] == '\0' && !start->given)
 	{
 		free(words);
-		words = last_words(&start->heads[0]);
+		free(line);
+		words = ssh_execute_start_words(start, false, execution->request);
+		line = last_line(words);
 	}
 	if (start->state == START_NO_CWD)
-		error = execute_no_cwd(execution->request, words);
+		error = execute_no_cwd(execution->request, line);
 	else
 	{
+		const char *sqlstate = sqlstate_of_words(words, "38000");
+
 		if (result->signal != NULL)
-			error = error_new("38000",
+			error = error_new(sqlstate,
 			                  "%s: the command was not started, signal %s ended the login "
 			                  "shell%s%s",
-			                  target, result->signal, words[0] ? ": " : "", words);
+			                  target, result->signal, line[0] ? ": " : "", line);
 		else
-			error = error_new("38000", "%s: the command was not started (status %d)%s%s", target,
-			                  result->status, words[0] ? ": " : "", words);
-		error_detail(error, "%s", start->heads[1].length ? start->heads[1].data : "");
-		error_hint(error, "The login shell of \"%s\" must be able to run sh.",
-		           execution->destination->username);
+			error = error_new(sqlstate, "%s: the command was not started (status %d)%s%s", target,
+			                  result->status, line[0] ? ": " : "", line);
+		error_detail(error, "%s", words);
+		ssh_execute_shell_hint(error, execution->destination->username, words);
 	}
 	free(words);
+	free(line);
 	return error;
 }
 
@@ -290,28 +283,6 @@ answer(Execution *execution, const SshCommandResult *result)
 		call_answer(call, message);
 }
 
-/* Only if it is certain that nothing has run: what would have said so is known to arrive. */
-static bool
-may_begin_again(const Execution *execution)
-{
-	const ExecuteStart *start = &execution->start;
-
-	return start->in_plain && (start->ready || start->held_back) && !start->stdout_done &&
-	       start->state == START_WAITING && !execution->timed_out && execution->call != NULL;
-}
-
-static void begin(Execution *execution, bool plain);
-
-static void
-begin_again(Execution *execution)
-{
-	timer_stop(&execution->timer);
-	ssh_execute_start_clear(&execution->start);
-	execution->start = (ExecuteStart){0};
-	execution->state = STARTING;
-	begin(execution, false);
-}
-
 static void
 command_done(void *data, HostError *error, const SshCommandResult *result)
 {
@@ -324,8 +295,6 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 		end_elsewhere(execution);
 		fail(execution, error);
 	}
-	else if (may_begin_again(execution))
-		begin_again(execution);
 	else if (execution->start.state != START_DONE && !execution->timed_out)
 		fail(execution, not_started_error(execution, result));
 	else
@@ -432,15 +401,18 @@ give_up(void *data)
 	{
 		error = error_new("08006", "%s: the server does not tell the end of the command", target);
 		error_hint(error, "It was sent SIGTERM and SIGKILL, and may have ended or not.");
+		error->outcome = OUTCOME_UNKNOWN;
 	}
 	else
 	{
+		char *words = ssh_execute_start_words(&execution->start, true, execution->request);
+
 		error = error_new("38000", "%s: the command was not started within %llu ms", target,
 		                  (unsigned long long) execution->request->timeout_ms);
-		error_detail(error, "%s",
-		             execution->start.heads[1].length ? execution->start.heads[1].data : "");
+		error_detail(error, "%s", words);
 		error_hint(error, "Check what the login shell of \"%s\" does when it starts.",
 		           execution->destination->username);
+		free(words);
 	}
 	error->code = RPC_TIMEOUT;
 	ssh_command_distrust(execution->command);
@@ -505,18 +477,14 @@ cancelled(void *data)
  * Events
  */
 
-static void
+static bool
 accepted(void *data)
 {
 	Execution *execution = data;
 
 	execution->state = RUNNING;
-	if (execution->start.since == 0)
-		execution->start.since = now_ms();
-	if (execution->call == NULL)
-		terminate(execution);
-	else
-		timer_start(&execution->timer, execution->request->timeout_ms, time_over, execution);
+	timer_start(&execution->timer, execution->request->timeout_ms, time_over, execution);
+	return true;
 }
 
 static bool
@@ -525,7 +493,6 @@ output(void *data, bool is_stderr, const char *bytes, size_t length)
 	Execution *execution = data;
 
 	execution->last_output = now_ms();
-	bytes = ssh_execute_start_take(&execution->start, is_stderr, bytes, &length);
 	return execute_output_write(execution->output, is_stderr, bytes, length);
 }
 
@@ -534,11 +501,11 @@ progress(void *data)
 {
 	Execution *execution = data;
 
-	if (execution->start.plain)
-		ssh_command_set_plain_shell(execution->command);
 	if (execution->keeps_input && execution->start.state == START_DONE)
 	{
 		execution->keeps_input = false;
+		/* Nothing that a remote shell could repeat is needed any more. */
+		execute_request_forget(execution->request);
 		if (!execution->start.held)
 			ssh_command_end_input(execution->command);
 	}
@@ -593,28 +560,25 @@ exited(void *data)
  * The beginning
  */
 
-/* plain: also by a login shell that is a sh, without another one. */
 static void
-begin(Execution *execution, bool plain)
+begin(Execution *execution)
 {
 	const ExecuteRequest *request = execution->request;
-	SshCommandSpec spec = {.call = execution->call,
-	                       .start = &execution->start,
-	                       .plain = plain,
-	                       .connect_ms = request->connect_ms,
-	                       .command_ms = request->connect_ms,
-	                       .input = {.data = execution->input.data,
-	                                 .length = execution->input.length,
-	                                 .keep = request->lifeline},
-	                       .accepted = accepted,
-	                       .output = output,
-	                       .progress = progress,
-	                       .exited = exited,
-	                       .done = command_done,
-	                       .data = execution};
+	SshCommandSpec spec = {
+	    .call = execution->call,
+	    .start = &execution->start,
+	    .connect_ms = request->connect_ms,
+	    .command_ms = request->connect_ms,
+	    .input = {.data = execution->input.data, .length = execution->input.length, .keep = true},
+	    .accepted = accepted,
+	    .output = output,
+	    .progress = progress,
+	    .exited = exited,
+	    .done = command_done,
+	    .data = execution};
 
 	ssh_script_marker(execution->start.marker);
-	execution->keeps_input = request->lifeline;
+	execution->keeps_input = true;
 	execution->command = ssh_command_start(execution->destination, &spec);
 }
 
@@ -625,7 +589,6 @@ ssh_execute(Call *call, const json_t *params)
 	SshDestination *destination = ssh_destination_new(params, &error);
 	ExecuteRequest *request = NULL;
 	Execution *execution;
-	bool by_itself;
 
 	if (error == NULL)
 		request = execute_request_new(params, destination->workspace_path, &error);
@@ -644,17 +607,16 @@ ssh_execute(Call *call, const json_t *params)
 		first_execution->previous = execution;
 	first_execution = execution;
 	execution->output = execute_output_new(call, request, read_again, execution);
-	by_itself = ssh_execute_input(request, &execution->input);
+	ssh_execute_input(request, true, &execution->input);
 	if (execution->input.length - request->input_length > MAX_SCRIPT)
 	{
 		fail(execution,
 		     error_new("22023", "command, args and env are longer than %d bytes", MAX_SCRIPT));
 		return;
 	}
-	execute_request_forget(request);
 	call_set_target(call, destination->target);
 	call_on_cancel(call, cancelled, execution);
-	begin(execution, by_itself);
+	begin(execution);
 }
 
 void

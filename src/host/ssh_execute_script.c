@@ -2,20 +2,18 @@
  * ssh_execute_script.c
  *		How a command is started on a remote host, and how it tells that it runs.
  *
- * The user's login shell, whatever it is, gets "exec sh -c '<fixed text>' sh <marker>"
- * and hands over at once.  That sh reads one line from its input and runs it: it
- * enters the directory (c), exports the variables, says the marker on both streams
- * (before it, they are the login shell's), and becomes the command (x).  So nothing
- * secret is in anybody's arguments, the length of a command line counts for nothing,
- * and what follows the line is the command's own input, to the byte, since a shell
- * reads a line from a pipe byte by byte.  (Hence the fixed text does what it can.)
+ * The user's login shell, whatever it is, gets "exec sh -c '<fixed text>' sh <marker>" and hands
+ * over at once.  That sh says "<marker> ready 1" on stdout and "<marker> ready 2" on stderr, and
+ * only then is it given a script: one line of its input, which it reads and runs.  So nothing
+ * secret is in anybody's arguments, the length of a command line counts for nothing, and a login
+ * profile that reads from its input, or sends the shell's words elsewhere, gets nothing and has
+ * nothing started: what it keeps from being ready is an error that nothing has come of.
  *
- * That sh costs a good part of the time that a short command takes.  Where the first command
- * on a connection finds that the login shell is a sh itself, later ones give it the
- * fixed text without, and may find it waiting for their line (ssh_shell.c); but not those that make
- * the shell fork, which a large one does slowly.  Such a shell says "<marker> ready" on stdout
- * before it reads: its profile might have made of it one whose words do not arrive, and when that
- * had ended, nobody would know whether it had run the command.
+ * The script says "<marker> read" on stderr, enters the directory (c), exports the variables, gives
+ * the command its lifeline (l), says on both streams that all that follows is the command's own
+ * (o), and becomes the command (x).  What follows the line is the command's own input, to the byte,
+ * since a shell reads a line from a pipe byte by byte.  (Hence the fixed text does what it can.)
+ * Scripts of ours (ssh_script.c) go the same way, and are run by that sh itself.
  *
  * A line that is not all printable ASCII does not go through the shell's `read`,
  * which would have to be trusted with every byte.  The line has dd read it then, as
@@ -25,18 +23,18 @@
  * tells of its end is the command's own exit, status or signal.  The server
  * makes each session a process group; if it does not, setsid does, where there is one.
  *
- * The marker line on stderr is "<marker> start <-pgid or pid>", and words about the start;
+ * The marker line on stderr is "<marker> start <-pgid or pid>", and " held" with a lifeline;
  * "<marker> cwd" means that the directory can't be entered.
  *
- * A command that runs for long can have a lifeline (l): should the host die or the connection
- * break, nobody would be there to end it.  The channel's input stays open then, and a process
+ * Every command of a user has a lifeline: should the host die or the connection
+ * break, nobody would be there to end it.  The channel's input stays open, and a process
  * beside the command waits for its end: when it comes while the command still runs,
  * the process group gets SIGTERM and, after the grace period, SIGKILL.  That process is in
  * the group, so that the group's number can't become another's, ignores what the group may get,
  * and is nobody's child, so that the command finds no child that it has not made.  The
  * command's own input is what was sent for it, up to its length: a file that has lost its name
  * before there is anything in it.  Where there is no place for one the line says no
- * " held", and all is as it is without a lifeline.
+ * " held", and the command reads the channel itself.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,20 +51,23 @@
 #define MAX_DIGITS 18
 
 /*
- * Like the one of ssh_script.c it is read alike by every login shell: no single
- * quotes, line breaks, backslashes and exclamation marks.
+ * Read alike by every login shell: no single quotes, line breaks, backslashes and exclamation
+ * marks.  The environment may bring options (SHELLOPTS) and functions for a sh that is bash.
  */
-static const char define_text[] =
-    "envrt_e=; envrt_g=; envrt_h=; "
+static const char fixed_text[] =
+    "set +aefuvxC; unset -f unset cd command echo eval exec exit export kill read set trap "
+    "dd head rm sleep umask 2>/dev/null; "
+    "unset envrt_l envrt_e envrt_g envrt_h envrt_f envrt_d; envrt_m=$1; "
     "if kill -0 -$$ 2>/dev/null; then envrt_g=-; "
     "elif command -v setsid >/dev/null; then envrt_e=$(command -v setsid); envrt_g=-; fi; "
+    "s() { echo \"$envrt_m read\" >&2; }; "
     "c() { CDPATH= cd -- \"$1\" || { echo \"$envrt_m cwd\" >&2; exit 1; }; }; "
-    "x() { echo \"$envrt_m\" && echo \"$envrt_m start $envrt_g$$$envrt_h$envrt_p\" >&2 || exit; "
-    "exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; ";
+    "o() { echo \"$envrt_m out\" && echo \"$envrt_m start $envrt_g$$$envrt_h\" >&2 || exit; }; "
+    "x() { o; exec ${envrt_e:+\"$envrt_e\"} \"$@\"; }; "
+    "echo \"$envrt_m ready 2\" >&2; echo \"$envrt_m ready 1\"; "
+    "IFS= read -r envrt_l && eval \"$envrt_l\"";
 
-static const char read_text[] = "IFS= read -r envrt_l && eval \"$envrt_l\"";
-
-/* l GRACE-SECONDS INPUT-BYTES, for a line of printable ASCII that `read -r` reads. */
+/* l GRACE-SECONDS INPUT-BYTES */
 static const char lifeline_text[] =
     "l() { "
     "exec 3<&0 </dev/null; "
@@ -90,32 +91,10 @@ static const char lifeline_text[] =
     "exec 3<&-; envrt_h=\" held\"; "
     "}; ";
 
-/* A forced command is given to who knows whom, whatever $SHELL is. */
-static const char learn_text[] =
-    "envrt_m=$1; envrt_p=; case \"${SSH_ORIGINAL_COMMAND-}${SHELL-}\" in "
-    "/bin/sh|/bin/dash|/bin/bash|/usr/bin/sh|/usr/bin/dash|/usr/bin/bash) envrt_p=\" plain\"; "
-    "esac; ";
-
-/*
- * What the user's profile may have made of the shell.  This is read before aliases are
- * gone, so it has none of their names without a backslash; what is in eval is read after it.
- */
-static const char forget_text[] =
-    "\\unalias -a 2>/dev/null; \\set +aefuvxC; "
-    "\\unset -f unset cd command echo eval exec exit export kill read "
-    "trap dd head rm sleep 2>/dev/null; ";
-
 char *
 ssh_execute_command_line(const char *marker)
 {
-	return xformat("exec sh -c '%s%s%s' sh %s", learn_text, define_text, read_text, marker);
-}
-
-char *
-ssh_execute_plain_line(const char *marker)
-{
-	return xformat("%senvrt_m=%s; envrt_p=; \\eval '%secho \"$envrt_m ready\" && %s'", forget_text,
-	               marker, define_text, read_text);
+	return xformat("exec sh -c '%s' sh %s", fixed_text, marker);
 }
 
 static void
@@ -163,9 +142,11 @@ append_quoted(Bytes *bytes, const char *text)
 }
 
 static void
-make_script(const ExecuteRequest *request, Bytes *script)
+make_script(const ExecuteRequest *request, bool lifeline, Bytes *script)
 {
-	append_text(script, "c ");
+	char call[64];
+
+	append_text(script, "s;c ");
 	append_quoted(script, request->cwd);
 	append_text(script, ";");
 	if (request->env_count > 0)
@@ -180,10 +161,8 @@ make_script(const ExecuteRequest *request, Bytes *script)
 		}
 		append_text(script, "||exit;");
 	}
-	if (request->lifeline)
+	if (lifeline)
 	{
-		char call[64];
-
 		append_text(script, lifeline_text);
 		snprintf(call, sizeof call, "l %llu %zu; ",
 		         (unsigned long long) (request->grace_ms + 999) / 1000, request->input_length);
@@ -210,29 +189,51 @@ is_printable(const Bytes *bytes)
 	return true;
 }
 
-bool
-ssh_execute_input(const ExecuteRequest *request, Bytes *input)
+/* The line that the shell reads, of a script that is wiped and freed. */
+static void
+append_line(Bytes *input, Bytes *script)
 {
-	Bytes script = {0};
-	bool printable;
+	bool printable = is_printable(script);
 
-	make_script(request, &script);
-	printable = is_printable(&script);
 	if (!printable)
 	{
 		char line[100];
 
 		snprintf(line, sizeof line, "eval \"$(dd ibs=1 obs=65536 count=%zu 2>/dev/null)\"\n",
-		         script.length);
+		         script->length);
 		append_text(input, line);
 	}
-	append_secret(input, script.data, script.length);
+	append_secret(input, script->data, script->length);
 	if (printable)
 		append_text(input, "\n");
+	explicit_bzero(script->data, script->allocated);
+	bytes_free(script);
+}
+
+void
+ssh_execute_input(const ExecuteRequest *request, bool lifeline, Bytes *input)
+{
+	Bytes script = {0};
+
+	make_script(request, lifeline, &script);
+	append_line(input, &script);
 	append_secret(input, request->input ? request->input : "", request->input_length);
-	explicit_bzero(script.data, script.allocated);
-	bytes_free(&script);
-	return printable && !request->lifeline;
+}
+
+void
+ssh_execute_script_input(const char *text, const char *const *args, size_t arg_count, Bytes *input)
+{
+	Bytes script = {0};
+
+	append_text(&script, "s;set --");
+	for (size_t i = 0; i < arg_count; i++)
+	{
+		append_text(&script, " ");
+		append_quoted(&script, args[i]);
+	}
+	append_text(&script, "; " SSH_CLEAN_ENVIRONMENT "o; ");
+	append_text(&script, text);
+	append_line(input, &script);
 }
 
 /*
@@ -278,13 +279,46 @@ read_number(const char *text)
 	return *text == '-' ? -number : number;
 }
 
+/* The line is said and done: it is no part of what the login shell wrote. */
+static void
+cut_line(Bytes *head, const char *found, const char *end)
+{
+	size_t at = (size_t) (found - head->data);
+	size_t length = (size_t) (end + 1 - found);
+
+	memmove(head->data + at, head->data + at + length, head->length - at - length);
+	head->length -= length;
+	head->data[head->length] = '\0';
+}
+
+static void
+take_ready(ExecuteStart *start, bool is_stderr)
+{
+	Bytes *head = &start->heads[is_stderr];
+	const char *end;
+	const char *found = NULL;
+
+	if (!start->ready[is_stderr])
+		found = find_marker(start, head, is_stderr ? " ready 2\n" : " ready 1\n", &end);
+	if (found == NULL)
+		return;
+	start->ready[is_stderr] = true;
+	cut_line(head, found, end);
+}
+
 static const char *
-find_on_stderr(ExecuteStart *start, const Bytes *head, const char **end)
+find_on_stderr(ExecuteStart *start, Bytes *head, const char **end)
 {
 	static const char follows[] = " start ";
-	const char *found = find_marker(start, head, " cwd\n", end);
+	const char *found;
 	long number;
 
+	if (start->state == START_WAITING && (found = find_marker(start, head, " read\n", end)) != NULL)
+	{
+		start->state = START_READ;
+		cut_line(head, found, *end);
+	}
+	found = find_marker(start, head, " cwd\n", end);
 	if (found != NULL)
 	{
 		start->state = START_NO_CWD;
@@ -300,7 +334,6 @@ find_on_stderr(ExecuteStart *start, const Bytes *head, const char **end)
 	start->group = number < 0;
 	start->pid = number < 0 ? -number : number;
 	start->held = memmem(found, (size_t) (*end - found), " held", 5) != NULL;
-	start->plain = memmem(found, (size_t) (*end - found), " plain", 6) != NULL;
 	return found;
 }
 
@@ -318,22 +351,19 @@ const char *
 ssh_execute_start_take(ExecuteStart *start, bool is_stderr, const char *bytes, size_t *length)
 {
 	Bytes *head = &start->heads[is_stderr];
-	size_t before = head->length;
-	const char *found;
+	const char *found = NULL;
 	const char *end;
-	size_t used;
+	size_t rest;
 
-	if (is_stderr ? start->state != START_WAITING : start->stdout_done)
+	if (is_stderr ? start->state >= START_NO_CWD : start->stdout_done)
 		return bytes;
 	bytes_append(head, bytes, *length);
-	if (is_stderr)
-		found = find_on_stderr(start, head, &end);
-	else
-	{
-		if (find_marker(start, head, " ready\n", &end) != NULL)
-			start->ready = true;
-		found = find_marker(start, head, "\n", &end);
-	}
+	start->said += *length;
+	take_ready(start, is_stderr);
+	/* Before it was given anything it can't have begun. */
+	if (start->given)
+		found = is_stderr ? find_on_stderr(start, head, &end)
+		                  : find_marker(start, head, " out\n", &end);
 	if (found == NULL)
 	{
 		cut_head(head);
@@ -343,11 +373,54 @@ ssh_execute_start_take(ExecuteStart *start, bool is_stderr, const char *bytes, s
 	}
 	if (!is_stderr)
 		start->stdout_done = true;
-	used = (size_t) (end + 1 - head->data) - before;
+	rest = (size_t) (head->data + head->length - (end + 1));
+	/* What a shell said before its time is its own. */
+	if (rest > *length)
+		rest = *length;
 	head->length = (size_t) (found - head->data);
 	head->data[head->length] = '\0';
-	*length -= used;
-	return bytes + used;
+	bytes += *length - rest;
+	*length = rest;
+	return bytes;
+}
+
+bool
+ssh_execute_start_is_ready(const ExecuteStart *start)
+{
+	return start->ready[0] && start->ready[1];
+}
+
+char *
+ssh_execute_start_words(const ExecuteStart *start, bool is_stderr, const ExecuteRequest *request)
+{
+	const Bytes *head = &start->heads[is_stderr];
+	char *copy;
+	char *words;
+
+	if (head->length == 0)
+		return xstrdup("");
+	copy = xstrndup(head->data, head->length);
+	if (request != NULL)
+		execute_request_mask(request, copy, strlen(copy));
+	words = clean_text(copy, strlen(copy), HEAD_MAX, true);
+	secret_free(copy);
+	return words;
+}
+
+void
+ssh_execute_shell_hint(HostError *error, const char *username, const char *words)
+{
+	/* What Windows' cmd.exe and PowerShell say. */
+	if (strstr(words, "not recognized as") != NULL)
+		error_hint(error,
+		           "The login shell of \"%s\" is no POSIX shell. On Windows, set DefaultShell of "
+		           "its OpenSSH server to a bash (of WSL or of Git).",
+		           username);
+	else
+		error_hint(error,
+		           "The login shell of \"%s\" must be able to run sh, and its profile must neither "
+		           "read its input nor redirect it.",
+		           username);
 }
 
 void
@@ -357,6 +430,17 @@ ssh_execute_start_clear(ExecuteStart *start)
 	bytes_free(&start->heads[1]);
 }
 
+void
+ssh_execute_start_reset(ExecuteStart *start)
+{
+	char marker[SSH_SCRIPT_MARKER_SIZE];
+
+	memcpy(marker, start->marker, sizeof marker);
+	ssh_execute_start_clear(start);
+	*start = (ExecuteStart){0};
+	memcpy(start->marker, marker, sizeof marker);
+}
+
 /*
  * The end
  */
@@ -364,7 +448,8 @@ ssh_execute_start_clear(ExecuteStart *start)
 char *
 ssh_execute_kill_line(const ExecuteStart *start, const char *signal)
 {
-	return xformat("exec sh -c 'kill -%s %s%ld'", signal, start->group ? "-" : "", start->pid);
+	return xformat("exec sh -c 'unset -f kill; kill -%s %s%ld'", signal, start->group ? "-" : "",
+	               start->pid);
 }
 
 char *

@@ -4,7 +4,8 @@
  *
  * The text is what a person pasted: OpenSSH, PEM or PKCS#8, lines ended in any
  * way, perhaps with lines before and after.  Only the block between BEGIN and
- * END is handed to libssh, rewritten with plain newlines.  A line before or
+ * END is handed to libssh, rewritten with plain newlines, and an Ed25519 key in PKCS#8 in
+ * OpenSSH's format.  A line before or
  * after it that is an OpenSSH user certificate is bound to the key.  Nothing is ever
  * asked of a terminal: an encrypted key is refused.
  */
@@ -80,7 +81,9 @@ take_apart(const char *text, char **block, char **certificate)
 	*certificate = NULL;
 	while (next_line(&text, &line, &length))
 	{
-		if (!inside && *block == NULL && begins(line, length, "-----BEGIN "))
+		/* An EC key may have its parameters before it, in a block of their own. */
+		if (!inside && *block == NULL && begins(line, length, "-----BEGIN ") &&
+		    memmem(line, length, "PRIVATE KEY-----", strlen("PRIVATE KEY-----")) != NULL)
 			inside = true;
 		if (inside)
 		{
@@ -158,6 +161,101 @@ bind_certificate(ssh_key key, char *line)
 }
 
 /*
+ * Ed25519 in PKCS#8
+ *
+ * libssh reads these keys in OpenSSH's format only, so that is written.
+ */
+
+static void
+append_number(Bytes *bytes, size_t number)
+{
+	unsigned char wire[4] = {(unsigned char) (number >> 24), (unsigned char) (number >> 16),
+	                         (unsigned char) (number >> 8), (unsigned char) number};
+
+	bytes_append(bytes, wire, sizeof wire);
+}
+
+static void
+append_string(Bytes *bytes, const void *data, size_t length)
+{
+	append_number(bytes, length);
+	bytes_append(bytes, data, length);
+}
+
+/* The block in OpenSSH's format, for the key that grows out of a seed. */
+static char *
+openssh_block(const unsigned char *seed)
+{
+	static const char type[] = "ssh-ed25519";
+	unsigned char public_key[crypto_sign_PUBLICKEYBYTES];
+	unsigned char secret_key[crypto_sign_SECRETKEYBYTES];
+	char base64[1024];
+	Bytes public_part = {0};
+	/* Of their full sizes from the start: growing would leave copies behind. */
+	Bytes private_part = {.data = xcalloc(1, 512), .allocated = 512};
+	Bytes all = {.data = xcalloc(1, 512), .allocated = 512};
+	char *block;
+
+	crypto_sign_seed_keypair(public_key, secret_key, seed);
+	append_string(&public_part, type, sizeof type - 1);
+	append_string(&public_part, public_key, sizeof public_key);
+	/* Two equal numbers show that it was decrypted rightly. */
+	append_number(&private_part, 0);
+	append_number(&private_part, 0);
+	bytes_append(&private_part, public_part.data, public_part.length);
+	append_string(&private_part, secret_key, sizeof secret_key);
+	append_string(&private_part, "", 0);
+	for (char pad = 1; private_part.length % 8 != 0; pad++)
+		bytes_append(&private_part, &pad, 1);
+	bytes_append(&all, "openssh-key-v1", sizeof "openssh-key-v1");
+	append_string(&all, "none", 4);
+	append_string(&all, "none", 4);
+	append_string(&all, "", 0);
+	append_number(&all, 1);
+	append_string(&all, public_part.data, public_part.length);
+	append_string(&all, private_part.data, private_part.length);
+	sodium_bin2base64(base64, sizeof base64, (unsigned char *) all.data, all.length,
+	                  sodium_base64_VARIANT_ORIGINAL);
+	block = xformat("-----BEGIN OPENSSH PRIVATE KEY-----\n%s\n-----END OPENSSH PRIVATE KEY-----\n",
+	                base64);
+	sodium_memzero(secret_key, sizeof secret_key);
+	sodium_memzero(base64, sizeof base64);
+	sodium_memzero(private_part.data, private_part.allocated);
+	sodium_memzero(all.data, all.allocated);
+	bytes_free(&public_part);
+	bytes_free(&private_part);
+	bytes_free(&all);
+	return block;
+}
+
+/* Such a key's block in OpenSSH's format; any other one as it is.  Takes it. */
+static char *
+without_pkcs8(char *block)
+{
+	/* The algorithm's name and, in two octet strings, the seed. */
+	static const unsigned char before_seed[] = {0x06, 0x03, 0x2b, 0x65, 0x70,
+	                                            0x04, 0x22, 0x04, 0x20};
+	const char *body = strchr(block, '\n');
+	const char *end = strstr(block, "-----END ");
+	unsigned char bytes[256];
+	size_t length = 0;
+	const unsigned char *found = NULL;
+
+	if (!begins(block, strlen(block), "-----BEGIN PRIVATE KEY-----") || end == NULL || body == NULL)
+		return block;
+	if (sodium_base642bin(bytes, sizeof bytes, body, (size_t) (end - body), "\n", &length, NULL,
+	                      sodium_base64_VARIANT_ORIGINAL) == 0)
+		found = memmem(bytes, length, before_seed, sizeof before_seed);
+	if (found != NULL && bytes + length - found >= (ssize_t) (sizeof before_seed + 32))
+	{
+		secret_free(block);
+		block = openssh_block(found + sizeof before_seed);
+	}
+	sodium_memzero(bytes, sizeof bytes);
+	return block;
+}
+
+/*
  * Signing with a huge RSA key would hold up the loop for seconds.  The public
  * part of one with 8192 bits has 1400 characters.
  */
@@ -187,6 +285,8 @@ ssh_key_from_text(const char *text, HostError **error)
 		return NULL;
 	}
 	take_apart(text, &block, &certificate);
+	if (block != NULL)
+		block = without_pkcs8(block);
 	if (block == NULL ||
 	    ssh_pki_import_privkey_base64(block, NULL, no_passphrase, NULL, &key) != SSH_OK)
 		*error = key_error("the private key can't be read");

@@ -19,8 +19,9 @@
  * and closed after its last command); and when a channel that was closed before
  * its time is not gone after some seconds.
  *
- * An idle session may have a channel with a shell that waits for the next command (ssh_shell.c).
- * It is no place: it goes to whoever can use it, or is closed, when a place is given away.
+ * A group learns what its server gives: how many channels at the same time, and whether it ends a
+ * session with its last channel, as some small servers do.  A session of such a one serves one
+ * command, since the next one might meet its end.
  *
  * pump() runs from a timer, never from within one of the calls below, so no
  * caller finds its group changed behind its back.
@@ -40,6 +41,10 @@
 #define CLOSING_SLOW_MS 1000
 #define CLOSING_MAX_MS 5000
 
+/* A session that ends so soon after its only command was ended with it; two in a row tell. */
+#define SINGLE_USE_MS 1000
+#define SINGLE_USE_SESSIONS 2
+
 /* After a failure to connect, while other sessions work. */
 #define CONNECT_PAUSE_MS 1000
 
@@ -57,12 +62,10 @@ struct SshPooled
 	int limit;  /* channels */
 	int active; /* places given away */
 	bool retired;
-	bool opened; /* some channel, at some time */
-	LoginShell login_shell;
-	SshShell *shell; /* waits for a command, while the session is idle; may be NULL */
+	unsigned opened;      /* how many channels the server opened */
+	uint64_t quiet_since; /* when the last one was gone, in terms of now_ms() */
 	json_int_t calls;
 	uint64_t idle_since; /* in terms of now_ms(); 0: not idle */
-	uint64_t idle_ms;    /* how long it had been idle when the last place was given away */
 	int64_t idle_since_epoch;
 	Timer *idle;
 	Timer *closing;
@@ -80,12 +83,13 @@ struct SshGroup
 	SshWaiter *waiters;
 	Timer *pump;
 	uint64_t no_connect_before;
+	int limit;           /* channels of a session, as far as is known */
+	unsigned single_use; /* sessions in a row that ended with their only command */
 };
 
 static SshGroup *first_group;
 
 static void pump(void *data);
-static void end_shell(SshPooled *pooled);
 
 static void
 pump_after(SshGroup *group, uint64_t milliseconds)
@@ -107,6 +111,7 @@ find_group(const SshDestination *destination)
 	group->host = xstrdup(destination->host);
 	group->port = destination->port;
 	group->username = xstrdup(destination->username);
+	group->limit = CHANNELS_PER_SESSION;
 	group->next = first_group;
 	first_group = group;
 	return group;
@@ -133,7 +138,6 @@ drop(SshPooled *pooled)
 {
 	SshPooled **link = &pooled->group->sessions;
 
-	end_shell(pooled);
 	while (*link != pooled)
 		link = &(*link)->next;
 	*link = pooled->next;
@@ -216,17 +220,10 @@ limit_idle(const SshPooled *newest)
 		timer_start(&oldest->idle, 1, idle_for_long, oldest);
 }
 
-/* Channels that are somebody's. */
-static int
-count_channels(const SshPooled *pooled)
-{
-	return ssh_session_channels(pooled->session) - (pooled->shell != NULL);
-}
-
 static void
 note_idle(SshPooled *pooled)
 {
-	if (pooled->active > 0 || count_channels(pooled) > 0 || pooled->idle_since != 0)
+	if (pooled->active > 0 || ssh_session_channels(pooled->session) > 0 || pooled->idle_since != 0)
 		return;
 	pooled->idle_since = now_ms();
 	pooled->idle_since_epoch = epoch_ms();
@@ -248,6 +245,8 @@ session_channel_gone(void *owner)
 {
 	SshPooled *pooled = owner;
 
+	if (ssh_session_channels(pooled->session) == 0)
+		pooled->quiet_since = now_ms();
 	note_idle(pooled);
 	pump_after(pooled->group, 0);
 }
@@ -270,6 +269,9 @@ session_ended(void *owner, const HostError *error)
 	/* One that had been logged in has told its channels, and those decide for themselves. */
 	bool failed_to_connect = pooled->idle_since_epoch == 0;
 
+	if (pooled->opened == 1 && pooled->quiet_since != 0 &&
+	    now_ms() - pooled->quiet_since < SINGLE_USE_MS)
+		group->single_use++;
 	drop(pooled);
 	if (!failed_to_connect)
 		return;
@@ -303,12 +305,19 @@ is_allowed(const SshPooled *pooled)
 }
 
 static bool
+is_single_use(const SshGroup *group)
+{
+	return group->single_use >= SINGLE_USE_SESSIONS;
+}
+
+static bool
 has_place(const SshPooled *pooled)
 {
 	uint64_t closing_since = ssh_session_closing_since(pooled->session);
 
 	return !pooled->retired && ssh_session_is_ready(pooled->session) &&
-	       count_channels(pooled) < pooled->limit &&
+	       (pooled->calls == 0 || !is_single_use(pooled->group)) &&
+	       ssh_session_channels(pooled->session) < pooled->limit &&
 	       (closing_since == 0 || now_ms() - closing_since < CLOSING_SLOW_MS);
 }
 
@@ -335,25 +344,6 @@ watch_closing(SshPooled *pooled)
 }
 
 static void
-shell_gone(void *owner)
-{
-	SshPooled *pooled = owner;
-
-	pooled->shell = NULL;
-	watch_closing(pooled);
-}
-
-/* What happens now may be for it to see (ssh_shell.c). */
-static void
-end_shell(SshPooled *pooled)
-{
-	if (pooled->shell == NULL)
-		return;
-	ssh_shell_end(pooled->shell);
-	shell_gone(pooled);
-}
-
-static void
 give_place(SshPooled *pooled)
 {
 	SshGroup *group = pooled->group;
@@ -362,13 +352,10 @@ give_place(SshPooled *pooled)
 	group->waiters = waiter->next;
 	waiter->group = NULL;
 	timer_stop(&pooled->idle);
-	pooled->idle_ms = pooled->idle_since ? now_ms() - pooled->idle_since : 0;
 	pooled->idle_since = 0;
 	pooled->active++;
 	pooled->calls++;
 	waiter->granted(waiter, pooled);
-	/* Unless it was taken. */
-	end_shell(pooled);
 }
 
 static void
@@ -389,7 +376,7 @@ connect_another(SshGroup *group)
 		if (waiter->deadline > deadline)
 			deadline = waiter->deadline;
 	pooled->group = group;
-	pooled->limit = CHANNELS_PER_SESSION;
+	pooled->limit = group->limit;
 	pooled->session =
 	    ssh_session_new(group->waiters->destination, deadline, &session_events, pooled);
 	pooled->next = group->sessions;
@@ -499,54 +486,12 @@ ssh_pooled_is_used(const SshPooled *pooled)
 }
 
 void
-ssh_pooled_set_login_shell(SshPooled *pooled, LoginShell login_shell)
-{
-	if (login_shell > pooled->login_shell)
-		pooled->login_shell = login_shell;
-}
-
-LoginShell
-ssh_pooled_login_shell(const SshPooled *pooled)
-{
-	return pooled->login_shell;
-}
-
-SshShell *
-ssh_pooled_take_shell(SshPooled *pooled)
-{
-	SshShell *shell = pooled->shell;
-
-	pooled->shell = NULL;
-	return shell;
-}
-
-void
-ssh_pooled_await_next(SshPooled *pooled)
-{
-	for (const SshPooled *other = pooled->group->sessions; other != NULL; other = other->next)
-		if (other->active > 0)
-			return;
-	/* After a long pause there was no sign that another one comes soon. */
-	if (pooled->idle_ms < SSH_FRESH_MS && !pooled->retired && settings.ssh_idle_timeout_ms > 0 &&
-	    pooled->group->waiters == NULL && ssh_session_is_ready(pooled->session))
-		pooled->shell = ssh_shell_start(pooled->session, shell_gone, pooled);
-}
-
-uint64_t
-ssh_pooled_idle_ms(const SshPooled *pooled)
-{
-	return pooled->idle_ms;
-}
-
-void
 ssh_pool_done(SshPooled *pooled, PlaceState state)
 {
 	pooled->active--;
-	for (SshPooled *other = pooled->group->sessions; other != NULL; other = other->next)
-		end_shell(other);
 	if (state == PLACE_ABANDONED)
 		watch_closing(pooled);
-	if (state == PLACE_DOUBTFUL)
+	if (state == PLACE_DOUBTFUL || is_single_use(pooled->group))
 		pooled->retired = true;
 	/* Not from here: the caller may be one of the session's own callbacks. */
 	pump_after(pooled->group, 0);
@@ -557,7 +502,8 @@ ssh_pool_done(SshPooled *pooled, PlaceState state)
 void
 ssh_pool_opened(SshPooled *pooled)
 {
-	pooled->opened = true;
+	if (++pooled->opened > 1)
+		pooled->group->single_use = 0;
 }
 
 bool
@@ -573,13 +519,16 @@ ssh_pool_refused(SshPooled *pooled)
 		 * One that has opened channels before has not yet taken note of the end
 		 * of the last: another session will do.
 		 */
-		bool opened = pooled->opened;
+		bool opened = pooled->opened > 0;
 
 		retire(pooled);
 		return opened;
 	}
+	/* Others of the group are not asked for more either. */
 	if (others < pooled->limit)
 		pooled->limit = others;
+	if (others < pooled->group->limit)
+		pooled->group->limit = others;
 	return true;
 }
 
@@ -614,7 +563,8 @@ ssh_pool_describe(void)
 			json_object_set_new(row, "user", json_string(group->username));
 			json_object_set_new(row, "companyId",
 			                    group->company_id ? json_string(group->company_id) : json_null());
-			json_object_set_new(row, "channels", json_integer(count_channels(pooled)));
+			json_object_set_new(row, "channels",
+			                    json_integer(ssh_session_channels(pooled->session)));
 			json_object_set_new(row, "idleSince",
 			                    pooled->idle_since ? json_integer(pooled->idle_since_epoch)
 			                                       : json_null());

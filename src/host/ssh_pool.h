@@ -12,10 +12,6 @@
 
 #include "ssh_destination.h"
 #include "ssh_session.h"
-#include "ssh_shell.h"
-
-/* So long after its last command a session is taken to be alive. */
-#define SSH_FRESH_MS 15000
 
 /* A session in the pool. */
 typedef struct SshPooled SshPooled;
@@ -50,29 +46,8 @@ extern const char *ssh_pool_trouble(const SshWaiter *waiter);
 
 extern SshSession *ssh_pooled_session(const SshPooled *pooled);
 
-/* Whether a command has run on it before, and for how long it has been idle. */
+/* Whether a command has run on it before. */
 extern bool ssh_pooled_is_used(const SshPooled *pooled);
-extern uint64_t ssh_pooled_idle_ms(const SshPooled *pooled);
-
-/* The login shell there. */
-typedef enum
-{
-	LOGIN_SHELL_UNKNOWN,
-	LOGIN_SHELL_PLAIN, /* a sh that gets commands as they are */
-	LOGIN_SHELL_READY, /* ... and has got as far as to read a script */
-	LOGIN_SHELL_ODD    /* ... and has not */
-} LoginShell;
-
-/* Only what is more than was known. */
-extern void ssh_pooled_set_login_shell(SshPooled *pooled, LoginShell login_shell);
-extern LoginShell ssh_pooled_login_shell(const SshPooled *pooled);
-
-/* A command has ended, its place is given back, and it was not the first for that shell: have one
- * wait for the next. */
-extern void ssh_pooled_await_next(SshPooled *pooled);
-
-/* One that waits, or NULL. */
-extern SshShell *ssh_pooled_take_shell(SshPooled *pooled);
 
 typedef enum
 {

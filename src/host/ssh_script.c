@@ -2,13 +2,8 @@
  * ssh_script.c
  *		The one remote command of an acquire or a probe, and its answer.
  *
- * The user's login shell, whatever it is, gets "exec sh -c '...' arguments" and
- * hands over at once.  The script is a constant without single quotes, line
- * breaks and exclamation marks, so that every shell reads it alike; what varies
- * goes in as arguments, encoded so that sh, dash, bash, zsh, fish and csh agree.
- *
- * Login profiles print things, before and after.  So the answer stands between
- * lines that begin with a marker, random for each call:
+ * The script is started as any command is (ssh_execute_script.c), so that what a probe says is true
+ * for commands.  Its answer stands between lines that begin with a marker, random for each call:
  *
  *		<marker> cwd
  *		/the/path
@@ -16,8 +11,7 @@
  *		<marker> end
  *
  * or "<marker> fail <status>" and the end when there is no path.  A path may
- * hold line breaks: it is all that stands between the two lines.  stderr has the
- * marker too, where the script's own part begins.
+ * hold line breaks: it is all that stands between the two lines.
  *
  * Asking candidates can take long, and a call may be cancelled meanwhile.  Few
  * servers pass on the signal that a client sends, but all of them close the
@@ -31,31 +25,31 @@
 
 #include <sodium.h>
 
+#include "ssh_execute_script.h"
 #include "ssh_script.h"
 
 /*
- * $0 is the marker; the arguments are the path, the time for a probe, and the
- * candidates.  A path that is there already costs no mkdir.  The pid of the
- * watcher is $ and an exclamation mark, which csh would take for history.
+ * The arguments are the path, the time for a probe, and the
+ * candidates.  A path that is there already costs no mkdir.
  */
 static const char script[] =
-    "p=$(printf %bx \"$1\"); p=${p%x}; t=$2; shift 2; unset CDPATH; echo; echo \"$0 begin\" >&2; "
+    "p=$1; t=$2; shift 2; m=$envrt_m; "
     "cd -- \"$p\" 2>/dev/null || { mkdir -p -- \"$p\" && cd -- \"$p\"; } || "
-    "{ s=$?; echo \"$0 fail $s\"; echo \"$0 end\"; exit $s; }; "
-    "echo \"$0 cwd\"; pwd; "
-    "if [ $# -eq 0 ]; then echo \"$0 api skip\"; "
+    "{ s=$?; echo \"$m fail $s\"; echo \"$m end\"; exit $s; }; "
+    "echo \"$m cwd\"; pwd; "
+    "if [ $# -eq 0 ]; then echo \"$m api skip\"; "
     "elif command -v curl >/dev/null 2>&1; then "
     "exec 3<&0; "
     "{ read -r x; kill -9 -$$ || kill -9 $$; } <&3 >/dev/null 2>&1 & "
-    "e=$(printf %b \"\\0041\"); eval \"w=\\$$e\"; exec 3<&-; r=none; i=0; "
+    "w=$!; exec 3<&-; r=none; i=0; "
     "for u do "
     "if curl -fsS -m \"$t\" \"$u/api/health\" </dev/null >/dev/null; then r=$i; break; fi; "
     "i=$((i+1)); "
     "done; "
     "kill $w; "
-    "echo \"$0 api $r\"; "
-    "else echo \"$0 api nocurl\"; fi; "
-    "echo \"$0 end\"";
+    "echo \"$m api $r\"; "
+    "else echo \"$m api nocurl\"; fi; "
+    "echo \"$m end\"";
 
 void
 ssh_script_marker(char marker[SSH_SCRIPT_MARKER_SIZE])
@@ -67,63 +61,20 @@ ssh_script_marker(char marker[SSH_SCRIPT_MARKER_SIZE])
 	sodium_bin2hex(marker + 6, SSH_SCRIPT_MARKER_SIZE - 6, bytes, sizeof bytes);
 }
 
-/*
- * In single quotes, where sh, csh and fish take every byte as it is but line
- * breaks, exclamation marks (csh), backslashes (fish) and the quote itself.
- */
-static void
-append_quoted(Bytes *line, const char *text)
+void
+ssh_script_input(const char *path, double probe_seconds, const char *const *candidates,
+                 size_t candidate_count, Bytes *input)
 {
-	bytes_append_text(line, "'");
-	bytes_append_text(line, text);
-	bytes_append_text(line, "'");
-}
-
-/* The path as the script's printf %b reads it, without any such byte. */
-static char *
-encode_path(const char *path)
-{
-	Bytes encoded = {0};
-
-	for (; *path != '\0'; path++)
-	{
-		char octal[8];
-
-		if (strchr("\n\r'\\!", *path) == NULL)
-		{
-			bytes_append(&encoded, path, 1);
-			continue;
-		}
-		snprintf(octal, sizeof octal, "\\0%03o", (unsigned) (unsigned char) *path);
-		bytes_append_text(&encoded, octal);
-	}
-	return encoded.data;
-}
-
-char *
-ssh_script_command_line(const char *marker, const char *path, double probe_seconds,
-                        const char *const *candidates, size_t candidate_count)
-{
-	Bytes line = {0};
-	char *encoded = encode_path(path);
+	const char **args = xcalloc(candidate_count + 2, sizeof *args);
 	char seconds[32];
 
 	snprintf(seconds, sizeof seconds, "%g", probe_seconds);
-	bytes_append_text(&line, "exec sh -c ");
-	append_quoted(&line, script);
-	bytes_append_text(&line, " ");
-	bytes_append_text(&line, marker);
-	bytes_append_text(&line, " ");
-	append_quoted(&line, encoded);
-	free(encoded);
-	bytes_append_text(&line, " ");
-	append_quoted(&line, seconds);
+	args[0] = path;
+	args[1] = seconds;
 	for (size_t i = 0; i < candidate_count; i++)
-	{
-		bytes_append_text(&line, " ");
-		append_quoted(&line, candidates[i]);
-	}
-	return line.data;
+		args[i + 2] = candidates[i];
+	ssh_execute_script_input(script, args, candidate_count + 2, input);
+	free(args);
 }
 
 /*
@@ -224,17 +175,4 @@ ssh_script_answer_clear(ScriptAnswer *answer)
 {
 	free(answer->cwd);
 	answer->cwd = NULL;
-}
-
-const char *
-ssh_script_errors(const char *marker, const Bytes *errors)
-{
-	const char *rest;
-
-	if (errors->length == 0)
-		return "";
-	if (find_line(errors->data, errors->data + errors->length, marker, "begin", &rest) != NULL &&
-	    *rest == '\n')
-		return rest + 1;
-	return errors->data;
 }

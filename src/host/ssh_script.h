@@ -15,9 +15,9 @@
 /* A new random marker. */
 extern void ssh_script_marker(char marker[SSH_SCRIPT_MARKER_SIZE]);
 
-/* The command line for the login shell; to be freed. */
-extern char *ssh_script_command_line(const char *marker, const char *path, double probe_seconds,
-                                     const char *const *candidates, size_t candidate_count);
+/* The input of the shell that is started (ssh_execute_script.h). */
+extern void ssh_script_input(const char *path, double probe_seconds, const char *const *candidates,
+                             size_t candidate_count, Bytes *input);
 
 /* Whether the answer is all there. */
 extern bool ssh_script_is_complete(const char *marker, const Bytes *output);
@@ -43,8 +43,5 @@ typedef struct ScriptAnswer
 extern void ssh_script_parse(const char *marker, const Bytes *output, size_t candidate_count,
                              ScriptAnswer *answer);
 extern void ssh_script_answer_clear(ScriptAnswer *answer);
-
-/* What the script itself wrote to stderr, after what the login shell did. */
-extern const char *ssh_script_errors(const char *marker, const Bytes *errors);
 
 #endif

@@ -57,6 +57,8 @@
 #define MAX_ATTEMPTS 8
 #define FIRST_PAUSE_MS 50
 #define LEAST_ADDRESS_MS 250
+/* So often a server may leave the question whether it lives without an answer. */
+#define KEEPALIVE_MISSES 3
 
 /*
  * A server that sends without a pause must not keep the loop from others: after
@@ -134,6 +136,9 @@ struct SshSession
 	struct ssh_counter_struct counter;
 	bool heard_words; /* what the server said first ... */
 	bool foreign;     /* ... is no SSH server's */
+	Timer *keepalive; /* while there are channels */
+	uint64_t heard;   /* bytes that had come when it was last looked at */
+	unsigned silent;  /* times in a row that no more had */
 	ssh_key key;
 	bool ask_first; /* an RSA key */
 	KnownHosts *known_hosts;
@@ -149,6 +154,7 @@ drop_connection(SshSession *session)
 {
 	session->heard_words = session->foreign = false;
 	timer_stop(&session->pause);
+	timer_stop(&session->keepalive);
 	if (session->event != NULL)
 	{
 		ssh_event_free(session->event);
@@ -357,6 +363,44 @@ check_host_key(SshSession *session)
  * Login
  */
 
+/* What the server said to whoever logs in (a banner, or PAM's words), made safe; may be empty. */
+static char *
+server_words(const SshSession *session)
+{
+	char *banner = ssh_get_issue_banner(session->ssh);
+	char *words = banner ? clean_text(banner, strlen(banner), 2000, true) : xstrdup("");
+
+	ssh_string_free_char(banner);
+	return words;
+}
+
+/*
+ * The connection ended after the key was offered.  A server that ends it because the account has
+ * expired, is locked, or may not come from here says so before, if its PAM has words for it.
+ */
+static HostError *
+cut_error(SshSession *session)
+{
+	char *words = server_words(session);
+	char *line;
+	HostError *error;
+
+	if (words[0] == '\0')
+	{
+		free(words);
+		error = connection_error(session, "08006", "the connection was lost while logging in");
+		error_hint(error, "sshd ends a login so when it may not go on: its log says why.");
+		return error;
+	}
+	line = clean_text(words, strlen(words), 300, false);
+	error = error_new("28000", "%s: the server ended the login: %s", session->target, line);
+	error_detail(error, "%s", words);
+	error_hint(error, "Check the account of \"%s\" on the host.", session->destination->username);
+	free(line);
+	free(words);
+	return error;
+}
+
 static HostError *
 refused_error(SshSession *session, int outcome)
 {
@@ -373,6 +417,7 @@ refused_error(SshSession *session, int outcome)
 	const char *type = ssh_key_type_to_char(ssh_key_type(session->key));
 	HostError *error;
 	char *reason;
+	char *words;
 	char list[128] = "";
 
 	for (size_t i = 0; i < sizeof methods / sizeof methods[0]; i++)
@@ -385,9 +430,11 @@ refused_error(SshSession *session, int outcome)
 	else
 		error = error_new("28000", "%s: the server refused our key (%s)", session->target, type);
 	reason = library_error(session);
-	error_detail(error, "The server would take: %s.%s%s", list[0] ? list : "nothing",
-	             reason[0] ? "\n" : "", reason);
+	words = server_words(session);
+	error_detail(error, "The server would take: %s.%s%s%s%s", list[0] ? list : "nothing",
+	             reason[0] ? "\n" : "", reason, words[0] ? "\nThe server says: " : "", words);
 	free(reason);
+	free(words);
 	error_hint(error,
 	           "Put the key's public half (ssh-keygen -y) into ~/.ssh/authorized_keys of \"%s\" on "
 	           "the host, or give the environment the right key or username.",
@@ -398,6 +445,8 @@ refused_error(SshSession *session, int outcome)
 static void
 login(SshSession *session)
 {
+	/* Not as an option: there libssh refuses names (DOMAIN\\user) that a shell would interpret. */
+	const char *username = session->destination->username;
 	int outcome = SSH_AUTH_DENIED;
 
 	/*
@@ -407,12 +456,12 @@ login(SshSession *session)
 	 */
 	if (session->ask_first)
 	{
-		outcome = ssh_userauth_none(session->ssh, NULL);
+		outcome = ssh_userauth_none(session->ssh, username);
 		if (outcome != SSH_AUTH_AGAIN)
 			session->ask_first = false;
 	}
 	if (outcome == SSH_AUTH_DENIED || outcome == SSH_AUTH_PARTIAL)
-		outcome = ssh_userauth_publickey(session->ssh, NULL, session->key);
+		outcome = ssh_userauth_publickey(session->ssh, username, session->key);
 
 	switch (outcome)
 	{
@@ -429,9 +478,7 @@ login(SshSession *session)
 			end_session(session, refused_error(session, outcome));
 			break;
 		default:
-			end_session(session, connection_error(session, "08006",
-			                                      "the connection was lost while "
-			                                      "logging in"));
+			end_session(session, cut_error(session));
 	}
 }
 
@@ -469,7 +516,6 @@ make_ssh(SshSession *session, int fd)
 	       ssh_options_set(ssh, SSH_OPTIONS_KNOWNHOSTS, "/dev/null") == 0 &&
 	       ssh_options_set(ssh, SSH_OPTIONS_GLOBAL_KNOWNHOSTS, "/dev/null") == 0 &&
 	       ssh_options_set(ssh, SSH_OPTIONS_HOST, "host") == 0 &&
-	       ssh_options_set(ssh, SSH_OPTIONS_USER, session->destination->username) == 0 &&
 	       ssh_options_set(ssh, SSH_OPTIONS_KEY_EXCHANGE, KEY_EXCHANGE) == 0 &&
 	       ssh_options_set(ssh, SSH_OPTIONS_HOSTKEYS, algorithms) == 0 &&
 	       ssh_options_set(ssh, SSH_OPTIONS_CIPHERS_C_S, CIPHERS) == 0 &&
@@ -552,6 +598,22 @@ hear_first_words(SshSession *session)
 	}
 }
 
+static HostError *
+key_exchange_error(SshSession *session)
+{
+	const char *text = ssh_get_error(session->ssh);
+	bool lost = strstr(text, "Socket") != NULL;
+	bool no_match = strstr(text, "no match") != NULL;
+	HostError *error =
+	    connection_error(session, lost ? "08006" : "08001", "the key exchange failed");
+
+	if (no_match)
+		error_hint(error, "The server has no algorithm of that kind that envrt takes: enable one "
+		                  "in its configuration (of sshd: KexAlgorithms, HostKeyAlgorithms, "
+		                  "Ciphers, MACs). README.md lists them.");
+	return error;
+}
+
 static void
 handshake(SshSession *session)
 {
@@ -585,11 +647,7 @@ handshake(SshSession *session)
 			break;
 		default:
 			if (ssh_get_serverbanner(session->ssh) != NULL)
-				end_session(session, connection_error(session,
-				                                      strstr(ssh_get_error(session->ssh), "Socket")
-				                                          ? "08006"
-				                                          : "08001",
-				                                      "the key exchange failed"));
+				end_session(session, key_exchange_error(session));
 			else if (!session->foreign && (session->counter.in_bytes == 0 ||
 			                               strstr(ssh_get_error(session->ssh), "Socket") != NULL))
 				handshake_dropped(session);
@@ -614,6 +672,50 @@ is_alive(const SshSession *session)
 	       (ssh_get_status(session->ssh) & (SSH_CLOSED | SSH_CLOSED_ERROR)) == 0;
 }
 
+/*
+ * A peer that is gone is noticed by TCP, unless something between goes on acknowledging.  So a
+ * server that has been silent while it had work is asked for an answer, whatever that is.
+ */
+static void
+keep_alive(void *data)
+{
+	SshSession *session = data;
+	uint64_t interval = settings.ssh_keepalive_ms;
+
+	if (interval == 0 || session->channels.count == 0)
+		return;
+	if (session->counter.in_bytes != session->heard)
+	{
+		session->heard = session->counter.in_bytes;
+		session->silent = 0;
+	}
+	else if (session->silent == KEEPALIVE_MISSES)
+	{
+		end_session(session, error_new("08006", "%s: the server has not answered for %llu ms",
+		                               session->target,
+		                               (unsigned long long) interval * (KEEPALIVE_MISSES + 1)));
+		return;
+	}
+	else
+	{
+		session->silent++;
+		ssh_send_keepalive(session->ssh);
+		ssh_session_advance_soon(session);
+	}
+	timer_start(&session->keepalive, interval, keep_alive, session);
+}
+
+static void
+watch_over(SshSession *session)
+{
+	if (session->keepalive != NULL || session->channels.count == 0 ||
+	    settings.ssh_keepalive_ms == 0)
+		return;
+	session->heard = session->counter.in_bytes;
+	session->silent = 0;
+	timer_start(&session->keepalive, settings.ssh_keepalive_ms, keep_alive, session);
+}
+
 static void
 serve_channels(SshSession *session)
 {
@@ -634,6 +736,7 @@ serve_channels(SshSession *session)
 	while (--reads > 0 && alive && !session->closed && session->counter.in_bytes != before);
 	if (session->closed || session->phase != READY)
 		return;
+	watch_over(session);
 	if (ssh_channels_flooded(&session->channels))
 		end_session(session, error_new("08006",
 		                               "%s: dropped, since it went on sending on a closed "
@@ -1030,6 +1133,12 @@ const struct sockaddr *
 ssh_session_address(const SshSession *session)
 {
 	return (const struct sockaddr *) &session->addresses[session->address];
+}
+
+uint64_t
+ssh_session_received(const SshSession *session)
+{
+	return session->counter.in_bytes;
 }
 
 int

@@ -45,6 +45,9 @@ extern bool ssh_session_is_ready(const SshSession *session);
 extern const char *ssh_session_phase(const SshSession *session);
 extern const char *ssh_session_trouble(const SshSession *session);
 
+/* How many bytes have come from the server. */
+extern uint64_t ssh_session_received(const SshSession *session);
+
 /* The address it is connected to. */
 extern const struct sockaddr *ssh_session_address(const SshSession *session);
 

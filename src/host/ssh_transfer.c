@@ -481,7 +481,6 @@ output(void *data, bool is_stderr, const char *bytes, size_t length)
 	size_t list_length;
 	bool more;
 
-	bytes = ssh_execute_start_take(&all->start, is_stderr, bytes, &length);
 	if (is_stderr)
 	{
 		if (length > ERRORS_MAX - all->errors.length)
@@ -514,7 +513,7 @@ progress(void *data)
 static HostError *
 not_started(const SshTransfer *all)
 {
-	const Bytes *said = &all->start.heads[1];
+	char *words = ssh_execute_start_words(&all->start, true, all->command_request);
 	HostError *error;
 
 	if (all->start.state == START_NO_CWD)
@@ -523,10 +522,10 @@ not_started(const SshTransfer *all)
 	else
 	{
 		error = error_new("38000", "%s: the transfer was not started", all->destination->target);
-		error_hint(error, "The login shell of \"%s\" must be able to run sh.",
-		           all->destination->username);
+		ssh_execute_shell_hint(error, all->destination->username, words);
 	}
-	error_detail(error, "%s", said->length > 0 ? said->data : "");
+	error_detail(error, "%s", words);
+	free(words);
 	return error;
 }
 
@@ -567,7 +566,7 @@ exited(void *data)
 	(void) data;
 }
 
-static void
+static bool
 accepted(void *data)
 {
 	SshTransfer *all = data;
@@ -578,9 +577,10 @@ accepted(void *data)
 	if (!start_processes(all))
 	{
 		stop(&all->transfer);
-		return;
+		return false;
 	}
 	transfer_watch(&all->transfer);
+	return true;
 }
 
 /*
@@ -602,7 +602,6 @@ begin(SshTransfer *all, Call *call, const char *workspace)
 	const TransferRequest *request = all->transfer.request;
 	json_t *command;
 	SshCommandSpec spec = {0};
-	char *line;
 
 	ssh_script_marker(all->start.marker);
 	all->seal = ssh_transfer_seal(all->start.marker);
@@ -615,12 +614,11 @@ begin(SshTransfer *all, Call *call, const char *workspace)
 		finish_if_over(all);
 		return;
 	}
-	ssh_execute_input(all->command_request, &all->input);
+	ssh_execute_input(all->command_request, false, &all->input);
 	call_set_target(call, all->destination->target);
 	call_on_cancel(call, cancelled, all);
-	line = ssh_execute_command_line(all->start.marker);
 	spec.call = call;
-	spec.command_line = line;
+	spec.start = &all->start;
 	spec.connect_ms = request->connect_ms;
 	spec.command_ms = request->connect_ms;
 	spec.input.data = all->input.data;
@@ -634,7 +632,6 @@ begin(SshTransfer *all, Call *call, const char *workspace)
 	spec.done = command_done;
 	spec.data = all;
 	all->command = ssh_command_start(all->destination, &spec);
-	free(line);
 }
 
 void

@@ -151,7 +151,41 @@ main(void)
 	shell("cat ed25519-cert.pub ed25519 >both_reversed");
 	shell("sed 's/$/\\r/' ed25519 >crlf");
 
+	shell("openssl genpkey -algorithm ed25519 -out ed25519_pkcs8");
+	shell("openssl ecparam -name prime256v1 -genkey -out ec_parameters");
+	shell("openssl genpkey -algorithm ec -pkeyopt ec_paramgen_curve:P-521 -out ec_pkcs8");
+	shell("openssl genpkey -algorithm x25519 -out x25519_pkcs8");
+	shell("openssl genpkey -algorithm ed448 -out ed448_pkcs8");
+	shell("openssl ecparam -name secp256k1 -genkey -noout -out secp256k1");
+	shell(
+	    "openssl genpkey -algorithm ec -pkeyopt ec_paramgen_curve:secp256k1 -out secp256k1_pkcs8");
+	shell("{ printf '\\357\\273\\277'; cat ed25519; } >byte_order_mark");
+	shell("{ printf '\"'; cat ed25519; printf '\"'; } >quotes");
+	shell("tr '\\n' ' ' <ed25519 >one_line");
+	shell("tr -d '\\n' <ed25519 >one_line_without_blanks");
+	shell("sed 's/$/\\\\n/' ed25519 | tr -d '\\n' >one_line_escaped");
+	shell("sed 's/^/> /' ed25519 >quoted_mail");
+	shell("sed 's/^/  /' rsa_pem >indented");
+	shell("sed '3d' rsa_pem >line_lost");
+	shell("sed '3s/./!/' rsa_pem >line_damaged");
+
 	expect_file("ed25519", NULL, "an Ed25519 key");
+	expect_file("ed25519_pkcs8", NULL, "an Ed25519 key as PKCS#8");
+	expect_file("ec_parameters", NULL, "an ECDSA key behind its parameters");
+	expect_file("ec_pkcs8", NULL, "an ECDSA key as PKCS#8");
+	expect_file("indented", NULL, "a key whose lines are indented");
+	expect_file("x25519_pkcs8", "not supported", "a key for no signatures");
+	expect_file("ed448_pkcs8", "not supported", "an Ed448 key");
+	expect_file("secp256k1", "not supported", "a key of another curve");
+	expect_file("secp256k1_pkcs8", "not supported", "... as PKCS#8");
+	expect_file("byte_order_mark", "byte order mark", "a key behind a byte order mark");
+	expect_file("quotes", "quotes", "a key in quotes");
+	expect_file("one_line", "line breaks", "a key on one line");
+	expect_file("one_line_without_blanks", "line breaks", "... without blanks");
+	expect_file("one_line_escaped", "line breaks", "... with line breaks as they are in JSON");
+	expect_file("quoted_mail", "line", "a key that was quoted in a mail");
+	expect_file("line_lost", "damaged", "a key that has lost a line");
+	expect_file("line_damaged", "damaged", "a key with a character that is none");
 	expect_file("ecdsa256", NULL, "an ECDSA key of 256 bits");
 	expect_file("ecdsa384", NULL, "an ECDSA key of 384 bits");
 	expect_file("ecdsa521", NULL, "an ECDSA key of 521 bits");

@@ -256,199 +256,104 @@ sub by_profile
 	return qq(SetEnv "HOME=$home" "BASH_ENV=$home/.bashrc");
 }
 
-# A login shell that is a sh does without another one from the second command on, whatever its profile makes of it.
-SKIP:
-{
-	my $shell = (getpwuid $>)[8];
-
-	skip "the login shell is $shell", 23 if $shell !~ m{^(?:/usr)?/bin/bash$};
-	mkdir "$scratch/odd";
-	spew("$scratch/odd/.bashrc", <<'END');
-function cd { builtin cd /; }
-function echo { builtin echo function; }
-function read { builtin echo function; }
-function command { builtin echo function; }
-function eval { builtin echo function; }
-function export { builtin echo function; }
-function c { builtin echo function; }
-function x { builtin echo function; }
-builtin echo profile >&2
-set -o nounset -o allexport -o noglob -o xtrace
-IFS=aeiou/-
-shopt -s expand_aliases
-for name in unset cd command echo eval exit export kill read set unalias; do builtin eval "alias $name='echo alias $name'"; done
-END
-	my $odd = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/odd")])->start;
-	my $new = EnvrtFixture::Sshd->new(keys => $keys)->start;
-
-	# The shell says who it is when it finds no command.
-	like(result('no-such-command', [], server => $new)->{stderr}, qr/^sh: /, 'the first command has a shell besides');
-	like(result('no-such-command', [], server => $new)->{stderr}, qr/^(?!sh: ).*not found/, '... the next one has not');
-	result('true', [], server => $odd);
-	$result = result($^X, [ '-e', 'print join "|", @ARGV, $ENV{A}, $ENV{PWD}, grep /^envrt_/, keys %ENV; exit 3', '*', 'a/b-c' ], server => $odd, env => { A => "it's" });
-	is_deeply([ @$result{qw(exitCode stdout stderr)} ], [ 3, "*|a/b-c|it's|$odd->{directory}/home", '' ], '... and is what it was, with any profile');
-	is(result('no-such-command', [], server => $odd)->{exitCode}, 127, '... or is not there');
-	is_error(execute('true', [], cwd => '/no/such', server => $odd), '22023', qr/does not exist/, '... nor its directory');
-	spew("$scratch/odd/.bashrc", "function set { exit; }\n");
-	is(result('sh', [ '-c', 'echo $PPID; exit 3' ], server => $odd)->{exitCode}, 3, 'a profile that is worse');
-	$odd->stop;
-
-	# Where what it says does not arrive, nothing shows whether it has run.
-	mkdir "$scratch/silent";
-	my $silent = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/silent")])->start;
-	my $lines = sub { my $count = () = (eval { slurp("$scratch/$_[0]") } // '') =~ /\n/g; return $count };
-	my @run = sh("echo run >>$scratch/runs; echo out");
-	my $profile = "builtin echo profile >>$scratch/profiles\n";
-
-	spew("$scratch/silent/.bashrc", $profile . qq(function echo { builtin echo "\$@" >>$scratch/said; }; readonly -f echo\n));
-	is(result(@run, server => $silent)->{stdout}, "out\n", 'the first command with a profile that silences it') for 1 .. 2;
-	is($lines->('runs'), 2, '... ran once, and so did the second');
-	my $before = $lines->('profiles');
-	is(result(@run, server => $silent)->{stdout}, "out\n", '... and the third');
-	is($lines->('runs'), 3, '... did');
-	is($lines->('profiles') - $before, 1, '... in the first shell that it got');
-	$silent->stop;
-	for my $waiting (0, 1)
-	{
-		$silent = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/silent")])->start;
-		spew("$scratch/silent/.bashrc", $profile);
-		is(result(@run, server => $silent)->{stdout}, "out\n", 'a command with a usual profile') for 1 .. 2;
-		start_waiting($silent);
-		spew("$scratch/silent/.bashrc", "$profile exec >/dev/null 2>&1\n");
-		if ($waiting)
-		{
-			# The next one that waits has read the other profile.
-			start_waiting($silent);
-		}
-		else
-		{
-			$host->acquire(ssh_config($silent));
-		}
-		$before = $lines->('runs');
-		is_error(execute(@run, server => $silent), '38000', qr/the command was not started/, 'a profile that has become silent');
-		is($lines->('runs') - $before, 1, '... under which nothing runs twice');
-		$silent->stop;
-	}
-}
-
-# Where commands follow each other the shell of the next one waits for it.
-mkdir "$scratch/ready";
-my $ready = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile("$scratch/ready")])->start;
-my ($last_waiting, $last_idle);
-
-sub start_waiting
-{
-	my ($server) = @_;
-	my %before = map { $_ => 1 } running('envrt_l && eval');
-	my @new;
-
-	result('true', [], server => $server // $ready);
-	wait_until('a shell waits', sub { @new = grep { !$before{$_} } running('envrt_l && eval') });
-	is(scalar @new, 1, 'a shell waits') or diag explain \@new;
-	return $new[0];
-}
-
-sub is_over
-{
-	my ($pid, $name, $seconds) = @_;
-
-	wait_until("$pid is over", sub { !grep { $_ == $pid } running('envrt_l && eval') }, $seconds);
-	pass($name);
-	return;
-}
-
+# Whatever a profile does, the command is started as it is, or not at all and with an error that says why.
 SKIP:
 {
 	my $shell = (getpwuid $>)[8];
 
 	skip "the login shell is $shell", 1 if $shell !~ m{^(?:/usr)?/bin/bash$};
-	spew("$scratch/ready/.bashrc", "export SAID=one\n");
-	result('true', [], server => $ready);
-	my $pid = start_waiting();
-	my $ready_session = sub { (grep { $_->{port} == $ready->port } @{ $host->stats->{sshSessions} })[0] };
-	my $session = wait_until('the session is idle', sub { my $found = $ready_session->(); $found->{idleSince} && $found });
-	is($session->{channels}, 0, '... and is nobody\'s channel');
-	like(result('cat', ['/proc/self/stat'], server => $ready)->{stdout}, qr/^$pid \(cat\)/, '... for the next command');
-	like(result(sh("echo export SAID=two >$scratch/ready/.bashrc; cat; echo \$SAID; exit 3"), server => $ready, stdinBase64 => encode_base64("in\n", ''))->{stdout},
-		qr/^in\none\n$/, 'a command that changes the profile');
-	is(result(sh('echo $SAID'), server => $ready)->{stdout}, "two\n", '... changes the next one\'s');
-	is_error(execute('true', [], cwd => '/no/such', server => $ready), '22023', qr/does not exist/, 'no directory, by a shell that waited');
+	my $profile_home = "$scratch/profile";
+	mkdir $profile_home;
+	my $server = EnvrtFixture::Sshd->new(keys => $keys, extra => [by_profile($profile_home)])->start;
+	my $lines = sub { my $count = () = (eval { slurp("$scratch/$_[0]") } // '') =~ /\n/g; return $count };
+	my $secret = "hidden-$$-" . time;
+	my $with_profile = sub {
+		my ($profile, $command, $args, %options) = @_;
 
-	$pid = start_waiting();
-	ok($host->acquire(ssh_config($ready))->{result}, 'another call');
-	is_over($pid, '... and it waits no more');
-	result('true', [], server => $ready);
-	$pid = start_waiting();
-	my $night = night();
-	my $client = $host->connect;
-	$client->send_call('environmentExecute', params('sleep', [$night], server => $ready, timeoutMs => 400_000));
-	wait_until('the command runs', sub { running($night) });
-	is_over($pid, '... nor beside a command that needs more', 5);
-	$client->close;
-	gone($night, '... which ends');
-	is($ready->count_connections, 1, '... on one connection');
+		spew("$profile_home/.bashrc", $profile);
+		return execute($command, $args, server => $server, limits => { connectMs => 1500 }, env => { TOKEN => $secret }, %options);
+	};
+	my @run = sh("echo run >>$scratch/runs; echo out; echo error >&2; exit 3");
 
-	# Whatever it says.
-	spew("$scratch/ready/.bashrc", "echo Welcome; echo Warning >&2\n");
-	result('true', [], server => $ready);
-	start_waiting();
-	$result = result(sh('echo out; echo error >&2'), server => $ready);
-	is_deeply([ @$result{qw(stdout stderr)} ], [ "out\n", "error\n" ], 'what it has said while it waited is left out');
-	spew("$scratch/ready/.bashrc", "echo \$\$ >>$scratch/pids; head -c 2000000 /dev/zero\n");
-	# No shell waits that has read another profile.
-	$host->acquire(ssh_config($ready));
-	unlink "$scratch/pids";
-	result('true', [], server => $ready);
-	my @pids;
-	wait_until('the next one starts', sub { @pids = split /\n/, eval { slurp("$scratch/pids") } // ''; @pids == 2 });
-	is_over($pids[1], 'one that says too much', 10);
-	is(result(sh('echo out'), server => $ready)->{stdout}, "out\n", '... waits for nothing');
-	spew("$scratch/ready/.bashrc", "\n");
+	for my $harmless (
+		[ 'takes a line of its input', "read -t 0.3 line\n" ],
+		[ 'takes a line and prints it', "read -t 0.3 line; echo \"Unknown choice: \$line\" | tee /dev/stderr\n" ],
+		[ 'traces', "set -x; export SHELLOPTS\n" ],
+		[ 'traces to stdout', "BASH_XTRACEFD=1; export BASH_XTRACEFD; set -x; export SHELLOPTS\n" ],
+		[ 'shows what it reads', "set -v; export SHELLOPTS\n" ],
+		[ 'stops at errors', "set -euf -o pipefail; export SHELLOPTS\n" ],
+		[ 'exports functions', join '', map { "$_() { builtin echo function; }; export -f $_\n" } qw(cd echo kill read head rm sleep c x l o s) ],
+		[ 'exports our names', "export envrt_m=a envrt_l=b envrt_g=c envrt_h=d envrt_f=/nowhere\n" ],
+		[ 'has another IFS and CDPATH', "export IFS=aeiou/- CDPATH=/\n" ],
+		[ 'is silenced', qq(function echo { builtin echo "\$@" >>$scratch/said; }; readonly -f echo\n) ])
+	{
+		my ($name, $profile) = @$harmless;
+		my $before = $lines->('runs');
+		my $answer = $with_profile->($profile, @run);
 
-	# It is ended, asleep, or its connection is lost.
-	result('true', [], server => $ready);
-	$pid = start_waiting();
-	kill 'KILL', $pid;
-	like(result('cat', ['/proc/self/stat'], server => $ready)->{stdout}, qr/^(?!$pid )\d+ \(cat\)/, 'a shell that was killed while it waited');
-	$pid = start_waiting();
-	kill 'STOP', $pid;
-	$client = $host->connect;
-	my $id = $client->send_call('environmentExecute', params('cat', [], server => $ready, stdinBase64 => encode_base64('input', '')));
-	wait_until('the command runs', sub { grep { $_->{state} eq 'running' } @{ $host->stats->{calls} } });
-	kill 'KILL', $pid;
-	is($client->answer($id)->{result}{stdout}, 'input', '... and one that was before it read its command');
-	result('true', [], server => $ready);
-	$pid = start_waiting();
-	kill 'STOP', $pid;
-	$result = result('true', [], server => $ready, timeoutMs => 300, limits => { graceMs => 100 });
-	is_deeply([ @$result{qw(timedOut signal)} ], [ JSON::PP::true, 'SIGKILL' ], '... or that does not read it');
-	kill 'KILL', $pid;
-	result('true', [], server => $ready) for 1 .. 2;
-	$pid = start_waiting();
-	my $before = $ready->count_connections;
-	kill 'KILL', (split ' ', slurp("/proc/$pid/stat") =~ s/.*\) //sr)[1];
-	is_over($pid, 'it ends with its connection');
-	is(result(sh('echo out'), server => $ready)->{stdout}, "out\n", '... and another one is made');
-	is($ready->count_connections, $before + 1, '... for that');
+		is_deeply([ @{ $answer->{result} // {} }{qw(exitCode stdout stderr)} ], [ 3, "out\n", "error\n" ], "a profile that $name") or diag explain $answer;
+		is($lines->('runs') - $before, 1, '... runs it once');
+		$answer = $with_profile->($profile, 'sh', [ '-c', 'printf "%s|" "$TOKEN" "$@"; cat', 'sh', 'a b', "it's\n" ], stdin => "in\n");
+		is($answer->{result}{stdout}, "$secret|a b|it's\n|in\n", '... as it is');
+	}
+	my $before = $lines->('runs');
+	for my $harmful (
+		[ 'reads all its input', "cat >/dev/null\n" ],
+		[ 'prints all its input', "cat\n" ],
+		[ 'sends its output elsewhere', "exec >/dev/null\n" ],
+		[ 'sends its errors elsewhere', "exec 2>/dev/null\n" ],
+		[ 'makes one of both', "exec 2>&1\n" ],
+		[ 'swaps both', "exec 3>&1 >&2 2>&3\n" ],
+		[ 'closes its output', "exec >&-\n" ],
+		[ 'sleeps', "sleep 100\n" ])
+	{
+		my ($name, $profile) = @$harmful;
+		my $answer = $with_profile->($profile, @run);
 
-	# The shell waits, but its server does not answer any more.
-	result('true', [], server => $ready);
-	$pid = start_waiting();
-	my @asleep = $ready->sessions;
-	kill 'STOP', @asleep;
-	is_error(execute('true', [], server => $ready, timeoutMs => 60_000, limits => { connectMs => 500, callMs => 90_000 }),
-		'08006', qr/timed out after 500 ms while starting the remote command/, 'a server that has fallen asleep');
-	kill 'CONT', @asleep;
-	is(result(sh('echo out'), server => $ready)->{stdout}, "out\n", '... and is not asked again');
+		is_error($answer, '08006', qr/timed out after 1500 ms while waiting for the login shell to be ready$/, "a profile that $name");
+		like($answer->{error}{data}{hint} // '', qr/login profile of "\Q@{[$server->user]}\E"/, '... is named');
+		unlike(JSON::PP->new->encode($answer), qr/\Q$secret\E/, '... and no secret');
+	}
+	for my $ended ([ 'has no input', "exec </dev/null\n" ], [ 'closes its input', "exec <&-\n" ], [ 'ends', "echo Closed for today. >&2; exit 4\n" ])
+	{
+		my ($name, $profile) = @$ended;
 
-	my $single = EnvrtFixture::Sshd->new(keys => $keys, max_sessions => 1)->start;
-	is(result(sh('echo out'), server => $single)->{stdout}, "out\n", 'a server with a single channel') for 1 .. 4;
-	ok($host->acquire(ssh_config($single))->{result}, '... that a shell has when another call comes');
-	$single->stop;
+		is_error($with_profile->($profile, @run), '38000', qr/the command was not started \(status \d\)/, "a profile that $name");
+	}
+	is($lines->('runs'), $before, '... nothing has run');
+	# The same for an acquire and a probe, so that what a probe says is true for commands.
+	for my $profile ("read -t 0.3 line\n", "set -x; export SHELLOPTS\n")
+	{
+		spew("$profile_home/.bashrc", $profile);
+		ok($host->acquire(ssh_config($server))->{result}, 'an acquire, where a command runs');
+		ok($host->probe(ssh_config($server))->{result}{ok}, '... and a probe');
+	}
+	spew("$profile_home/.bashrc", "cat >/dev/null\n");
+	is_error($host->acquire(ssh_config($server), command => 1000), '08006', qr/waiting for the login shell to be ready/, 'an acquire, where none does');
+	my $probe = $host->probe(ssh_config($server), command => 1000)->{result};
+	ok(!$probe->{ok} && $probe->{details}{hint} =~ /login profile/, '... and a probe');
 
-	result('true', [], server => $ready) for 1 .. 2;
-	$last_waiting = start_waiting();
-	$last_idle = (wait_until('the session is idle', sub { my $found = $ready_session->(); $found->{idleSince} && $found }))->{idleSince};
+	# A sh that misbehaves once it has said that it is ready.
+	my $shells = 0;
+	for my $words (
+		q(while IFS= read -r line; do echo "got: $line" >&2; exit 5; done),
+		q(IFS= read -r line; echo "$line" | cut -c 1-60 >&2; echo "$line" | fold -w 20 >&2; exit 5),
+		q(IFS= read -r line; echo "$line" >&2; kill -9 $$),
+		q(IFS= read -r line; set -x; eval "exit 5 $line"),
+		q(cat >&2 & sleep 0.3; exit 5))
+	{
+		my $bin = "$scratch/bad-sh-" . ++$shells;
+
+		mkdir $bin;
+		spew("$bin/sh", qq(#!/bin/bash\nm=\${!#}\necho "\$m ready 2" >&2; echo "\$m ready 1"\n$words\n));
+		chmod 0755, "$bin/sh";
+		my $answer = $with_profile->("PATH=$bin:\$PATH\n", 'printenv', [ 'TOKEN', "argument-$secret" ], env => { TOKEN => $secret, OTHER => "\x{e4} $secret" }, stdin => "stdin-$secret");
+
+		is_error($answer, '38000', qr/the command was not started/, "a sh that does: $words");
+		my $text = JSON::PP->new->encode($answer);
+		unlike($text, qr/\Q@{[substr $secret, $_, 9]}\E/, '... shows no part of a secret') for 0, 5, length($secret) - 9;
+	}
+	$server->stop;
 }
 
 # Login shells that talk.
@@ -464,8 +369,8 @@ is_error(execute('true', [], server => $broken), '38000',
 	qr/the command was not started \(status 3\): Closed for today\.$/, 'a login shell that runs nothing');
 
 my $slow = EnvrtFixture::Sshd->new(keys => $keys, extra => ['ForceCommand sleep 60; eval "$SSH_ORIGINAL_COMMAND"'])->start;
-is_error(execute('true', [], server => $slow, timeoutMs => 200, limits => { graceMs => 100 }), '38000',
-	qr/the command was not started within 200 ms/, 'a login shell that takes too long');
+is_error(execute('true', [], server => $slow, timeoutMs => 200, limits => { connectMs => 500 }), '08006',
+	qr/timed out after 500 ms while waiting for the login shell to be ready$/, 'a login shell that takes too long');
 $slow->stop;
 
 # New keys in between.
@@ -721,13 +626,6 @@ is_error($host->call('envrt/cancel', {}), '22023', qr/id must be/, 'no id');
 #######################################################################
 # Many, and the end
 #######################################################################
-SKIP:
-{
-	skip 'no shell waits', 2 if !$last_waiting;
-	is_over($last_waiting, 'a shell that waited for nothing');
-	is((map { $_->{idleSince} } grep { $_->{port} == $ready->port } @{ $host->stats->{sshSessions} })[0], $last_idle, '... and the session was idle all the time');
-}
-
 $client = $host->connect;
 my @ids = map { $client->send_call('environmentExecute', params(sh("sleep 0.2; echo $_"))) } 1 .. 40;
 my $good = grep { ($client->answer($ids[ $_ - 1 ])->{result}{stdout} // '') eq "$_\n" } 1 .. 40;

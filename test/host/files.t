@@ -793,7 +793,11 @@ my $sshd = EnvrtFixture::Sshd->new->start;
 		gone_or($workspace, '', '... and nothing there');
 		$call = $client->send_call('environmentPushFiles', $remote->('', localPath => $big));
 		moved($host);
-		kill 'KILL', grep { slurp("/proc/$_/cmdline") =~ /^tar\0/ } EnvrtFixture::processes_below($sshd->{pid});
+		# (What was moved may be on the way to it.)
+		kill 'KILL', @{ wait_until('tar runs there', sub {
+			my @tars = grep { (eval { slurp("/proc/$_/cmdline") } // '') =~ /^tar\0/ } EnvrtFixture::processes_below($sshd->{pid});
+			@tars && \@tars;
+		}) };
 		is_error($client->answer($call), '38000', qr/status/, 'the tar there is killed');
 		gone_or($workspace, '', '... which leaves nothing there');
 		no_process_left($host, '... and no process here');

@@ -257,19 +257,22 @@ test_allowed_hosts(void)
 	ok(glob_match("[h]:*", "[h]:22"), "patterns: brackets are themselves");
 }
 
-/* Runs a command line by a shell, as a server does. */
+/* Runs a command line by a shell, as a server does, with what it is to read. */
 static void
-run(const char *shell, const char *command_line, Bytes *output)
+run(const char *shell, const char *command_line, const Bytes *input, Bytes *output)
 {
 	int ends[2];
+	int file = open("/tmp", O_TMPFILE | O_RDWR, 0600);
 	char buffer[4096];
 	ssize_t count;
 	pid_t pid;
 
-	if (pipe(ends) < 0 || (pid = fork()) < 0)
+	if (file < 0 || write(file, input->data, input->length) != (ssize_t) input->length ||
+	    lseek(file, 0, SEEK_SET) != 0 || pipe(ends) < 0 || (pid = fork()) < 0)
 		abort();
 	if (pid == 0)
 	{
+		dup2(file, STDIN_FILENO);
 		dup2(ends[1], STDOUT_FILENO);
 		/* The script's marker on stderr is for another test. */
 		dup2(open("/dev/null", O_WRONLY), STDERR_FILENO);
@@ -279,6 +282,7 @@ run(const char *shell, const char *command_line, Bytes *output)
 		_exit(127);
 	}
 	close(ends[1]);
+	close(file);
 	while ((count = read(ends[0], buffer, sizeof buffer)) > 0)
 		bytes_append(output, buffer, (size_t) count);
 	close(ends[0]);
@@ -288,9 +292,9 @@ run(const char *shell, const char *command_line, Bytes *output)
 static void
 test_script(void)
 {
-	static const char *const shells[] = {"/bin/sh",       "/bin/bash",     "/bin/dash",
-	                                     "/usr/bin/zsh",  "/usr/bin/fish", "/usr/bin/mksh",
-	                                     "/usr/bin/ksh93"};
+	static const char *const shells[] = {"/bin/sh",        "/bin/bash",     "/bin/dash",
+	                                     "/usr/bin/zsh",   "/usr/bin/fish", "/usr/bin/mksh",
+	                                     "/usr/bin/ksh93", "/usr/bin/tcsh", "/bin/csh"};
 	static const char *const paths[] = {"plain",      "it's",      "\"double\"",    "a  b",
 	                                    "line\nline", "$HOME`id`", "back\\slash\\", "-dash",
 	                                    "\xc3\xbc",   "*?[x]",     "'\\''\\\\'",    "end\n"};
@@ -308,17 +312,20 @@ test_script(void)
 			continue;
 		for (size_t p = 0; p < sizeof paths / sizeof paths[0]; p++)
 		{
+			Bytes input = {0};
 			Bytes output = {0};
 			ScriptAnswer answer;
 			char *path = xformat("%s/%s", directory, paths[p]);
 			char *shown = clean_text(paths[p], strlen(paths[p]), 100, false);
 
-			line = ssh_script_command_line(marker, path, 5, NULL, 0);
-			run(shells[s], line, &output);
+			line = ssh_execute_command_line(marker);
+			ssh_script_input(path, 5, NULL, 0, &input);
+			run(shells[s], line, &input, &output);
 			ssh_script_parse(marker, &output, 0, &answer);
 			ok(answer.outcome == SCRIPT_PATH && answer.cwd != NULL && strcmp(answer.cwd, path) == 0,
 			   "script: %s with path %s", shells[s], shown);
 			ssh_script_answer_clear(&answer);
+			bytes_free(&input);
 			bytes_free(&output);
 			free(line);
 			free(path);
@@ -355,7 +362,6 @@ static void
 test_answers(void)
 {
 	ScriptAnswer answer;
-	Bytes errors = {0};
 
 	outcome("M cwd\n/x\nM api skip\nM end\n", 0, SCRIPT_PATH, "a path");
 	outcome("hello\nM cwd\n/x\nM api 1\nM end\nbye", 2, SCRIPT_API, "noise around it");
@@ -374,10 +380,6 @@ test_answers(void)
 	answer = parse("M cwd\n/a\nb\n\nM api skip\nM end\n", 0);
 	is(answer.cwd, "/a\nb\n", "answer: a path with line breaks");
 	ssh_script_answer_clear(&answer);
-	bytes_append_text(&errors, "noise\nM begin\nreal\n");
-	is(ssh_script_errors("M", &errors), "real\n", "answer: errors of its own");
-	is(ssh_script_errors("N", &errors), "noise\nM begin\nreal\n", "answer: errors of the login");
-	bytes_free(&errors);
 }
 
 static void
@@ -686,19 +688,28 @@ test_execute_start(void)
 {
 	for (size_t piece = 1; piece < 80; piece += 13)
 	{
-		ExecuteStart start = {.marker = "envrt-12"};
-		char *out =
-		    own_output(&start, false, "Hi envrt-1 envrt-12 \nenvrt-12\nout\nenvrt-12\n", piece);
-		char *errors =
-		    own_output(&start, true, "+ sh envrt-12\nenvrt-12 x\nenvrt-12 start -77\nerr", piece);
+		ExecuteStart start = {.marker = "envrt-12", .given = true};
+		char *out = own_output(&start, false,
+		                       "Hi envrt-1 envrt-12 \n$envrt_m ready 1\nenvrt-12\nenvrt-12 ready "
+		                       "1\nsaid\nenvrt-12 out\n"
+		                       "out\nenvrt-12 out\n",
+		                       piece);
+		char *errors = own_output(&start, true,
+		                          "+ sh envrt-12\nenvrt-12 ready 2\nenvrt-12 read\nenvrt-12 x\n"
+		                          "envrt-12 start -77 held\nerr",
+		                          piece);
 		char *line;
 
-		ok(strcmp(out, "out\nenvrt-12\n") == 0, "execute: stdout in pieces of %zu", piece);
+		ok(strcmp(out, "out\nenvrt-12 out\n") == 0, "execute: stdout in pieces of %zu", piece);
 		ok(strcmp(errors, "err") == 0, "... stderr");
-		ok(start.state == START_DONE && start.group && start.pid == 77, "... the process group");
-		ok(strcmp(start.heads[1].data, "+ sh envrt-12\nenvrt-12 x\n") == 0, "... what came before");
+		ok(ssh_execute_start_is_ready(&start), "... it was ready");
+		ok(start.state == START_DONE && start.group && start.pid == 77 && start.held,
+		   "... the process group");
+		line = ssh_execute_start_words(&start, true, NULL);
+		is(line, "+ sh envrt-12\nenvrt-12 x", "... what came before");
+		free(line);
 		line = ssh_execute_kill_line(&start, "TERM");
-		ok(strcmp(line, "exec sh -c 'kill -TERM -77'") == 0, "... how to end it");
+		is(line, "exec sh -c 'unset -f kill; kill -TERM -77'", "... how to end it");
 		free(line);
 		free(out);
 		free(errors);
@@ -706,7 +717,7 @@ test_execute_start(void)
 	}
 	for (int group = 0; group < 2; group++)
 	{
-		ExecuteStart start = {.marker = "m"};
+		ExecuteStart start = {.marker = "m", .given = true};
 		char *errors = own_output(&start, true, group ? "no\nm cwd\n" : "m start 5\n", 3);
 
 		ok(start.state == (group ? START_NO_CWD : START_DONE) && !start.group && errors[0] == '\0',
@@ -717,7 +728,7 @@ test_execute_start(void)
 	/* Lines of a hostile host: what looks like a number later on is none of the line. */
 	for (size_t piece = 1; piece < 80; piece++)
 	{
-		ExecuteStart start = {.marker = "m"};
+		ExecuteStart start = {.marker = "m", .given = true};
 		char *errors =
 		    own_output(&start, true, "m start \n\n\n\n\n      \n  7\nm start 99\nsecret\n", piece);
 
@@ -726,6 +737,83 @@ test_execute_start(void)
 		free(errors);
 		ssh_execute_start_clear(&start);
 	}
+	/* A host that says that all has begun before it was given anything, and then gets it. */
+	for (size_t piece = 1; piece < 80; piece++)
+	{
+		static const char early[] = "m ready 2\nm out\nm read\nm start 5\nwords\n";
+		ExecuteStart start = {.marker = "m"};
+		char *said = own_output(&start, true, early, piece);
+
+		ok(start.state == START_WAITING && said[0] == '\0' && !ssh_execute_start_is_ready(&start),
+		   "execute: what is said before its time counts for nothing, in pieces of %zu", piece);
+		free(said);
+		start.given = true;
+		said = own_output(&start, true, "x", 1);
+		ok(start.state == START_DONE && strcmp(said, "x") == 0,
+		   "... and no more is taken than came");
+		free(said);
+		ssh_execute_start_clear(&start);
+	}
+}
+
+static double
+seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double) now.tv_sec + (double) now.tv_nsec / 1e9;
+}
+
+/* What is left of a text of the remote side when the command was given these. */
+static void
+hides(const char *value, const char *text, const char *expected, const char *name)
+{
+	ExecuteVariable variable = {.name = "TOKEN", .value = (char *) value};
+	ExecuteRequest request = {.env = &variable, .env_count = 1};
+	char *copy = xstrdup(text);
+
+	execute_request_mask(&request, copy, strlen(copy));
+	is(copy, expected, name);
+	free(copy);
+}
+
+static void
+test_secret_parts(void)
+{
+	Bytes large = {0};
+	ExecuteRequest request = {.input = "input-of-it\nanother line", .input_length = 24};
+	char text[] = "read: input-of, another li";
+	char *mebibyte = xcalloc(1, 1024 * 1024 + 2);
+	double begin = seconds();
+
+	hides("hidden-12345", "choice: hidden-12345?", "choice: ************?", "parts: a whole value");
+	hides("hidden-12345", "choice: hidden-12345hidden-12345", "choice: ************************",
+	      "parts: twice");
+	hides("hidden-12345", "cut: hidden-1, folded: den-12345", "cut: ********, folded: *********",
+	      "parts: what was cut");
+	hides("it's hidden-12345", "+ export 'TOKEN=it'\\''s hidden-12345'",
+	      "+ export 'TOKEN=it'\\'***************'", "parts: what was quoted");
+	hides("1234", "pin 1234.", "pin ****.", "parts: a short one");
+	hides("123", "pin 123.", "pin 123.", "parts: one that is in any text");
+	hides("another one", "nothing", "nothing", "parts: nothing of it");
+	hides("hidden-12345", "", "", "parts: no text");
+	execute_request_mask(&request, text, strlen(text));
+	is(text, "read: ********, **********", "parts: of stdin");
+	/* Much of the same on both sides takes no time; what is too long is not searched for. */
+	memset(mebibyte, 'a', 1024 * 1024);
+	for (int i = 0; i < 65536; i++)
+		bytes_append_text(&large, "a");
+	request.input = mebibyte;
+	request.input_length = 1024 * 1024;
+	execute_request_mask(&request, large.data, large.length);
+	ok(strspn(large.data, "*") == 65536 && seconds() - begin < 5, "parts: much of the same");
+	request.input_length++;
+	strcpy(text, "words");
+	execute_request_mask(&request, text, strlen(text));
+	is(text, "*****", "parts: too much to search for");
+	free(mebibyte);
+	bytes_free(&large);
 }
 
 /* Whether the line ends exactly the process that is meant, by its age. */
@@ -861,15 +949,6 @@ is_hidden(SecretMask *mask, const char *format, unsigned company, unsigned numbe
 }
 
 #define SECRET "secret-%08x-%08x-of"
-
-static double
-seconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (double) now.tv_sec + (double) now.tv_nsec / 1e9;
-}
 
 static void
 test_masks(void)
@@ -1041,6 +1120,7 @@ main(void)
 	test_latency();
 	test_fair_queues();
 	test_execute_start();
+	test_secret_parts();
 	ok(ends_process(0), "execute: a process of the right age is ended");
 	ok(!ends_process(100), "... and none that is too young");
 	test_cgroups();

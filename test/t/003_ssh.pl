@@ -285,11 +285,11 @@ is($node->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls
 
 # What the remote side says is shown as far as the database's encoding goes.
 {
-	my $utf8 = EnvrtFixture::Sshd->new(extra => ['SetEnv "LC_ALL=C.UTF-8"'])->start;
+	my $utf8 = EnvrtFixture::Sshd->new(extra => ['ForceCommand printf "%b/etc/passwd%b\\n" "\\342\\200\\230" "\\342\\200\\231" >&2; exit 3'])->start;
 
 	$node->safe_psql('postgres', "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
 	$node->safe_psql('latin', 'CREATE EXTENSION envrt');
-	my $config = ssh_config($utf8, remoteWorkspacePath => '/etc/passwd/x');
+	my $config = ssh_config($utf8, remoteWorkspacePath => '/w');
 	my $sql = <<"SQL";
 INSERT INTO envrt.companies (id, name) VALUES ('c0000000-0000-4000-8000-000000000001', 'latin');
 INSERT INTO envrt.agents (id, company_id, name) VALUES ('a0000000-0000-4000-8000-000000000001', 'c0000000-0000-4000-8000-000000000001', 'a');
@@ -301,7 +301,7 @@ SQL
 	my ($state, $text) = sql_state($node,
 		"SELECT envrt_acquire_lease('c0000000-0000-4000-8000-000000000001', '$environment', 'f0000000-0000-4000-8000-000000000001')", database => 'latin');
 	is($state, '38000', 'a remote message that LATIN1 has no characters for keeps its SQLSTATE');
-	like($text, qr{mkdir.*\?/etc/passwd}, 'and is shown with question marks');
+	like($text, qr{status 3: \?/etc/passwd\?}, 'and is shown with question marks');
 	like($node->safe_psql('latin', "SELECT ok, details ->> 'error' FROM envrt_probe('$environment')"), qr{^f\|.*/etc/passwd}, 'a probe is still a row');
 	$utf8->stop;
 }
