@@ -22,7 +22,7 @@ envrt_packages=(
 	make gcc libc6-dev perl libipc-run-perl python3 curl util-linux
 	postgresql-15 postgresql-server-dev-15
 	libssh-dev libsodium-dev libuv1-dev libjansson-dev libssl-dev libseccomp-dev libarchive-dev bubblewrap busybox
-	openssh-server openssh-client
+	openssh-server openssh-client dropbear-bin tinysshd socat
 )
 envrt_work=
 envrt_inner=
