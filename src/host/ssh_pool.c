@@ -6,7 +6,8 @@
  * so do those who wait for a place on one.  A place is a channel.  Whenever
  * something changes, pump() looks at the group again: it gives places away,
  * first come, first served; if there are too few and no session is being
- * connected, it connects another, up to envrt.ssh_sessions_per_host; if nobody
+ * connected, it connects another, up to envrt.ssh_sessions_per_host (to a server
+ * whose sessions serve one command each, one for each that waits); if nobody
  * waits any more, it drops what is being connected.  So simultaneous cold
  * calls share one connection, and a caller that gives up takes its half-made
  * connection with it.
@@ -256,7 +257,7 @@ static bool
 has_usable(const SshGroup *group)
 {
 	for (const SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
-		if (!pooled->retired && ssh_session_is_ready(pooled->session))
+		if (!pooled->retired)
 			return true;
 	return false;
 }
@@ -396,7 +397,8 @@ static void
 pump(void *data)
 {
 	SshGroup *group = data;
-	SshPooled *connecting = find_connecting(group);
+	unsigned waiting = 0;
+	unsigned connecting = 0;
 	unsigned count = 0;
 	SshPooled *next;
 
@@ -408,19 +410,34 @@ pump(void *data)
 	}
 	give_places(group);
 
-	if (group->waiters == NULL && connecting != NULL)
-		drop(connecting);
-	for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = pooled->next)
+	for (const SshWaiter *waiter = group->waiters; waiter != NULL; waiter = waiter->next)
+		waiting++;
+	/* One serves all who wait, unless each session serves one command. */
+	if (!is_single_use(group) && waiting > 1)
+		waiting = 1;
+	for (SshPooled *pooled = group->sessions; pooled != NULL; pooled = next)
+	{
+		next = pooled->next;
+		if (waiting == 0 && !ssh_session_is_ready(pooled->session))
+		{
+			drop(pooled);
+			continue;
+		}
+		if (!ssh_session_is_ready(pooled->session))
+			connecting++;
 		if (!pooled->retired)
 			count++;
-	if (group->waiters != NULL && connecting == NULL && count < settings.ssh_sessions_per_host)
+	}
+	for (; connecting < waiting && count < settings.ssh_sessions_per_host; connecting++, count++)
 	{
 		uint64_t now = now_ms();
 
 		if (now < group->no_connect_before && count > 0)
+		{
 			pump_after(group, group->no_connect_before - now);
-		else
-			connect_another(group);
+			break;
+		}
+		connect_another(group);
 	}
 	if (group->waiters == NULL && group->sessions == NULL)
 		free_group(group);

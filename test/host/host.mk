@@ -4,6 +4,8 @@
 #                the second time with a host under the sanitizers.  With -j2 both run at once: they
 #                mostly wait
 #   check-hostile  the host under a hostile client, for a minute
+#   check-ssh-servers  10,000 commands of 20 clients at a time against each of OpenSSH, dropbear and
+#                tinyssh; some minutes
 
 HOST_SANITIZED = build/host-address-undefined/$(HOST)
 
@@ -19,6 +21,10 @@ build/bad_sshd: test/host/bad_sshd.c
 .PHONY: check-hostile
 check-hostile: $(HOST)
 	ENVRT_HOSTILE_SECONDS=60 $(PROVE) --exec '' -v test/host/hostile_client.t
+
+.PHONY: check-ssh-servers
+check-ssh-servers: $(HOST)
+	$(PROVE) --exec '' -v test/host/ssh_servers_load.pl
 
 .PHONY: check-host check-host-plain check-host-sanitized sanitized-host
 sanitized-host:
