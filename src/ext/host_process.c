@@ -53,6 +53,7 @@
 #define MAX_DELAY_MS 5000
 #define MAX_CONTROL_LINE 65536
 #define MAX_LOG_LINE 4096
+#define MAX_SAID 32
 
 static struct
 {
@@ -75,6 +76,7 @@ static struct
 	bool changed;          /* descriptors differ from the wait event set's */
 	int watch;             /* inotify, of the socket's directory; -1: none */
 	char last_reason[128]; /* that was logged in this row of failures */
+	List *said;            /* what they wrote in it themselves, and was logged */
 } host = {.control = PGINVALID_SOCKET, .log = -1, .watch = -1, .ping_deadline = DT_NOEND};
 
 /* host_state in shared memory, and whoever waits for it. */
@@ -303,6 +305,25 @@ start(void)
 	host_process_configure();
 }
 
+/* Whether one that failed to start before has said the same; else it is noted. */
+static bool
+was_said(const char *line, size_t length)
+{
+	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
+	char *text = pnstrdup(line, length);
+	ListCell *cell;
+
+	foreach (cell, host.said)
+		if (strcmp(lfirst(cell), text) == 0)
+			break;
+	if (cell != NULL || list_length(host.said) >= MAX_SAID)
+		pfree(text);
+	else
+		host.said = lappend(host.said, text);
+	MemoryContextSwitchTo(context);
+	return cell != NULL;
+}
+
 /*
  * What the driver host wrote to stderr, a line a log entry; whether there may
  * be more.
@@ -349,8 +370,7 @@ read_log(void)
 			line += 5, length -= 5;
 		else if (length > 9 && memcmp(line, "WARNING: ", 9) == 0)
 			level = WARNING, line += 9, length -= 9;
-		/* It has said so when it failed to start before. */
-		if (!host.ready && host.failures > 1)
+		if (!host.ready && was_said(line, length))
 			level = DEBUG1;
 		ereport(level, (errmsg_internal("envrt driver host: %.*s", (int) length, line)));
 	}
@@ -403,6 +423,11 @@ bury(const char *reason)
 
 	lived_long = TimestampDifferenceExceeds(host.started, timer_now(), LIVED_LONG_MS);
 	host.failures = lived_long ? 0 : host.failures + 1;
+	if (lived_long)
+	{
+		list_free_deep(host.said);
+		host.said = NIL;
+	}
 	host.start_at = timer_now();
 	if (host.failures > 1)
 		host.start_at = TimestampTzPlusMilliseconds(

@@ -136,9 +136,31 @@ for my $case ([ 'its socket file is removed', sub { unlink "$data/pg_stat_tmp/en
 	is($node->safe_psql('postgres', 'SELECT last_exit FROM envrt.stat_driver_host'), 'Its socket file was removed.', '... and the view says why');
 }
 
+# One that can't start is tried again and again, and said once.
+my $launcher = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'envrt launcher'");
+{
+	my $restarts = $node->safe_psql('postgres', 'SELECT restarts FROM envrt.stat_driver_host');
+	my $logged = -s $node->logfile;
+	my $before = host_pid();
+
+	open my $lock, '>', "$data/pg_stat_tmp/envrt_host.lock" or die $!;
+	# While nobody starts another one, the lock is to be had.
+	kill 'STOP', $launcher;
+	kill 'KILL', $before;
+	flock $lock, 2 or die $!;
+	kill 'CONT', $launcher;
+	wait_until_sql($node, "SELECT restarts >= $restarts + 3 FROM envrt.stat_driver_host", 'a driver host that can\'t start is tried again');
+	my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged);
+	is(scalar(() = $log =~ /another driver host holds/g), 1, '... and it is said once why');
+	# The one that was killed, and the first that could not start
+	cmp_ok(scalar(() = $log =~ /envrt driver host \(PID \d+\) has ended/g), '<=', 2, '... as is that it has ended');
+	close $lock;
+	host_pid();
+	is((acquire($node, $company, $good, $run))->{status}, 'active', '... and when it can start, ssh works');
+}
+
 # A crash restart replaces it.
 $third = host_pid();
-my $launcher = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'envrt launcher'");
 kill 'KILL', $launcher;
 wait_until('the old driver host to be gone', sub { !kill(0, $third) });
 wait_until('the crash restart', sub {

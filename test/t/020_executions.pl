@@ -222,6 +222,30 @@ $node->safe_psql('postgres', "SELECT envrt_cancel_execution(id) FROM envrt.execu
 	await_state($id, 'cancelled');
 }
 
+# Output that a trigger refuses keeps nobody from theirs, nor from a cancel.
+{
+	my $logged = -s $node->logfile;
+	my $create = sub {
+		$node->safe_psql('postgres', <<"SQL");
+CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \$\$ BEGIN $_[0]; END \$\$;
+CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON envrt.execution_output FOR EACH ROW WHEN (NEW.output LIKE 'refused%') EXECUTE FUNCTION refuse();
+SQL
+	};
+
+	$create->("RAISE 'not this output'");
+	my $id = start('ssh', 'echo refused; exec sleep 1234.625');
+	wait_until_sql($node, "SELECT count(*) = 1 FROM envrt.stat_failures WHERE row_id = '$id' AND attempts >= 2 AND next_attempt_at > last_attempt_at", 'output that is refused is tried again');
+	is(await_execution(start('ssh', 'echo other'))->{stdout}, "other\n", 'another execution has its output');
+	is(scalar(() = PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged) =~ /ERROR:  not this output/g), 1, 'it is logged once');
+	$node->safe_psql('postgres', "SELECT envrt_cancel_execution('$id')");
+	await_state($id, 'cancelled');
+	wait_until_sql($node, 'SELECT count(*) = 0 FROM envrt.stat_failures', 'what is over is not shown any more');
+	# Without an error it is somebody's filter.
+	$create->('RETURN NULL');
+	is(await_execution(start('ssh', 'echo refused; sleep 0.2; echo kept'))->{stdout}, "kept\n", 'a trigger drops what it returns NULL for, and no more');
+	$node->safe_psql('postgres', 'DROP TRIGGER refuse ON envrt.execution_output; DROP FUNCTION refuse()');
+}
+
 # The plugin's leases are in the ledger, so that acquiring one takes the scheduler.
 my $keyed = make_environment($node, $company, 'sandbox', { provider => 'recorder', directory => temporary_directory() });
 
