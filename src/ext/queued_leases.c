@@ -1020,7 +1020,7 @@ go_on(QueuedLease *lease)
 	ErrorData *volatile error = NULL;
 	volatile bool completed = false;
 	volatile bool again = false;
-	bool lost = lease->result == NULL && lease->error == NULL;
+	const bool lost = lease->result == NULL && lease->error == NULL;
 
 	if (!lost)
 	{

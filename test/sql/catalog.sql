@@ -18,6 +18,8 @@ WITH objects AS (
 SELECT pg_describe_object(classid, objid, 0) AS without_comment
 FROM objects
 WHERE obj_description(objid, classid::regclass::name) IS NULL
+  -- What a relation brings with it belongs to the extension by itself from some versions on.
+  AND NOT (classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem WHERE t.oid = objid AND (t.typrelid <> 0 OR e.typrelid <> 0)))
 ORDER BY 1;
 SELECT obj_description('envrt'::regnamespace, 'pg_namespace') IS NOT NULL AS schema_comment;
 
