@@ -7,7 +7,8 @@
 #   psql           a throwaway server with the fixtures, and psql on it
 #   check-chroot   test/all and test/demo on a bare Debian, in a chroot (needs root)
 #   check-valgrind   the tests on an assert-enabled server, under valgrind and the sanitizers
-#   check-versions   the build and the SQL tests on other PostgreSQL versions, in chroots (needs root)
+#   check-versions   the build, the SQL tests and an upgrade from 15 on other PostgreSQL versions, in chroots (needs root)
+#   check-upgrade    the upgrade from 15 to 17 alone
 
 # libssh deprecates by and by what older ones need.
 TEST_WARNINGS = -Wall -Wextra -Werror -Wno-deprecated-declarations
@@ -114,7 +115,7 @@ check-cppcheck:
 # The commands, for whoever has make
 # ---------------------------------------------------------------------------------------------
 
-.PHONY: test demo psql bench check-chroot check-valgrind check-versions
+.PHONY: test demo psql bench check-chroot check-valgrind check-versions check-upgrade
 test:
 	test/all
 demo:
@@ -129,3 +130,6 @@ check-valgrind:
 	test/valgrind
 check-versions:
 	test/versions
+
+check-upgrade:
+	test/versions --upgrade trixie:17

@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use Cwd qw(abs_path);
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
 use File::Basename qw(dirname);
@@ -64,8 +65,12 @@ $old->stop;
 	my $directory = temporary_directory();
 	my ($out, $err) = ('', '');
 
-	ok(IPC::Run::run([ 'pg_upgrade', '-b', "$old_installation/bin", '-B', $new_bin, '-d', $old->data_dir, '-D', $new->data_dir, '-s', $new->host, '-p', $old->port, '-P', $new->port ],
-		'>', \$out, '2>', \$err, init => sub { chdir $directory or die $! }), 'pg_upgrade') or BAIL_OUT("$out\n$err");
+	ok(IPC::Run::run([ 'pg_upgrade', '-b', "$old_installation/bin", '-B', $new_bin, '-d', abs_path($old->data_dir), '-D', abs_path($new->data_dir), '-s', $new->host, '-p', $old->port, '-P', $new->port ],
+		'>', \$out, '2>', \$err, init => sub { chdir $directory or die $! }), 'pg_upgrade') or do
+	{
+		diag $out, $err, `find '@{[ abs_path($new->data_dir) ]}/pg_upgrade_output.d' '$directory' -name '*.txt' -o -name '*.log' | xargs tail -n 30`;
+		BAIL_OUT('pg_upgrade failed');
+	};
 }
 is_deeply({ map { $_ => $provider->count($_) } keys %before }, \%before, 'it asks no provider for anything');
 
