@@ -327,12 +327,14 @@ string_bytes(json_t *value, const char *key, const char **text, size_t *length,
 
 /* Control characters of ASCII and of Latin-1, and all white space. */
 static bool
-has_space_or_control(const char *text, size_t length)
+has_space_or_control(const char *text, size_t length, bool blanks_are_fine)
 {
 	for (size_t i = 0; i < length; i++)
 	{
 		unsigned char c = (unsigned char) text[i];
 
+		if (c == ' ' && blanks_are_fine)
+			continue;
 		if (c < ' ' || c == 127 || js_space(text + i, length - i) > 0)
 			return true;
 		if (c == 0xC2 && i + 1 < length && (unsigned char) text[i + 1] < 0xA0)
@@ -367,17 +369,20 @@ read_required_string(json_t *config, const char *key, const char *empty_text, Co
 /* With host and username it is a lease's id at its provider, which is in an index. */
 #define MAX_WORKSPACE_PATH 1400
 
-/* A host's or user's name. */
+/* A host's or user's name; the latter may have blanks within, as a directory's users have. */
 static json_t *
 read_name(json_t *config, const char *key, const char *what, ConfigIssues *issues)
 {
+	bool is_user = strcmp(key, "username") == 0;
 	char empty_text[80];
 	json_t *name;
 
 	snprintf(empty_text, sizeof(empty_text), "SSH environments require a %s.", what);
 	name = read_required_string(config, key, empty_text, issues);
-	if (name != NULL && has_space_or_control(json_string_value(name), json_string_length(name)))
-		add_issue(issues, key, "SSH %s must not contain white space or control characters.", what);
+	if (name != NULL &&
+	    has_space_or_control(json_string_value(name), json_string_length(name), is_user))
+		add_issue(issues, key, "SSH %s must not contain %s or control characters.", what,
+		          is_user ? "white space other than blanks" : "white space");
 	if (name != NULL && json_string_length(name) > MAX_NAME)
 		add_issue(issues, key, "SSH %s must not be longer than %d bytes.", what, MAX_NAME);
 	return name;

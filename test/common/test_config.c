@@ -35,8 +35,8 @@ static const Case cases[] = {
     {"ssh", STORED, STORED},
     {"ssh",
      "{\"knownHosts\":\" a b\\n\",\"strictHostKeyChecking\":false,\"remoteWorkspacePath\":\" /w "
-     "x\\t\",\"username\":\"\\u00a0u\\ufeff\",\"port\":\"2222\",\"host\":\"\\n h \"}",
-     "{\"host\":\"h\",\"port\":2222,\"username\":\"u\",\"remoteWorkspacePath\":\"/w x\","
+     "x\\t\",\"username\":\"\\u00a0u v\\ufeff\",\"port\":\"2222\",\"host\":\"\\n h \"}",
+     "{\"host\":\"h\",\"port\":2222,\"username\":\"u v\",\"remoteWorkspacePath\":\"/w x\","
      "\"privateKey\":null,\"privateKeySecretRef\":null,\"knownHosts\":\"a b\","
      "\"strictHostKeyChecking\":false}"},
     {"ssh", "{" BASE ",\"knownHosts\":\"\"}", STORED},
@@ -71,10 +71,12 @@ static const Case cases[] = {
      "SSH host must not contain white space or control characters."},
     {"ssh", "{\"host\":\"a\\u0085b\",\"username\":\"u\",\"remoteWorkspacePath\":\"/w\"}",
      "SSH host must not contain white space or control characters."},
+    {"ssh", "{\"host\":\"h\",\"username\":\"u\\u00a0v\",\"remoteWorkspacePath\":\"/w\"}",
+     "SSH username must not contain white space other than blanks or control characters."},
     {"ssh", "{\"host\":\"h\",\"username\":\"u\\nv\",\"remoteWorkspacePath\":\"/w\"}",
-     "SSH username must not contain white space or control characters."},
+     "SSH username must not contain white space other than blanks or control characters."},
     {"ssh", "{\"host\":\"h\",\"username\":\"u\\u007f\",\"remoteWorkspacePath\":\"/w\"}",
-     "SSH username must not contain white space or control characters."},
+     "SSH username must not contain white space other than blanks or control characters."},
     {"ssh", "{\"host\":\"h\\u0000i\",\"username\":\"u\",\"remoteWorkspacePath\":\"/w\"}",
      "host: Invalid character: a NUL character is not allowed"},
 

@@ -91,6 +91,16 @@ for my $kind (qw(dropbear tinyssh))
 	ok(!system('diff', '-r', "$base/tree", "$base/$kind"), '... arrives');
 }
 
+# Names of users as directories have them.
+for my $user ('DOMAIN\\tester', 'Test User', "o'neil\$")
+{
+	my $server = EnvrtOtherSshd->new('openssh', user => $user)->start;
+
+	is($client->call('environmentAcquireLease', HostTest::request(ssh_config($server)))->{result}{metadata}{username}, $user, "a user $user");
+	is(outcome(execute($server, 'exit 3')), '3 -  ', '... and a command');
+	$server->stop;
+}
+
 #######################################################################
 # Many at a time: what a server closes before it has begun is tried again
 #######################################################################

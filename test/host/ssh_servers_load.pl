@@ -2,7 +2,7 @@
 # Many short commands from many clients at a time against each of OpenSSH, dropbear and tinyssh: what a
 # second try would have mended is no failure.  `make check-ssh-servers` runs it.
 #
-# ENVRT_COMMANDS (10000) commands a server, ENVRT_CLIENTS (20), ENVRT_MINUTES (20) at most a server,
+# ENVRT_COMMANDS (10000) commands a server, ENVRT_CLIENTS (20), ENVRT_MINUTES (40) at most a server,
 # ENVRT_SERVERS (openssh dropbear tinyssh).
 
 use strict;
@@ -16,7 +16,7 @@ use Test::More;
 
 my $commands = $ENV{ENVRT_COMMANDS} // 10000;
 my $clients = $ENV{ENVRT_CLIENTS} // 20;
-my $limit = 60 * ($ENV{ENVRT_MINUTES} // 20);
+my $limit = 60 * ($ENV{ENVRT_MINUTES} // 40);
 
 # One client's share: what went wrong, a line each.
 sub run_commands
