@@ -164,6 +164,13 @@ ok(with_login_output(qq{ForceCommand sh -c "\$SSH_ORIGINAL_COMMAND"; echo goodby
 	'a profile that prints after');
 my $answer = with_login_output('ForceCommand echo This account is not available. >&2; exit 3');
 is_error($answer, '38000', qr/failed with status 3: This account is not available\./, 'no shell');
+# As cmd.exe and PowerShell of Windows' OpenSSH answer.
+for my $words ("'exec' is not recognized as an internal or external command,", "exec : The term 'exec' is not recognized as the name of a cmdlet")
+{
+	$answer = with_login_output(qq{ForceCommand echo "$words" >&2; exit 1});
+	is_error($answer, '38000', qr/failed with status 1: \Q$words\E/, 'no POSIX shell');
+	like($answer->{error}{data}{hint}, qr/is no POSIX shell\. On Windows, set DefaultShell/, '... and what to do');
+}
 $answer = with_login_output('ForceCommand kill -9 $$');
 is_error($answer, '38000', qr/ended by signal KILL/, 'a shell that is killed');
 $answer = with_login_output("ForceCommand printf 'bad \\377\\033[31m text\\n' >&2; exit 4");
