@@ -37,6 +37,9 @@
 /* What is kept of a line that is skipped. */
 #define SKIPPED_KEEP 1024
 
+/* What a value costs besides its text. */
+#define VALUE_COST ((size_t) 16)
+
 struct RpcReader
 {
 	char *buffer;
@@ -604,6 +607,35 @@ dump_append(const char *bytes, size_t length, void *arg)
 	memcpy(dump->bytes + dump->length, bytes, length);
 	dump->length += length;
 	return 0;
+}
+
+size_t
+rpc_size(const json_t *value, size_t limit)
+{
+	size_t size = VALUE_COST + json_string_length(value);
+	const char *key;
+	json_t *member;
+	size_t i;
+
+	if (json_is_array(value))
+	{
+		json_array_foreach(value, i, member)
+		{
+			if (size > limit)
+				break;
+			size += rpc_size(member, limit - size);
+		}
+	}
+	else if (json_is_object(value))
+	{
+		json_object_foreach((json_t *) value, key, member)
+		{
+			if (size > limit)
+				break;
+			size += strlen(key) + rpc_size(member, limit - size);
+		}
+	}
+	return size;
 }
 
 /*

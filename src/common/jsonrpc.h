@@ -101,6 +101,9 @@ extern json_t *rpc_request(json_int_t id, const char *method, json_t *params);
 extern json_t *rpc_response(json_t *id, json_t *result);
 extern json_t *rpc_error(json_t *id, int code, const char *message, json_t *data);
 
+/* About the bytes that a value has as JSON; what is beyond `limit` is not counted. */
+extern size_t rpc_size(const json_t *value, size_t limit);
+
 /* A message as one line with its newline; free with rpc_line_free. */
 extern char *rpc_dump_line(const json_t *message, size_t *length);
 extern void rpc_line_free(char *line, size_t length); /* zeroes it first */

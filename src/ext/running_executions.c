@@ -65,8 +65,11 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Each takes two of the driver host's calls, and others want some, too. */
-#define MAX_RUNNING Max(envrt_max_calls / 4, 1)
+/*
+ * An execution takes two of the driver host's calls, and other calls want a third.
+ * A company that is alone comes to three quarters of this: a quarter of the calls.
+ */
+#define MAX_RUNNING (envrt_max_calls / 3 + 1)
 /* In a round: each start is a durable commit. */
 #define MAX_STARTS 16
 #define MAX_TRIES 64

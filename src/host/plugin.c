@@ -50,7 +50,6 @@
 #include <sodium.h>
 
 #include "host_instance.h"
-#include "json_mend.h"
 #include "jsonrpc.h"
 #include "log.h"
 #include "memory.h"
@@ -529,49 +528,16 @@ line_unusable(void *owner, const RpcIdentity *identity, const char *problem, con
 		              rpc_error(json_incref(identity->id), RPC_INVALID_REQUEST, problem, NULL));
 }
 
-/* What was parsed, or, where that fails, what it is once it has been mended. */
 static void
-parse(const char *line, size_t length, RpcMessage *message)
-{
-	Bytes mended = {0};
-
-	rpc_parse(line, length, message);
-	if (message->kind != RPC_INVALID || message->root != NULL || line[0] != '{')
-		return;
-	json_mend(&mended, line, length);
-	rpc_message_clear(message);
-	rpc_parse(mended.data, mended.length, message);
-	explicit_bzero(mended.data, mended.length);
-	bytes_free(&mended);
-}
-
-static void
-line_came(void *owner, const char *line, size_t length)
+message_came(void *owner, const RpcMessage *message)
 {
 	Plugin *plugin = owner;
-	RpcIdentity identity;
-	RpcMessage message;
 
 	heard(plugin);
-	while (length > 0 && (*line == ' ' || *line == '\t'))
-		line++, length--;
-	parse(line, length, &message);
-	switch (message.kind)
-	{
-		case RPC_REQUEST:
-		case RPC_NOTIFICATION:
-			worker_services_serve(plugin->services, plugin->starts, &message);
-			break;
-		case RPC_RESPONSE:
-			worker_answers(plugin, &message);
-			break;
-		case RPC_INVALID:
-			rpc_identify(line, length, &identity);
-			line_unusable(plugin, &identity, message.error_text, line, length);
-			rpc_identity_clear(&identity);
-			break;
-	}
-	rpc_message_clear(&message);
+	if (message->kind == RPC_RESPONSE)
+		worker_answers(plugin, message);
+	else
+		worker_services_serve(plugin->services, plugin->starts, message);
 }
 
 /*
@@ -689,7 +655,7 @@ static void
 start_worker(Plugin *plugin)
 {
 	static const WorkerProcessEvents events = {
-	    .line = line_came,
+	    .message = message_came,
 	    .unusable = line_unusable,
 	    .drained = process_drained,
 	    .ended = process_ended,

@@ -59,9 +59,6 @@
 /* A line that is longer goes to a thread to be parsed, and a message with more text to be written.
  */
 #define LARGE ((size_t) 16 * 1024)
-/* What a value costs besides its text. */
-#define VALUE_COST ((size_t) 16)
-
 typedef struct Write Write;
 
 struct Connection
@@ -289,36 +286,6 @@ written_down(uv_work_t *work, int status)
 	connection_release(connection);
 }
 
-/* About the bytes that it will have, without counting further than LARGE. */
-static size_t
-message_size(const json_t *value, size_t limit)
-{
-	size_t size = VALUE_COST + json_string_length(value);
-	const char *key;
-	json_t *member;
-	size_t i;
-
-	if (json_is_array(value))
-	{
-		json_array_foreach(value, i, member)
-		{
-			if (size > limit)
-				break;
-			size += message_size(member, limit - size);
-		}
-	}
-	else if (json_is_object(value))
-	{
-		json_object_foreach((json_t *) value, key, member)
-		{
-			if (size > limit)
-				break;
-			size += strlen(key) + message_size(member, limit - size);
-		}
-	}
-	return size;
-}
-
 /* An answer that no line can hold costs its call, and not the connection. */
 static void
 shorten(const json_t *message, Write *write)
@@ -364,7 +331,7 @@ connection_send(Connection *connection, json_t *message)
 	}
 	write = xcalloc(1, sizeof *write);
 	write->connection = connection;
-	write->bytes = message_size(message, LARGE);
+	write->bytes = rpc_size(message, LARGE);
 	write->work.data = write;
 	if (write->bytes > LARGE)
 	{

@@ -5,8 +5,8 @@
  * Our child is the supervisor (worker_supervisor.c), whose child the worker is;
  * its environment holds nothing of ours.  Its life here:
  *
- *   runs      lines of stdout go to the owner; stderr is drained always and
- *             its end kept for messages; what is sent is queued by libuv
+ *   runs      messages on stdout go to the owner; stderr is drained always and
+ *             its end kept for messages; what is sent is written in its order
  *   stops     it was sent `shutdown`.  When it has answered, or has not for a
  *             while, its input is closed; then comes SIGTERM; then it is killed
  *   exited    so has all that it had started; its pipes are read to their end,
@@ -18,6 +18,10 @@
  * To kill it is to close the supervisor's channel, which then kills all there
  * is.  If that takes too long, the supervisor is killed, and the kernel kills
  * the worker.
+ *
+ * Large messages are read and written down in threads of libuv's pool, so that
+ * the event loop serves others meanwhile.  While one is read, nothing else is
+ * taken from the worker: the messages keep their order.
  *
  * A process that the owner dismissed runs through the same, with nobody told.
  * The process handle must stay open until the exit, or nobody would reap.
@@ -32,7 +36,7 @@
 #include <unistd.h>
 #include <uv.h>
 
-#include "jsonrpc.h"
+#include "json_mend.h"
 #include "log.h"
 #include "memory.h"
 #include "protocol.h"
@@ -65,10 +69,39 @@
 /* In a line that it writes. */
 #define MAX_VALUES 250000
 
+/* Messages of more bytes are read and written down in a thread. */
+#define LARGE ((size_t) 16 * 1024)
+
 #define ENVIRONMENT_SIZE 6
 
 /* Arguments that are for us, before the program's. */
 #define OWN_ARGUMENTS 4
+
+typedef struct Write
+{
+	struct Write *next;
+	WorkerProcess *process;
+	uv_write_t request;
+	uv_work_t work;
+	json_t *message; /* NULL: it has been written down */
+	char *line;
+	size_t length;
+	size_t bytes; /* about as many, of one that is not with libuv yet */
+} Write;
+
+/* A line that it wrote, and what it says. */
+typedef struct Line
+{
+	WorkerProcess *process;
+	uv_work_t work;
+	char *memory; /* that it is in, when a thread has it */
+	size_t size;
+	const char *text;
+	size_t length;
+	RpcMessage message;
+	RpcIdentity identity;
+	const char *problem; /* why it can't be used, or NULL */
+} Line;
 
 struct WorkerProcess
 {
@@ -85,7 +118,11 @@ struct WorkerProcess
 	uv_pipe_t channel; /* to the supervisor */
 	uv_write_t terminate;
 	int open_handles;
+	int threads; /* of the pool, at work for it */
 	RpcReader *reader;
+	Write *first_write; /* of those that libuv has not */
+	Write *last_write;
+	size_t waiting_bytes;
 	Bytes stderr_bytes;
 	Timer *timer;
 	Timer *kill_timer;
@@ -97,17 +134,11 @@ struct WorkerProcess
 	bool terminating;
 	bool killed;
 	bool exited;
-	bool ending; /* the handles are being closed */
+	bool ending;  /* the handles are being closed */
+	bool reading; /* a large line, in a thread */
 	bool output_open;
 	bool errors_open;
 };
-
-typedef struct Write
-{
-	uv_write_t request;
-	char *line;
-	size_t length;
-} Write;
 
 static WorkerProcess *first_process;
 static rlim_t file_limit;
@@ -134,12 +165,25 @@ worker_process_limit_memory(unsigned long long bytes)
  */
 
 static void
-handle_closed(uv_handle_t *handle)
+write_free(Write *write)
 {
-	WorkerProcess *process = handle->data;
+	json_decref(write->message);
+	rpc_line_free(write->line, write->length);
+	free(write);
+}
 
-	if (--process->open_handles > 0)
+static void
+free_unused(WorkerProcess *process)
+{
+	if (process->open_handles > 0 || process->threads > 0)
 		return;
+	while (process->first_write != NULL)
+	{
+		Write *write = process->first_write;
+
+		process->first_write = write->next;
+		write_free(write);
+	}
 	if (process->previous != NULL)
 		process->previous->next = process->next;
 	else
@@ -154,6 +198,15 @@ handle_closed(uv_handle_t *handle)
 	free(process->how);
 	free(process->plugin);
 	free(process);
+}
+
+static void
+handle_closed(uv_handle_t *handle)
+{
+	WorkerProcess *process = handle->data;
+
+	process->open_handles--;
+	free_unused(process);
 }
 
 static void
@@ -185,6 +238,12 @@ finish(void *data)
 
 	if (process->ending)
 		return;
+	if (process->reading)
+	{
+		/* It may be an answer. */
+		timer_start(&process->timer, LINGER_MS, finish, process);
+		return;
+	}
 	process->owner = NULL;
 	if (owner != NULL)
 		process->events.ended(owner, process->how);
@@ -332,18 +391,12 @@ output_ended(WorkerProcess *process)
 	finish_if_drained(process);
 }
 
-/* Whether a line is the answer to `shutdown`, and so for us. */
+/* Whether a message is the answer to `shutdown`, and so for us. */
 static bool
-is_farewell(const char *line, size_t length)
+is_farewell(const RpcMessage *message)
 {
-	RpcMessage message;
-	bool result;
-
-	rpc_parse(line, length, &message);
-	result = message.kind == RPC_RESPONSE && json_is_integer(message.id) &&
-	         json_integer_value(message.id) == SHUTDOWN_ID;
-	rpc_message_clear(&message);
-	return result;
+	return message->kind == RPC_RESPONSE && json_is_integer(message->id) &&
+	       json_integer_value(message->id) == SHUTDOWN_ID;
 }
 
 /*
@@ -389,24 +442,121 @@ unusable(WorkerProcess *process, RpcIdentity *identity, const char *problem, con
 	rpc_identity_clear(identity);
 }
 
+/* What was parsed, or, where that fails, what it is once it has been mended. */
 static void
-take_line(WorkerProcess *process, const char *line, size_t length)
+parse(const char *text, size_t length, RpcMessage *message)
 {
-	RpcIdentity identity;
+	Bytes mended = {0};
 
-	if (has_too_many_values(line, length))
-	{
-		rpc_identify(line, length, &identity);
-		unusable(process, &identity, "the message has too many values", line, length);
+	rpc_parse(text, length, message);
+	if (message->kind != RPC_INVALID || message->root != NULL || text[0] != '{')
 		return;
+	json_mend(&mended, text, length);
+	rpc_message_clear(message);
+	rpc_parse(mended.data, mended.length, message);
+	explicit_bzero(mended.data, mended.length);
+	bytes_free(&mended);
+}
+
+static void
+read_line(Line *line)
+{
+	while (line->length > 0 && (*line->text == ' ' || *line->text == '\t'))
+		line->text++, line->length--;
+	if (has_too_many_values(line->text, line->length))
+		line->problem = "the message has too many values";
+	else
+	{
+		parse(line->text, line->length, &line->message);
+		if (line->message.kind == RPC_INVALID)
+			line->problem = line->message.error_text;
 	}
-	if (process->stopping && is_farewell(line, length))
+	if (line->problem != NULL)
+		rpc_identify(line->text, line->length, &line->identity);
+}
+
+static void
+take_line(WorkerProcess *process, Line *line)
+{
+	if (line->problem != NULL)
+		unusable(process, &line->identity, line->problem, line->text, line->length);
+	else if (process->stopping && is_farewell(&line->message))
 	{
 		if (!uv_is_closing((uv_handle_t *) &process->input))
 			close_input(process);
 	}
 	else if (process->owner != NULL)
-		process->events.line(process->owner, line, length);
+		process->events.message(process->owner, &line->message);
+}
+
+/* In a thread of the pool. */
+static void
+read_there(uv_work_t *work)
+{
+	read_line(work->data);
+}
+
+/* In a thread of the pool. */
+static void
+forget_there(uv_work_t *work)
+{
+	Line *line = work->data;
+
+	rpc_message_clear(&line->message);
+	rpc_line_free(line->memory, line->size);
+}
+
+static void
+forgotten(uv_work_t *work, int status)
+{
+	(void) status;
+	free(work->data);
+}
+
+static void take_lines(WorkerProcess *process);
+
+static void
+line_read(uv_work_t *work, int status)
+{
+	Line *line = work->data;
+	WorkerProcess *process = line->process;
+
+	(void) status;
+	process->reading = false;
+	process->threads--;
+	if (process->killed || process->ending)
+		rpc_identity_clear(&line->identity);
+	else
+	{
+		take_line(process, line);
+		take_lines(process);
+	}
+	free_unused(process);
+	/* It fails only for want of a function. */
+	(void) uv_queue_work(uv_default_loop(), work, forget_there, forgotten);
+}
+
+/* False: there is no memory for it. */
+static bool
+read_elsewhere(WorkerProcess *process, const char *text, size_t length)
+{
+	Line *line = xcalloc(1, sizeof *line);
+
+	line->memory = rpc_reader_detach(process->reader, &line->size);
+	if (line->memory == NULL)
+	{
+		free(line);
+		return false;
+	}
+	line->process = process;
+	line->text = text;
+	line->length = length;
+	line->work.data = line;
+	process->reading = true;
+	process->threads++;
+	uv_read_stop((uv_stream_t *) &process->output);
+	(void) uv_queue_work(uv_default_loop(), &line->work, read_there, line_read);
+	return true;
 }
 
 static void
@@ -414,8 +564,51 @@ take_skipped(WorkerProcess *process, const char *beginning, size_t length)
 {
 	RpcIdentity identity;
 
+	if (process->events.line != NULL)
+	{
+		worker_process_kill(process, "wrote a line longer than 16 MiB");
+		return;
+	}
 	rpc_reader_skipped(process->reader, &identity);
 	unusable(process, &identity, "the message is longer than 16 MiB", beginning, length);
+}
+
+static void output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer);
+
+/* Those that the reader has, up to a large one. */
+static void
+take_lines(WorkerProcess *process)
+{
+	RpcReadStatus status;
+	const char *text;
+	size_t length;
+
+	while (!process->killed && !process->ending &&
+	       (status = rpc_reader_next(process->reader, &text, &length)) != RPC_READ_MORE)
+	{
+		Line line = {.text = text, .length = length};
+
+		if (status == RPC_READ_SKIPPED)
+			take_skipped(process, text, length);
+		else if (status == RPC_READ_LINE && process->events.line != NULL)
+		{
+			if (process->owner != NULL)
+				process->events.line(process->owner, text, length);
+		}
+		else if (status != RPC_READ_LINE ||
+		         (length > LARGE && !read_elsewhere(process, text, length)))
+			worker_process_kill(process, "wrote a line for which there was no memory");
+		else if (process->reading)
+			return;
+		else
+		{
+			read_line(&line);
+			take_line(process, &line);
+			rpc_message_clear(&line.message);
+		}
+	}
+	if (process->output_open && !process->ending && !uv_is_active((uv_handle_t *) &process->output))
+		uv_read_start((uv_stream_t *) &process->output, lend_buffer, output_read);
 }
 
 static void
@@ -423,8 +616,6 @@ output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
 	WorkerProcess *process = stream->data;
 	RpcReadStatus status;
-	const char *line;
-	size_t length;
 
 	if (count == 0)
 		return;
@@ -435,16 +626,10 @@ output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	}
 	status = rpc_reader_feed(process->reader, buffer->base, (size_t) count);
 	explicit_bzero(buffer->base, (size_t) count);
-	while (!process->killed && status != RPC_READ_NO_MEMORY &&
-	       (status = rpc_reader_next(process->reader, &line, &length)) != RPC_READ_MORE)
-	{
-		if (status == RPC_READ_LINE)
-			take_line(process, line, length);
-		else if (status == RPC_READ_SKIPPED)
-			take_skipped(process, line, length);
-	}
-	if (!process->killed && status == RPC_READ_NO_MEMORY)
+	if (status == RPC_READ_NO_MEMORY)
 		worker_process_kill(process, "wrote a line for which there was no memory");
+	else
+		take_lines(process);
 }
 
 static void
@@ -549,10 +734,9 @@ static void
 write_done(uv_write_t *request, int status)
 {
 	Write *write = request->data;
-	WorkerProcess *process = request->handle->data;
+	WorkerProcess *process = write->process;
 
-	rpc_line_free(write->line, write->length);
-	free(write);
+	write_free(write);
 	if (process->owner == NULL || process->ending || process->killed)
 		return;
 	/* What it has answered may still be on its way. */
@@ -567,14 +751,68 @@ write_done(uv_write_t *request, int status)
 bool
 worker_process_is_drained(const WorkerProcess *process)
 {
-	return uv_stream_get_write_queue_size((const uv_stream_t *) &process->input) == 0;
+	return process->first_write == NULL &&
+	       uv_stream_get_write_queue_size((const uv_stream_t *) &process->input) == 0;
+}
+
+/* Gives libuv the messages that have been written down, in their order.  False: it can't. */
+static bool
+write_on(WorkerProcess *process)
+{
+	while (process->first_write != NULL && process->first_write->message == NULL)
+	{
+		Write *write = process->first_write;
+		uv_buf_t buffer = uv_buf_init(write->line, (unsigned) write->length);
+
+		process->first_write = write->next;
+		if (write->next == NULL)
+			process->last_write = NULL;
+		process->waiting_bytes -= write->bytes;
+		write->request.data = write;
+		if (write->line == NULL || uv_is_closing((uv_handle_t *) &process->input) ||
+		    uv_write(&write->request, (uv_stream_t *) &process->input, &buffer, 1, write_done) < 0)
+		{
+			write_free(write);
+			worker_process_kill(process, "could not be written to");
+			return false;
+		}
+	}
+	return true;
+}
+
+static void
+write_down(Write *write)
+{
+	write->line = rpc_dump_line(write->message, &write->length);
+	json_decref(write->message);
+}
+
+/* In a thread of the pool.  What it reads nobody changes any more. */
+static void
+write_down_there(uv_work_t *work)
+{
+	write_down(work->data);
+}
+
+static void
+written_down(uv_work_t *work, int status)
+{
+	Write *write = work->data;
+	WorkerProcess *process = write->process;
+
+	(void) status;
+	write->message = NULL;
+	process->threads--;
+	if (!process->killed && !process->exited && !process->ending)
+		(void) write_on(process);
+	free_unused(process);
 }
 
 bool
 worker_process_send(WorkerProcess *process, json_t *message)
 {
 	Write *write;
-	uv_buf_t buffer;
+	size_t unread;
 
 	if (process->killed || process->exited || uv_is_closing((uv_handle_t *) &process->input))
 	{
@@ -582,19 +820,31 @@ worker_process_send(WorkerProcess *process, json_t *message)
 		return false;
 	}
 	write = xcalloc(1, sizeof *write);
-	write->line = rpc_dump_line(message, &write->length);
-	json_decref(message);
-	write->request.data = write;
-	buffer = uv_buf_init(write->line, (unsigned) write->length);
-	if (write->line == NULL ||
-	    uv_write(&write->request, (uv_stream_t *) &process->input, &buffer, 1, write_done) < 0)
+	write->process = process;
+	write->message = message;
+	write->bytes = rpc_size(message, LARGE);
+	write->work.data = write;
+	if (write->bytes > LARGE)
 	{
-		rpc_line_free(write->line, write->length);
-		free(write);
-		worker_process_kill(process, "could not be written to");
-		return false;
+		process->threads++;
+		/* It fails only for want of a function. */
+		(void) uv_queue_work(uv_default_loop(), &write->work, write_down_there, written_down);
 	}
-	if (uv_stream_get_write_queue_size((uv_stream_t *) &process->input) > MAX_UNREAD)
+	else
+	{
+		write_down(write);
+		write->message = NULL;
+	}
+	process->waiting_bytes += write->bytes;
+	if (process->last_write != NULL)
+		process->last_write->next = write;
+	else
+		process->first_write = write;
+	process->last_write = write;
+	if (!write_on(process))
+		return false;
+	unread = uv_stream_get_write_queue_size((uv_stream_t *) &process->input);
+	if (process->waiting_bytes + unread > MAX_UNREAD)
 		worker_process_kill(process, "does not read its requests");
 	return true;
 }

@@ -9,9 +9,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-#include <jansson.h>
-
-#include "rpc_identity.h"
+#include "jsonrpc.h"
 
 typedef struct WorkerProcess WorkerProcess;
 
@@ -26,12 +24,15 @@ typedef struct WorkerProgram
 /* All run from the event loop, never from within a call. */
 typedef struct WorkerProcessEvents
 {
-	/* A line that it wrote. */
-	void (*line)(void *owner, const char *line, size_t length);
+	/* A message that it wrote: a request, a notification or a response. */
+	void (*message)(void *owner, const RpcMessage *message);
 
-	/* One that must not be read; problem: why.  Of a long one the beginning. */
+	/* A line that is none, or must not be read; problem: why.  Of a long one the beginning. */
 	void (*unusable)(void *owner, const RpcIdentity *identity, const char *problem,
 	                 const char *line, size_t length);
+
+	/* Instead of both, of a program that writes something else: a line, of 16 MiB at most. */
+	void (*line)(void *owner, const char *line, size_t length);
 
 	/* All that was sent has left us. */
 	void (*drained)(void *owner);
@@ -60,10 +61,13 @@ extern bool worker_process_is_drained(const WorkerProcess *process);
 /* Takes the message.  False when it could not be sent at all. */
 extern bool worker_process_send(WorkerProcess *process, json_t *message);
 
-/* Ends it at once; ended() will say why.  No line comes any more. */
+/* Ends it at once; ended() will say why.  Nothing comes any more. */
 extern void worker_process_kill(WorkerProcess *process, const char *why);
 
-/* Ends it in order, and kills it when it does not end; ended() says when.  Lines may still come. */
+/*
+ * Ends it in order, and kills it when it does not end; ended() says when.
+ * Messages may still come.
+ */
 extern void worker_process_stop(WorkerProcess *process);
 
 /* The same; but the owner forgets it: no event comes. */

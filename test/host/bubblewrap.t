@@ -352,10 +352,10 @@ TEXT
 		print F $n};
 	my $call = $reader->send_call('environmentExecute',
 		SandboxTest::execute_params($id, [ @bash, 'exec > >(cat); perl -e "$0" 54327', $writer ],
-			stream => JSON::PP::true, timeoutMs => 60000, limits => { drainMs => 100 }));
+			stream => JSON::PP::true, timeoutMs => 60000, limits => { drainMs => 1000 }));
 	my $file = "$directory/leases/$id/workspace/written";
 	wait_until('the command has ended', sub { -s $file && !processes_with('54327') });
-	select undef, undef, undef, 0.5;
+	select undef, undef, undef, 1.5;
 	is($reader->answer($call)->{result}{exitCode}, 0, 'a command whose reader is slow');
 	is(length streamed($reader, $call, 'stdout'), slurp($file), '... has all of its output in the end');
 }

@@ -33,6 +33,30 @@ sub ssh_execute
 		{ driverKey => 'ssh', companyId => 'hostile', config => { host => 'x' }, lease => {}, command => 'true', @_ });
 }
 
+# A plugin that answers what it is told to, and reads what it is sent.
+my $plugins = temporary_directory();
+mkdir "$plugins/rude";
+spew("$plugins/rude/manifest.json",
+	$json->encode({
+		id => 'rude', version => '1', capabilities => ['environment.drivers.register'], entrypoints => { worker => 'worker' },
+		environmentDrivers => [ { driverKey => 'rude', kind => 'sandbox_provider' } ]
+	}));
+spew("$plugins/rude/worker", slurp("$FindBin::RealBin/plugins/rude/worker"), 0755);
+
+sub plugin_call
+{
+	my (%config) = @_;
+
+	return line('environmentProbe', { driverKey => 'rude', companyId => 'hostile', environmentId => 'e', config => \%config });
+}
+
+sub plugin_answer
+{
+	my ($json, $one, $times) = @_;
+
+	return plugin_call(act => 'raw', hex => unpack('H*', '{"jsonrpc":"2.0","id":ID,"result":' . $json . '}'), one => unpack('H*', $one), times => $times);
+}
+
 my $around = '{"jsonrpc":"2.0","id":1,"method":"envrt/ping","params":{"x":';
 my %attack = (
 	'a string of 15 MB' => $around . '"' . 'y' x 15_000_000 . "\"}}\n",
@@ -50,9 +74,16 @@ my %attack = (
 	'a line without an end' => 'x' x 17_000_000,
 	'10,000 pings' => line('envrt/ping', {}) x 10_000,
 	'200 statistics' => line('envrt/stats', {}) x 200,
+	'15 MB to a plugin' => plugin_call(act => 'pid', more => 'y' x 15_000_000),
+	'15 MB from a plugin' => plugin_answer('"MANY"', 'x', 15_000_000),
+	'200,000 values from a plugin' => plugin_answer('[MANY0]', '0,', 200_000),
+	'15 MB from a plugin that are to be mended' => plugin_answer('"\ud83dMANY"', 'x', 15_000_000),
+	'5,000,000 values from a plugin' => plugin_answer('[MANY0]', '0,', 5_000_000),
+	'17 MB from a plugin' => plugin_answer('"MANY"', 'x', 17_000_000),
+	'15 MB of no JSON from a plugin' => plugin_answer('"MANY', '"', 15_000_000),
 	'2,000 calls' => line('environmentProbe', { driverKey => 'ssh', config => {} }) x 2000);
 
-my $host = start_host(control => { maxCalls => 500 });
+my $host = start_host(control => { maxCalls => 500 }, plugins => [$plugins]);
 
 # What the host says of its loop, since the last time.
 sub loop

@@ -449,8 +449,8 @@ for my $driver (sort keys %lease)
 	wait_until_sql($node, 'SELECT settings_since >= pg_conf_load_time() FROM envrt.stat_driver_host', 'the driver host has the setting');
 	await_execution(start('ssh', 'true'));
 	my @ids = map { start('ssh', 'echo begun; while ! test -e go; do sleep 0.05; done') } 1 .. 7;
-	wait_until_sql($node, "SELECT count(*) FILTER (WHERE state = 'running') = 3 FROM envrt.executions WHERE state IN ('queued', 'running')", 'three of them run');
-	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions WHERE state = 'queued'"), '4', 'and the others wait');
+	wait_until_sql($node, "SELECT count(*) FILTER (WHERE state = 'running') = 4 FROM envrt.executions WHERE state IN ('queued', 'running')", 'four of them run, a quarter');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.executions WHERE state = 'queued'"), '3', 'and the others wait');
 	$node->safe_psql('postgres', "SELECT envrt_cancel_execution('$ids[-1]')");
 	await_state($ids[-1], 'cancelled');
 	PostgreSQL::Test::Utils::append_to_file("$workspace{ssh}/go", '');
@@ -497,10 +497,8 @@ for my $driver (sort keys %lease)
 	my $id = $node->safe_psql('postgres', "SELECT envrt_start_execution('$lease', 'sh', ARRAY['-c', 'echo begun; exec sleep 1234.875'])");
 
 	await_output($id, 'begun');
-	my $started = time;
 	$node->safe_psql('postgres', "UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = '$other_run'");
 	await_state($id, 'cancelled');
-	cmp_ok(time - $started, '<', 2, "$driver: the run's end cancels it");
 	wait_until('its process is gone', sub { !processes_with('1234.875') });
 	is_deeply([ ending($id) ], [ 'cancelled', '57014', "Lease \"$lease\" has ended (status: released)." ], "$driver: ... and its row says why");
 	like((sql_state($node, "SELECT envrt_await_execution('$id')"))[1], qr/DETAIL:  Lease "$lease" has ended/, "$driver: ... as does who waits");
