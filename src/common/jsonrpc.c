@@ -52,7 +52,8 @@ struct RpcReader
 	RpcReadStatus lost; /* RPC_READ_MORE while all is well */
 	bool skips;         /* lines that are too long */
 	bool skipping;
-	RpcScanner scanner; /* of the line that is skipped */
+	RpcScanner scanner; /* of the line that is skipped, or may have to be */
+	size_t identified;  /* so much of the line has been through the scanner */
 	char skipped[SKIPPED_KEEP];
 	size_t skipped_length;
 };
@@ -220,12 +221,28 @@ begin_to_skip(RpcReader *reader)
 	size_t there = reader->end - reader->start;
 
 	reader->skipping = true;
-	memset(&reader->scanner, 0, sizeof reader->scanner);
+	if (reader->identified == 0)
+		memset(&reader->scanner, 0, sizeof reader->scanner);
 	/* It is longer than the limit, but the limit may be smaller than what is kept. */
 	reader->skipped_length = there < SKIPPED_KEEP ? there : SKIPPED_KEEP;
 	if (reader->skipped_length > reader->max_line)
 		reader->skipped_length = reader->max_line;
 	memcpy(reader->skipped, reader->buffer + reader->start, reader->skipped_length);
+}
+
+/* A long line is scanned as it comes, since it may become too long: all at once would take long. */
+static void
+scan_on(RpcReader *reader)
+{
+	size_t there = reader->end - reader->start;
+
+	if (there < READER_LARGE)
+		return;
+	if (reader->identified == 0)
+		memset(&reader->scanner, 0, sizeof reader->scanner);
+	rpc_scan(&reader->scanner, reader->buffer + reader->start + reader->identified,
+	         there - reader->identified);
+	reader->identified = there;
 }
 
 /* Goes on to the end of the line, or of what is there. */
@@ -239,7 +256,8 @@ skip(RpcReader *reader)
 
 	if (there == 0)
 		return RPC_READ_MORE;
-	rpc_scan(&reader->scanner, bytes, length);
+	rpc_scan(&reader->scanner, bytes + reader->identified, length - reader->identified);
+	reader->identified = 0;
 	reader->handed = reader->scanned = reader->start + length + (newline ? 1 : 0);
 	if (newline == NULL)
 	{
@@ -295,9 +313,12 @@ rpc_reader_next(RpcReader *reader, const char **line, size_t *length)
 		if (newline == NULL)
 		{
 			reader->scanned = reader->end;
+			if (reader->skips)
+				scan_on(reader);
 			return RPC_READ_MORE;
 		}
 
+		reader->identified = 0;
 		reader->handed = reader->scanned = reader->start + line_length;
 		line_length--;
 		if (line_length > 0 && newline[-1] == '\r')

@@ -36,13 +36,13 @@
 #include "driver.h"
 #include "execute_request.h"
 #include "host_instance.h"
-#include "jsonrpc.h"
 #include "latency.h"
 #include "lease_keys.h"
 #include "log.h"
 #include "long_execution.h"
 #include "loop_turns.h"
 #include "memory.h"
+#include "message_io.h"
 #include "plugin_methods.h"
 #include "plugins.h"
 #include "protocol.h"
@@ -56,77 +56,28 @@
 /* More answers than this waiting to be read, and the client is dropped. */
 #define MAX_UNREAD ((size_t) ENVRT_MAX_LINE + 1024 * 1024)
 
-/* A line that is longer goes to a thread to be parsed, and a message with more text to be written.
- */
-#define LARGE ((size_t) 16 * 1024)
-typedef struct Write Write;
-
 struct Connection
 {
 	uv_pipe_t pipe;
 	Connection *next;
 	Connection *previous;
-	Connection *next_waiting; /* for a turn of the loop that has time */
-	int users;                /* the pipe, and works of other threads */
+	int users;     /* the pipe, and a thread that reads a line */
+	LoopTurn turn; /* it has lines that no turn had time for */
 	RpcReader *reader;
-	Write *first_write; /* of those that wait for one that a thread is writing down */
-	Write *last_write;
-	size_t waiting_bytes; /* of them */
+	MessageWriter *writer;
 	pid_t peer;
 	Timer *doom; /* runs when the connection is to be closed soon */
 	bool control;
 	bool parsing; /* a thread has a line of the reader's */
 	bool reading;
-	bool waiting;
 	bool closing;
 };
 
-/* A message on its way out. */
-struct Write
-{
-	uv_write_t request;
-	uv_work_t work;
-	Write *next;
-	Connection *connection;
-	json_t *message; /* a thread has it, and writes it down */
-	size_t bytes;    /* by estimate, while it waits */
-	char *line;
-	size_t length;
-};
-
-/* Threads hold references to values that the loop holds as well. */
-#if !JSON_HAVE_ATOMIC_BUILTINS && !JSON_HAVE_SYNC_BUILTINS
-#error "jansson counts references without atomic operations here"
-#endif
-
-/* A line that a thread parses, and the message, which is also given back by one. */
-typedef struct Parse
-{
-	uv_work_t work;
-	Connection *connection;
-	char *memory; /* the line's */
-	size_t size;
-	const char *line;
-	size_t length;
-	RpcMessage message;
-} Parse;
-
 static uv_pipe_t listener;
-static uv_idle_t next_turn;
-static Connection *first_waiting;
-static Connection *last_waiting;
 static bool listening;
 static Connection *first_connection;
 static char receive_buffer[65536];
 static int64_t started_at;
-
-static void
-write_free(Write *write)
-{
-	json_decref(write->message);
-	rpc_line_free(write->line, write->length);
-	free(write);
-}
 
 /* Of several users the last one frees it. */
 static void
@@ -145,44 +96,6 @@ connection_closed(uv_handle_t *handle)
 }
 
 static void
-stop_waiting(Connection *connection)
-{
-	Connection **link = &first_waiting;
-
-	if (!connection->waiting)
-		return;
-	connection->waiting = false;
-	last_waiting = NULL;
-	while (*link != NULL)
-	{
-		if (*link == connection)
-			*link = connection->next_waiting;
-		else
-		{
-			last_waiting = *link;
-			link = &(*link)->next_waiting;
-		}
-	}
-	connection->next_waiting = NULL;
-}
-
-/* Drops what was to be sent; what a thread has it gives back when it is done. */
-static void
-drop_writes(Connection *connection)
-{
-	Write *next;
-
-	for (Write *write = connection->first_write; write != NULL; write = next)
-	{
-		next = write->next;
-		if (write->message == NULL)
-			write_free(write);
-	}
-	connection->first_write = connection->last_write = NULL;
-	connection->waiting_bytes = 0;
-}
-
-static void
 connection_close(Connection *connection)
 {
 	if (connection->closing)
@@ -191,8 +104,8 @@ connection_close(Connection *connection)
 	timer_stop(&connection->doom);
 	if (connection->control)
 		_exit(0);
-	stop_waiting(connection);
-	drop_writes(connection);
+	loop_turn_forget(&connection->turn);
+	message_writer_close(connection->writer);
 	if (connection->previous != NULL)
 		connection->previous->next = connection->next;
 	else
@@ -220,135 +133,50 @@ close_soon(Connection *connection)
 }
 
 static void
-write_done(uv_write_t *request, int status)
+written(void *owner, int status)
 {
-	Write *write = request->data;
-	Connection *connection = request->handle->data;
+	Connection *connection = owner;
 
-	write_free(write);
 	if (status < 0)
 		connection_close(connection);
 	else
 		calls_tell_room(connection);
 }
 
+static void
+unwritable(void *owner)
+{
+	close_soon(owner);
+}
+
 size_t
 connection_unread(const Connection *connection)
 {
-	return uv_stream_get_write_queue_size((const uv_stream_t *) &connection->pipe) +
-	       connection->waiting_bytes;
-}
-
-/* Takes what is written down; without a line it was no message. */
-static void
-write_start(Write *write)
-{
-	Connection *connection = write->connection;
-	uv_buf_t buffer = uv_buf_init(write->line, (unsigned) write->length);
-
-	write->request.data = write;
-	if (write->line == NULL ||
-	    uv_write(&write->request, (uv_stream_t *) &connection->pipe, &buffer, 1, write_done) < 0)
-	{
-		write_free(write);
-		close_soon(connection);
-	}
-}
-
-/* Starts those whose turn it is. */
-static void
-write_on(Connection *connection)
-{
-	Write *write;
-
-	while ((write = connection->first_write) != NULL && write->message == NULL)
-	{
-		connection->first_write = write->next;
-		if (write->next == NULL)
-			connection->last_write = NULL;
-		connection->waiting_bytes -= write->bytes;
-		write_start(write);
-	}
-}
-
-static void
-written_down(uv_work_t *work, int status)
-{
-	Write *write = work->data;
-	Connection *connection = write->connection;
-
-	(void) status;
-	write->message = NULL;
-	if (connection->closing)
-		write_free(write);
-	else
-		write_on(connection);
-	connection_release(connection);
+	return message_writer_unsent(connection->writer);
 }
 
 /* An answer that no line can hold costs its call, and not the connection. */
-static void
-shorten(const json_t *message, Write *write)
+static json_t *
+shorter(const json_t *message, size_t length)
 {
 	HostError *error = error_new("38000", "the driver's answer is too long");
 	json_t *instead;
 
-	error_detail(error, "It has %zu bytes as JSON, of at most %d.", write->length, ENVRT_MAX_LINE);
+	error_detail(error, "It has %zu bytes as JSON, of at most %d.", length, ENVRT_MAX_LINE);
 	instead = error_response(json_incref(json_object_get(message, "id")), error);
 	error_free(error);
-	rpc_line_free(write->line, write->length);
-	write->line = rpc_dump_line(instead, &write->length);
-	json_decref(instead);
-}
-
-static void
-dump(json_t *message, Write *write)
-{
-	write->line = rpc_dump_line(message, &write->length);
-	if (write->line != NULL && write->length > ENVRT_MAX_LINE)
-		shorten(message, write);
-	json_decref(message);
-}
-
-/* In a thread of the pool.  What it reads nobody changes any more. */
-static void
-write_down(uv_work_t *work)
-{
-	Write *write = work->data;
-
-	dump(write->message, write);
+	return instead;
 }
 
 void
 connection_send(Connection *connection, json_t *message)
 {
-	Write *write;
-
 	if (message == NULL || connection->closing)
 	{
 		json_decref(message);
 		return;
 	}
-	write = xcalloc(1, sizeof *write);
-	write->connection = connection;
-	write->bytes = rpc_size(message, LARGE);
-	write->work.data = write;
-	if (write->bytes > LARGE)
-	{
-		write->message = message;
-		connection->users++;
-		/* It fails only for want of a function. */
-		(void) uv_queue_work(uv_default_loop(), &write->work, write_down, written_down);
-	}
-	else
-		dump(message, write);
-	connection->waiting_bytes += write->bytes;
-	if (connection->last_write != NULL)
-		connection->last_write->next = write;
-	else
-		connection->first_write = write;
-	connection->last_write = write;
-	write_on(connection);
+	message_writer_send(connection->writer, message);
 	if (connection_unread(connection) > MAX_UNREAD)
 	{
 		log_message(LOG_WARNING, "client %d does not read its answers: dropped",
@@ -563,120 +391,48 @@ take_message(Connection *connection, RpcMessage *message)
 }
 
 static void
-parse_line(const char *line, size_t length, RpcMessage *message)
+read_line(MessageLine *line)
 {
-	const char *problem = rpc_line_problem(line, length);
+	RpcMessage *message = &line->message;
 
-	memset(message, 0, sizeof *message);
-	message->kind = RPC_INVALID;
-	if (problem == NULL)
-		rpc_parse(line, length, message);
-	else
-		snprintf(message->error_text, sizeof message->error_text, "%s", problem);
-}
-
-/* In a thread of the pool. */
-static void
-parse_there(uv_work_t *work)
-{
-	Parse *parse = work->data;
-
-	parse_line(parse->line, parse->length, &parse->message);
-	rpc_line_free(parse->memory, parse->size);
+	line->problem = rpc_line_problem(line->text, line->length);
+	if (line->problem != NULL)
+	{
+		message->kind = RPC_INVALID;
+		snprintf(message->error_text, sizeof message->error_text, "%s", line->problem);
+		return;
+	}
+	rpc_parse(line->text, line->length, message);
 	/* Plugins have their input as text. */
-	if (driver_is_own(parse->message.params))
-		execute_request_prepare(parse->message.params);
-}
-
-static void
-clear_there(uv_work_t *work)
-{
-	Parse *parse = work->data;
-
-	rpc_message_clear(&parse->message);
-}
-
-static void
-cleared(uv_work_t *work, int status)
-{
-	(void) status;
-	free(work->data);
+	if (driver_is_own(message->params))
+		execute_request_prepare(message->params);
 }
 
 static void serve_lines(Connection *connection, bool in_turn);
 
 static void
-parsed(uv_work_t *work, int status)
+take_line(void *owner, MessageLine *line)
 {
-	Parse *parse = work->data;
-	Connection *connection = parse->connection;
+	Connection *connection = owner;
+	bool elsewhere = connection->parsing;
 
-	(void) status;
 	connection->parsing = false;
 	if (!connection->closing)
-	{
-		take_message(connection, &parse->message);
+		take_message(connection, &line->message);
+	if (!elsewhere)
+		return;
+	if (!connection->closing)
 		serve_lines(connection, false);
-	}
 	connection_release(connection);
-	if (uv_queue_work(uv_default_loop(), work, clear_there, cleared) < 0)
-	{
-		rpc_message_clear(&parse->message);
-		free(parse);
-	}
-}
-
-static bool
-parse_elsewhere(Connection *connection, const char *line, size_t length)
-{
-	Parse *parse = xcalloc(1, sizeof *parse);
-
-	parse->memory = rpc_reader_detach(connection->reader, &parse->size);
-	if (parse->memory == NULL)
-	{
-		free(parse);
-		return false;
-	}
-	parse->connection = connection;
-	parse->line = line;
-	parse->length = length;
-	parse->work.data = parse;
-	connection->parsing = true;
-	connection->users++;
-	/* It fails only for want of a function. */
-	(void) uv_queue_work(uv_default_loop(), &parse->work, parse_there, parsed);
-	return true;
 }
 
 static void
 handle_line(Connection *connection, const char *line, size_t length)
 {
-	RpcMessage message;
-
-	if (length > LARGE && parse_elsewhere(connection, line, length))
+	if (!message_read(connection->reader, line, length, read_line, take_line, connection))
 		return;
-	parse_line(line, length, &message);
-	take_message(connection, &message);
-	rpc_message_clear(&message);
-}
-
-static void serve_waiting(uv_idle_t *handle);
-
-static void
-wait_for_turn(Connection *connection)
-{
-	if (connection->waiting)
-		return;
-	connection->waiting = true;
-	if (last_waiting != NULL)
-		last_waiting->next_waiting = connection;
-	else
-		first_waiting = connection;
-	last_waiting = connection;
-	/* What has no loop yet is not initialised. */
-	if (next_turn.loop == NULL)
-		uv_idle_init(uv_default_loop(), &next_turn);
-	uv_idle_start(&next_turn, serve_waiting);
+	connection->parsing = true;
+	connection->users++;
 }
 
 static void read_on(Connection *connection, bool on);
@@ -698,7 +454,7 @@ serve_lines(Connection *connection, bool in_turn)
 		if (!in_turn && !connection->control && loop_turn_is_long())
 		{
 			read_on(connection, false);
-			wait_for_turn(connection);
+			loop_turn_wait(&connection->turn);
 			return;
 		}
 		in_turn = false;
@@ -721,21 +477,10 @@ serve_lines(Connection *connection, bool in_turn)
 		read_on(connection, false);
 }
 
-/* In each turn while some wait: the first one, and others while there is time. */
 static void
-serve_waiting(uv_idle_t *handle)
+serve_turn(void *data, bool first)
 {
-	Connection *connection;
-	bool first = true;
-
-	while ((connection = first_waiting) != NULL && (first || !loop_turn_is_long()))
-	{
-		stop_waiting(connection);
-		serve_lines(connection, first);
-		first = false;
-	}
-	if (first_waiting == NULL)
-		uv_idle_stop(handle);
+	serve_lines(data, first);
 }
 
 static void
@@ -778,9 +523,16 @@ read_on(Connection *connection, bool on)
 static Connection *
 connection_new(void)
 {
+	static const MessageWriterEvents events = {
+	    .written = written,
+	    .failed = unwritable,
+	    .instead = shorter,
+	};
 	Connection *connection = xcalloc(1, sizeof *connection);
 
 	connection->reader = rpc_reader_new(ENVRT_MAX_LINE);
+	connection->writer = message_writer_new((uv_stream_t *) &connection->pipe, &events, connection);
+	connection->turn = (LoopTurn){.serve = serve_turn, .data = connection};
 	uv_pipe_init(uv_default_loop(), &connection->pipe, 0);
 	connection->pipe.data = connection;
 	connection->users = 1;

@@ -19,9 +19,10 @@
  * is.  If that takes too long, the supervisor is killed, and the kernel kills
  * the worker.
  *
- * Large messages are read and written down in threads of libuv's pool, so that
- * the event loop serves others meanwhile.  While one is read, nothing else is
- * taken from the worker: the messages keep their order.
+ * Nothing that a worker writes keeps the event loop from others for long: a
+ * thread reads what is large (message_io.c), and lines that a turn of the loop
+ * has no time for wait for a later one.  Nothing else is read of its output
+ * meanwhile.
  *
  * A process that the owner dismissed runs through the same, with nobody told.
  * The process handle must stay open until the exit, or nobody would reap.
@@ -38,7 +39,9 @@
 
 #include "json_mend.h"
 #include "log.h"
+#include "loop_turns.h"
 #include "memory.h"
+#include "message_io.h"
 #include "protocol.h"
 #include "timer.h"
 #include "worker_process.h"
@@ -69,39 +72,10 @@
 /* In a line that it writes. */
 #define MAX_VALUES 250000
 
-/* Messages of more bytes are read and written down in a thread. */
-#define LARGE ((size_t) 16 * 1024)
-
 #define ENVIRONMENT_SIZE 6
 
 /* Arguments that are for us, before the program's. */
 #define OWN_ARGUMENTS 4
-
-typedef struct Write
-{
-	struct Write *next;
-	WorkerProcess *process;
-	uv_write_t request;
-	uv_work_t work;
-	json_t *message; /* NULL: it has been written down */
-	char *line;
-	size_t length;
-	size_t bytes; /* about as many, of one that is not with libuv yet */
-} Write;
-
-/* A line that it wrote, and what it says. */
-typedef struct Line
-{
-	WorkerProcess *process;
-	uv_work_t work;
-	char *memory; /* that it is in, when a thread has it */
-	size_t size;
-	const char *text;
-	size_t length;
-	RpcMessage message;
-	RpcIdentity identity;
-	const char *problem; /* why it can't be used, or NULL */
-} Line;
 
 struct WorkerProcess
 {
@@ -118,11 +92,9 @@ struct WorkerProcess
 	uv_pipe_t channel; /* to the supervisor */
 	uv_write_t terminate;
 	int open_handles;
-	int threads; /* of the pool, at work for it */
 	RpcReader *reader;
-	Write *first_write; /* of those that libuv has not */
-	Write *last_write;
-	size_t waiting_bytes;
+	MessageWriter *writer;
+	LoopTurn turn; /* it has written lines that no turn had time for */
 	Bytes stderr_bytes;
 	Timer *timer;
 	Timer *kill_timer;
@@ -165,25 +137,10 @@ worker_process_limit_memory(unsigned long long bytes)
  */
 
 static void
-write_free(Write *write)
-{
-	json_decref(write->message);
-	rpc_line_free(write->line, write->length);
-	free(write);
-}
-
-static void
 free_unused(WorkerProcess *process)
 {
-	if (process->open_handles > 0 || process->threads > 0)
+	if (process->open_handles > 0 || process->reading)
 		return;
-	while (process->first_write != NULL)
-	{
-		Write *write = process->first_write;
-
-		process->first_write = write->next;
-		write_free(write);
-	}
 	if (process->previous != NULL)
 		process->previous->next = process->next;
 	else
@@ -220,6 +177,8 @@ static void
 close_all(WorkerProcess *process)
 {
 	process->ending = true;
+	loop_turn_forget(&process->turn);
+	message_writer_close(process->writer);
 	timer_stop(&process->timer);
 	timer_stop(&process->kill_timer);
 	if (process->has_process)
@@ -238,9 +197,9 @@ finish(void *data)
 
 	if (process->ending)
 		return;
-	if (process->reading)
+	if (process->reading || process->turn.waits)
 	{
-		/* It may be an answer. */
+		/* There may be an answer in it. */
 		timer_start(&process->timer, LINGER_MS, finish, process);
 		return;
 	}
@@ -459,7 +418,7 @@ parse(const char *text, size_t length, RpcMessage *message)
 }
 
 static void
-read_line(Line *line)
+read_line(MessageLine *line)
 {
 	while (line->length > 0 && (*line->text == ' ' || *line->text == '\t'))
 		line->text++, line->length--;
@@ -475,10 +434,18 @@ read_line(Line *line)
 		rpc_identify(line->text, line->length, &line->identity);
 }
 
+static void take_lines(WorkerProcess *process, bool in_turn);
+
 static void
-take_line(WorkerProcess *process, Line *line)
+take_line(void *owner, MessageLine *line)
 {
-	if (line->problem != NULL)
+	WorkerProcess *process = owner;
+	bool elsewhere = process->reading;
+
+	process->reading = false;
+	if (process->killed || process->ending)
+		rpc_identity_clear(&line->identity);
+	else if (line->problem != NULL)
 		unusable(process, &line->identity, line->problem, line->text, line->length);
 	else if (process->stopping && is_farewell(&line->message))
 	{
@@ -487,76 +454,11 @@ take_line(WorkerProcess *process, Line *line)
 	}
 	else if (process->owner != NULL)
 		process->events.message(process->owner, &line->message);
-}
-
-/* In a thread of the pool. */
-static void
-read_there(uv_work_t *work)
-{
-	read_line(work->data);
-}
-
-/* In a thread of the pool. */
-static void
-forget_there(uv_work_t *work)
-{
-	Line *line = work->data;
-
-	rpc_message_clear(&line->message);
-	rpc_line_free(line->memory, line->size);
-}
-
-static void
-forgotten(uv_work_t *work, int status)
-{
-	(void) status;
-	free(work->data);
-}
-
-static void take_lines(WorkerProcess *process);
-
-static void
-line_read(uv_work_t *work, int status)
-{
-	Line *line = work->data;
-	WorkerProcess *process = line->process;
-
-	(void) status;
-	process->reading = false;
-	process->threads--;
-	if (process->killed || process->ending)
-		rpc_identity_clear(&line->identity);
-	else
-	{
-		take_line(process, line);
-		take_lines(process);
-	}
+	if (!elsewhere)
+		return;
+	if (!process->killed && !process->ending)
+		take_lines(process, false);
 	free_unused(process);
-	/* It fails only for want of a function. */
-	(void) uv_queue_work(uv_default_loop(), work, forget_there, forgotten);
-}
-
-/* False: there is no memory for it. */
-static bool
-read_elsewhere(WorkerProcess *process, const char *text, size_t length)
-{
-	Line *line = xcalloc(1, sizeof *line);
-
-	line->memory = rpc_reader_detach(process->reader, &line->size);
-	if (line->memory == NULL)
-	{
-		free(line);
-		return false;
-	}
-	line->process = process;
-	line->text = text;
-	line->length = length;
-	line->work.data = line;
-	process->reading = true;
-	process->threads++;
-	uv_read_stop((uv_stream_t *) &process->output);
-	(void) uv_queue_work(uv_default_loop(), &line->work, read_there, line_read);
-	return true;
 }
 
 static void
@@ -575,40 +477,62 @@ take_skipped(WorkerProcess *process, const char *beginning, size_t length)
 
 static void output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer);
 
-/* Those that the reader has, up to a large one. */
 static void
-take_lines(WorkerProcess *process)
+read_output(WorkerProcess *process, bool on)
+{
+	uv_stream_t *output = (uv_stream_t *) &process->output;
+
+	if (!on)
+		uv_read_stop(output);
+	else if (process->output_open && !uv_is_active((uv_handle_t *) output))
+		uv_read_start(output, lend_buffer, output_read);
+}
+
+/*
+ * Takes the lines that the reader has until a thread has one, or the turn has
+ * done enough; in_turn: one in any case.  Nothing more is read while there are
+ * lines.
+ */
+static void
+take_lines(WorkerProcess *process, bool in_turn)
 {
 	RpcReadStatus status;
 	const char *text;
 	size_t length;
 
-	while (!process->killed && !process->ending &&
-	       (status = rpc_reader_next(process->reader, &text, &length)) != RPC_READ_MORE)
+	while (!process->killed && !process->ending && !process->reading)
 	{
-		Line line = {.text = text, .length = length};
-
+		if (!in_turn && loop_turn_is_long())
+		{
+			read_output(process, false);
+			loop_turn_wait(&process->turn);
+			return;
+		}
+		in_turn = false;
+		status = rpc_reader_next(process->reader, &text, &length);
+		if (status == RPC_READ_MORE)
+		{
+			read_output(process, true);
+			return;
+		}
 		if (status == RPC_READ_SKIPPED)
 			take_skipped(process, text, length);
-		else if (status == RPC_READ_LINE && process->events.line != NULL)
-		{
-			if (process->owner != NULL)
-				process->events.line(process->owner, text, length);
-		}
-		else if (status != RPC_READ_LINE ||
-		         (length > LARGE && !read_elsewhere(process, text, length)))
+		else if (status != RPC_READ_LINE)
 			worker_process_kill(process, "wrote a line for which there was no memory");
-		else if (process->reading)
-			return;
-		else
-		{
-			read_line(&line);
-			take_line(process, &line);
-			rpc_message_clear(&line.message);
-		}
+		else if (process->events.line == NULL)
+			process->reading =
+			    message_read(process->reader, text, length, read_line, take_line, process);
+		else if (process->owner != NULL)
+			process->events.line(process->owner, text, length);
 	}
-	if (process->output_open && !process->ending && !uv_is_active((uv_handle_t *) &process->output))
-		uv_read_start((uv_stream_t *) &process->output, lend_buffer, output_read);
+	if (!process->ending)
+		read_output(process, false);
+}
+
+static void
+take_turn(void *data, bool first)
+{
+	take_lines(data, first);
 }
 
 static void
@@ -629,7 +553,7 @@ output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	if (status == RPC_READ_NO_MEMORY)
 		worker_process_kill(process, "wrote a line for which there was no memory");
 	else
-		take_lines(process);
+		take_lines(process, false);
 }
 
 static void
@@ -731,120 +655,43 @@ channel_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
  */
 
 static void
-write_done(uv_write_t *request, int status)
+written(void *owner, int status)
 {
-	Write *write = request->data;
-	WorkerProcess *process = write->process;
+	WorkerProcess *process = owner;
 
-	write_free(write);
-	if (process->owner == NULL || process->ending || process->killed)
+	if (process->owner == NULL || process->killed)
 		return;
 	/* What it has answered may still be on its way. */
 	if (status < 0 && !process->exited)
 		timer_start(&process->timer, OUTPUT_END_MS, kill_deaf, process);
-	else if (status < 0)
-		return;
-	else if (worker_process_is_drained(process))
+	else if (status == 0 && worker_process_is_drained(process))
 		process->events.drained(process->owner);
+}
+
+static void
+unwritable(void *owner)
+{
+	worker_process_kill(owner, "could not be written to");
 }
 
 bool
 worker_process_is_drained(const WorkerProcess *process)
 {
-	return process->first_write == NULL &&
-	       uv_stream_get_write_queue_size((const uv_stream_t *) &process->input) == 0;
-}
-
-/* Gives libuv the messages that have been written down, in their order.  False: it can't. */
-static bool
-write_on(WorkerProcess *process)
-{
-	while (process->first_write != NULL && process->first_write->message == NULL)
-	{
-		Write *write = process->first_write;
-		uv_buf_t buffer = uv_buf_init(write->line, (unsigned) write->length);
-
-		process->first_write = write->next;
-		if (write->next == NULL)
-			process->last_write = NULL;
-		process->waiting_bytes -= write->bytes;
-		write->request.data = write;
-		if (write->line == NULL || uv_is_closing((uv_handle_t *) &process->input) ||
-		    uv_write(&write->request, (uv_stream_t *) &process->input, &buffer, 1, write_done) < 0)
-		{
-			write_free(write);
-			worker_process_kill(process, "could not be written to");
-			return false;
-		}
-	}
-	return true;
-}
-
-static void
-write_down(Write *write)
-{
-	write->line = rpc_dump_line(write->message, &write->length);
-	json_decref(write->message);
-}
-
-/* In a thread of the pool.  What it reads nobody changes any more. */
-static void
-write_down_there(uv_work_t *work)
-{
-	write_down(work->data);
-}
-
-static void
-written_down(uv_work_t *work, int status)
-{
-	Write *write = work->data;
-	WorkerProcess *process = write->process;
-
-	(void) status;
-	write->message = NULL;
-	process->threads--;
-	if (!process->killed && !process->exited && !process->ending)
-		(void) write_on(process);
-	free_unused(process);
+	return message_writer_unsent(process->writer) == 0;
 }
 
 bool
 worker_process_send(WorkerProcess *process, json_t *message)
 {
-	Write *write;
-	size_t unread;
-
 	if (process->killed || process->exited || uv_is_closing((uv_handle_t *) &process->input))
 	{
 		json_decref(message);
 		return false;
 	}
-	write = xcalloc(1, sizeof *write);
-	write->process = process;
-	write->message = message;
-	write->bytes = rpc_size(message, LARGE);
-	write->work.data = write;
-	if (write->bytes > LARGE)
-	{
-		process->threads++;
-		/* It fails only for want of a function. */
-		(void) uv_queue_work(uv_default_loop(), &write->work, write_down_there, written_down);
-	}
-	else
-	{
-		write_down(write);
-		write->message = NULL;
-	}
-	process->waiting_bytes += write->bytes;
-	if (process->last_write != NULL)
-		process->last_write->next = write;
-	else
-		process->first_write = write;
-	process->last_write = write;
-	if (!write_on(process))
+	message_writer_send(process->writer, message);
+	if (process->killed)
 		return false;
-	unread = uv_stream_get_write_queue_size((uv_stream_t *) &process->input);
-	if (process->waiting_bytes + unread > MAX_UNREAD)
+	if (message_writer_unsent(process->writer) > MAX_UNREAD)
 		worker_process_kill(process, "does not read its requests");
 	return true;
 }
@@ -944,6 +791,7 @@ WorkerProcess *
 worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *events, void *owner,
                      char **problem)
 {
+	static const MessageWriterEvents writing = {.written = written, .failed = unwritable};
 	WorkerProcess *process = xcalloc(1, sizeof *process);
 	int result;
 
@@ -959,6 +807,8 @@ worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *ev
 		return NULL;
 	}
 	rpc_reader_skip_long(process->reader);
+	process->writer = message_writer_new((uv_stream_t *) &process->input, &writing, process);
+	process->turn = (LoopTurn){.serve = take_turn, .data = process};
 	uv_pipe_init(uv_default_loop(), &process->input, 0);
 	uv_pipe_init(uv_default_loop(), &process->output, 0);
 	uv_pipe_init(uv_default_loop(), &process->errors, 0);
