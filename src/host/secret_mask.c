@@ -583,8 +583,8 @@ struct SecretParts
 	bool *found;       /* of each part of the text that is the first of its like: a secret has it */
 	uint32_t *buckets; /* the first part with that hash, by its place in the text; NONE */
 	uint32_t *next;    /* the next one with that hash */
-	uint32_t mask;
-	uint64_t factor;
+	int shift;       /* leaves the number of a bucket of a hash */
+	uint64_t factor; /* odd */
 	size_t searched;
 };
 
@@ -597,10 +597,14 @@ part_at(const char *bytes)
 	return part;
 }
 
+/*
+ * By the highest bits, on which all of the part has an effect; on the lower ones its last bytes have
+ * none.
+ */
 static uint32_t *
 part_bucket(const SecretParts *parts, uint64_t part)
 {
-	return &parts->buckets[(uint32_t) ((part * parts->factor) >> 32) & parts->mask];
+	return &parts->buckets[(part * parts->factor) >> parts->shift];
 }
 
 /* Where the text first has it; NONE. */
@@ -621,15 +625,15 @@ secret_parts_new(char *text, size_t length)
 	size_t count = length >= PART ? length - PART + 1 : 0;
 	uint32_t size = 64;
 
-	while (size < count)
-		size *= 2;
+	parts->shift = 64 - 6;
+	for (; size < count; size *= 2)
+		parts->shift--;
 	parts->text = text;
 	parts->length = length;
 	parts->hidden = xcalloc(length + 1, sizeof *parts->hidden);
 	parts->found = xcalloc(count + 1, sizeof *parts->found);
 	parts->buckets = xcalloc(size, sizeof *parts->buckets);
 	parts->next = xcalloc(count + 1, sizeof *parts->next);
-	parts->mask = size - 1;
 	randombytes_buf(&parts->factor, sizeof parts->factor);
 	parts->factor |= 1;
 	for (uint32_t i = 0; i < size; i++)
