@@ -131,8 +131,9 @@ on_exit_signal(ssh_session session, ssh_channel ssh, const char *signal, int cor
 	(void) core;
 	(void) message;
 	(void) language;
-	free(channel->signal);
-	channel->signal = clean_text(signal, strlen(signal), 32, false);
+	/* The owner has been told of the first one, and may still look at its name. */
+	if (channel->signal == NULL)
+		channel->signal = clean_text(signal, strlen(signal), 32, false);
 }
 
 SshChannel *

@@ -16,6 +16,7 @@
  *		exec       hangs after the request to run a command
  *		flood      accepts the command and writes without end
  *		drop-exec  closes the connection in the middle of the command
+ *		signals    says twice that a signal ended the shell, and not that it was the end
  *		junk       sends random bytes
  *
  * Up to the point where it turns bad it accepts every user and every key.
@@ -41,6 +42,7 @@ static const char *mode;
 static ssh_key host_key;
 static ssh_channel channel;
 static bool commanded;
+static char marker[64]; /* the command's last word */
 
 static bool
 is_mode(const char *name)
@@ -144,9 +146,11 @@ on_login(ssh_session session, const char *user, struct ssh_key_struct *key, char
 static int
 on_exec(ssh_session session, ssh_channel asked, const char *command, void *data)
 {
+	const char *last = strrchr(command, ' ');
+
 	(void) asked;
-	(void) command;
 	(void) data;
+	snprintf(marker, sizeof marker, "%s", last ? last + 1 : "");
 	if (is_mode("exec"))
 		hang(ssh_get_fd(session));
 	commanded = true;
@@ -199,6 +203,19 @@ serve_ssh(int fd)
 		shutdown(fd, SHUT_RDWR);
 		_exit(0);
 	}
+	if (commanded && is_mode("signals"))
+	{
+		snprintf(text, sizeof text, "%s ready 1\n", marker);
+		ssh_channel_write(channel, text, (uint32_t) strlen(text));
+		snprintf(text, sizeof text, "%s ready 2\n", marker);
+		ssh_channel_write_stderr(channel, text, (uint32_t) strlen(text));
+		ssh_channel_request_send_exit_signal(channel, "FIRST", 0, "", "");
+		ssh_blocking_flush(session, 1000);
+		usleep(300000);
+		ssh_channel_request_send_exit_signal(channel, "SECOND", 0, "", "");
+		ssh_blocking_flush(session, 1000);
+		hang(fd);
+	}
 	/* Blocks while the client does not read. */
 	while (commanded && is_mode("flood") && ssh_channel_write(channel, text, sizeof text) > 0)
 		;
@@ -224,7 +241,8 @@ main(int argc, char **argv)
 	mode = argv[1];
 	raw = is_mode("silent") || is_mode("hangup") || is_mode("banner") || is_mode("kex") ||
 	      is_mode("junk");
-	if (!raw && !is_mode("auth") && !is_mode("exec") && !is_mode("flood") && !is_mode("drop-exec"))
+	if (!raw && !is_mode("auth") && !is_mode("exec") && !is_mode("flood") && !is_mode("drop-exec") &&
+	    !is_mode("signals"))
 	{
 		fprintf(stderr, "bad_sshd: no mode \"%s\"\n", mode);
 		return 2;

@@ -107,6 +107,12 @@ for my $mode (qw(silent banner kex auth exec))
 		'a connection dropped in the middle of the start');
 	$bad->stop;
 
+	$bad = bad_sshd('signals');
+	my $params = HostTest::request(ssh_config($bad));
+	is_error($host->call('environmentExecute', { %$params, command => 'true', args => [] }), '38000',
+		qr/signal FIRST ended the login shell$/, 'two signals that ended one shell');
+	$bad->stop;
+
 	$bad = bad_sshd('hangup');
 	$took = elapsed(sub { $answer = $host->acquire(ssh_config($bad), connect => 600) });
 	is_error($answer, '08006', qr/timed out after 600 ms/, 'a server that hangs up at once');
