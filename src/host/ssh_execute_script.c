@@ -241,14 +241,15 @@ ssh_execute_script_input(const char *text, const char *const *args, size_t arg_c
  */
 
 /*
- * The marker's line, once it is complete; *end is its newline.  A login shell that
- * shows what it runs prints the marker too, but not what follows it.
+ * The marker's line, if it is among those that have just become complete; *end is its newline.  A
+ * login shell that shows what it runs prints the marker too, but not what follows it.
  */
 static const char *
-find_marker(const ExecuteStart *start, const Bytes *head, const char *follows, const char **end)
+find_marker(const ExecuteStart *start, bool is_stderr, const char *follows, const char **end)
 {
+	const Bytes *head = &start->heads[is_stderr];
 	const char *last = head->data + head->length;
-	const char *found = head->data;
+	const char *found = head->data + start->line[is_stderr];
 	size_t marker_length = strlen(start->marker);
 	size_t length = strlen(follows);
 
@@ -294,41 +295,43 @@ cut_line(Bytes *head, const char *found, const char *end)
 static void
 take_ready(ExecuteStart *start, bool is_stderr)
 {
-	Bytes *head = &start->heads[is_stderr];
 	const char *end;
 	const char *found = NULL;
 
 	if (!start->ready[is_stderr])
-		found = find_marker(start, head, is_stderr ? " ready 2\n" : " ready 1\n", &end);
+		found = find_marker(start, is_stderr, is_stderr ? " ready 2\n" : " ready 1\n", &end);
 	if (found == NULL)
 		return;
 	start->ready[is_stderr] = true;
-	cut_line(head, found, end);
+	cut_line(&start->heads[is_stderr], found, end);
 }
 
 static const char *
-find_on_stderr(ExecuteStart *start, Bytes *head, const char **end)
+find_on_stderr(ExecuteStart *start, const char **end)
 {
 	static const char follows[] = " start ";
 	const char *found;
-	long number;
+	long number = 0;
 
-	if (start->state == START_WAITING && (found = find_marker(start, head, " read\n", end)) != NULL)
+	if (start->state == START_WAITING && (found = find_marker(start, true, " read\n", end)) != NULL)
 	{
 		start->state = START_READ;
-		cut_line(head, found, *end);
+		cut_line(&start->heads[1], found, *end);
 	}
-	found = find_marker(start, head, " cwd\n", end);
+	found = find_marker(start, true, " cwd\n", end);
 	if (found != NULL)
 	{
 		start->state = START_NO_CWD;
 		return found;
 	}
-	found = find_marker(start, head, follows, end);
+	while ((found = find_marker(start, true, follows, end)) != NULL)
+	{
+		number = read_number(found + strlen(start->marker) + sizeof follows - 1);
+		if (number != 0)
+			break;
+		start->line[1] = (size_t) (found + 1 - start->heads[1].data);
+	}
 	if (found == NULL)
-		return NULL;
-	number = read_number(found + strlen(start->marker) + sizeof follows - 1);
-	if (number == 0)
 		return NULL;
 	start->state = START_DONE;
 	start->group = number < 0;
@@ -337,12 +340,30 @@ find_on_stderr(ExecuteStart *start, Bytes *head, const char **end)
 	return found;
 }
 
+/* What is complete has been looked at: how long it is costs the lines that follow nothing. */
 static void
-cut_head(Bytes *head)
+pass_lines(ExecuteStart *start, bool is_stderr)
 {
+	const Bytes *head = &start->heads[is_stderr];
+	size_t *line = &start->line[is_stderr];
+	const char *newline = memrchr(head->data + *line, '\n', head->length - *line);
+
+	if (newline != NULL)
+		*line = (size_t) (newline + 1 - head->data);
+}
+
+static void
+cut_head(ExecuteStart *start, bool is_stderr)
+{
+	Bytes *head = &start->heads[is_stderr];
+	size_t *line = &start->line[is_stderr];
+	size_t cut;
+
 	if (head->length <= HEAD_MAX)
 		return;
-	memmove(head->data, head->data + head->length - HEAD_KEEP, HEAD_KEEP);
+	cut = head->length - HEAD_KEEP;
+	*line = *line > cut ? *line - cut : 0;
+	memmove(head->data, head->data + cut, HEAD_KEEP);
 	head->length = HEAD_KEEP;
 	head->data[HEAD_KEEP] = '\0';
 }
@@ -359,14 +380,19 @@ ssh_execute_start_take(ExecuteStart *start, bool is_stderr, const char *bytes, s
 		return bytes;
 	bytes_append(head, bytes, *length);
 	start->said += *length;
-	take_ready(start, is_stderr);
-	/* Before it was given anything it can't have begun. */
-	if (start->given)
-		found = is_stderr ? find_on_stderr(start, head, &end)
-		                  : find_marker(start, head, " out\n", &end);
+	if (memchr(bytes, '\n', *length) != NULL)
+	{
+		take_ready(start, is_stderr);
+		/* Before it was given anything it can't have begun. */
+		if (start->given)
+			found = is_stderr ? find_on_stderr(start, &end)
+			                  : find_marker(start, false, " out\n", &end);
+		if (found == NULL)
+			pass_lines(start, is_stderr);
+	}
 	if (found == NULL)
 	{
-		cut_head(head);
+		cut_head(start, is_stderr);
 		bytes += *length;
 		*length = 0;
 		return bytes;

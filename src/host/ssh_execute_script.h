@@ -62,6 +62,7 @@ typedef struct ExecuteStart
 	uint64_t since;   /* when the server had started the shell, in terms of now_ms() */
 	size_t said;      /* bytes that were written before */
 	Bytes heads[2];   /* these, of which the beginning may be cut off */
+	size_t line[2];   /* where in these the line begins that is not complete */
 } ExecuteStart;
 
 /* Takes bytes of a stream; the last *length of them, from the result on, are the command's. */

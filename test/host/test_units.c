@@ -683,9 +683,20 @@ own_output(ExecuteStart *start, bool is_stderr, const char *text, size_t piece)
 	return own.data;
 }
 
+static double
+seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double) now.tv_sec + (double) now.tv_nsec / 1e9;
+}
+
 static void
 test_execute_start(void)
 {
+	static const char line[] = "envrt-12 start ";
+
 	for (size_t piece = 1; piece < 80; piece += 13)
 	{
 		ExecuteStart start = {.marker = "envrt-12", .given = true};
@@ -732,9 +743,26 @@ test_execute_start(void)
 		char *errors =
 		    own_output(&start, true, "m start \n\n\n\n\n      \n  7\nm start 99\nsecret\n", piece);
 
-		ok(start.state == START_WAITING && errors[0] == '\0',
-		   "execute: a start without a number, in pieces of %zu, leaves \"%.40s\"", piece, errors);
+		ok(start.pid == 99 && !start.group && strcmp(errors, "secret\n") == 0,
+		   "execute: a start without a number is none, in pieces of %zu: \"%.40s\"", piece, errors);
 		free(errors);
+		ssh_execute_start_clear(&start);
+	}
+	/* A host that says much, byte by byte, and always nearly what is waited for. */
+	for (size_t length = 1; length <= 2; length++)
+	{
+		ExecuteStart start = {.marker = "envrt-12", .given = true};
+		double begin;
+
+		for (size_t i = 0; i < 60000 / (sizeof line - 1); i++)
+			free(own_output(&start, true, line, sizeof line));
+		begin = seconds();
+		for (size_t i = 0; i < 2000; i++)
+			free(own_output(&start, true, length == 1 ? "x" : "x\n", length));
+		ok(start.state == START_WAITING && seconds() - begin < 0.5, "execute: many words, in %.0f ms",
+		   (seconds() - begin) * 1000);
+		free(own_output(&start, true, "envrt-12 start 7\n", 5));
+		ok(start.state == START_DONE && start.pid == 7, "... and then the right one");
 		ssh_execute_start_clear(&start);
 	}
 	/* A host that says that all has begun before it was given anything, and then gets it. */
@@ -748,21 +776,12 @@ test_execute_start(void)
 		   "execute: what is said before its time counts for nothing, in pieces of %zu", piece);
 		free(said);
 		start.given = true;
-		said = own_output(&start, true, "x", 1);
-		ok(start.state == START_DONE && strcmp(said, "x") == 0,
-		   "... and no more is taken than came");
+		said = own_output(&start, true, "x\nm start 6\ny", 1);
+		ok(start.state == START_DONE && start.pid == 6 && strcmp(said, "y") == 0,
+		   "... also later, and no more is taken than came");
 		free(said);
 		ssh_execute_start_clear(&start);
 	}
-}
-
-static double
-seconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (double) now.tv_sec + (double) now.tv_nsec / 1e9;
 }
 
 /* What is left of a text of the remote side when the command was given these. */
