@@ -583,8 +583,8 @@ struct SecretParts
 	bool *found;       /* of each part of the text that is the first of its like: a secret has it */
 	uint32_t *buckets; /* the first part with that hash, by its place in the text; NONE */
 	uint32_t *next;    /* the next one with that hash */
-	int shift;       /* leaves the number of a bucket of a hash */
-	uint64_t factor; /* odd */
+	int shift;         /* leaves the number of a bucket of a hash */
+	uint64_t factor;   /* odd */
 	size_t searched;
 };
 
@@ -598,8 +598,8 @@ part_at(const char *bytes)
 }
 
 /*
- * By the highest bits, on which all of the part has an effect; on the lower ones its last bytes have
- * none.
+ * By the highest bits, on which all of the part has an effect; on the lower ones its last bytes
+ * have none.
  */
 static uint32_t *
 part_bucket(const SecretParts *parts, uint64_t part)

@@ -385,8 +385,8 @@ ssh_execute_start_take(ExecuteStart *start, bool is_stderr, const char *bytes, s
 		take_ready(start, is_stderr);
 		/* Before it was given anything it can't have begun. */
 		if (start->given)
-			found = is_stderr ? find_on_stderr(start, &end)
-			                  : find_marker(start, false, " out\n", &end);
+			found =
+			    is_stderr ? find_on_stderr(start, &end) : find_marker(start, false, " out\n", &end);
 		if (found == NULL)
 			pass_lines(start, is_stderr);
 	}

@@ -241,8 +241,8 @@ main(int argc, char **argv)
 	mode = argv[1];
 	raw = is_mode("silent") || is_mode("hangup") || is_mode("banner") || is_mode("kex") ||
 	      is_mode("junk");
-	if (!raw && !is_mode("auth") && !is_mode("exec") && !is_mode("flood") && !is_mode("drop-exec") &&
-	    !is_mode("signals"))
+	if (!raw && !is_mode("auth") && !is_mode("exec") && !is_mode("flood") &&
+	    !is_mode("drop-exec") && !is_mode("signals"))
 	{
 		fprintf(stderr, "bad_sshd: no mode \"%s\"\n", mode);
 		return 2;

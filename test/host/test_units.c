@@ -759,8 +759,8 @@ test_execute_start(void)
 		begin = seconds();
 		for (size_t i = 0; i < 2000; i++)
 			free(own_output(&start, true, length == 1 ? "x" : "x\n", length));
-		ok(start.state == START_WAITING && seconds() - begin < 0.5, "execute: many words, in %.0f ms",
-		   (seconds() - begin) * 1000);
+		ok(start.state == START_WAITING && seconds() - begin < 0.5,
+		   "execute: many words, in %.0f ms", (seconds() - begin) * 1000);
 		free(own_output(&start, true, "envrt-12 start 7\n", 5));
 		ok(start.state == START_DONE && start.pid == 7, "... and then the right one");
 		ssh_execute_start_clear(&start);
@@ -822,7 +822,8 @@ test_secret_parts(void)
 	/* Parts that differ in their last two bytes alone. */
 	for (int i = 0; i < 131072; i++)
 	{
-		char part[8] = {'A', 'A', 'A', 'A', 'A', 'A', (char) (1 + i % 250), (char) (1 + i / 250 % 250)};
+		char part[8] = {
+		    'A', 'A', 'A', 'A', 'A', 'A', (char) (1 + i % 250), (char) (1 + i / 250 % 250)};
 
 		memcpy(mebibyte + (size_t) i * 8, part, 8);
 		if (i < 8192)
