@@ -225,10 +225,8 @@ static void
 notice_clock(void)
 {
 	static TimestampTz offset = 0;
-	TimestampTz now;
+	TimestampTz now = GetCurrentTimestamp() - timer_now();
 
-	timer_clock_read();
-	now = GetCurrentTimestamp() - timer_now();
 	if (now > offset + CLOCK_MOVED_US || now < offset - CLOCK_MOVED_US)
 		ledger_clock_was_set();
 	offset = now;
@@ -340,6 +338,8 @@ wait_for_something(TimestampTz next)
 	(void) WaitEventSetWait(events, timeout, &event, 1, PG_WAIT_EXTENSION);
 	FreeWaitEventSet(events);
 	ResetLatch(MyLatch);
+	/* Not where the clock is looked at, which begins when the start has succeeded. */
+	timer_clock_read();
 }
 
 /*

@@ -41,7 +41,9 @@ watch_clock(void)
 {
 	struct itimerspec never = {.it_value.tv_sec = NEVER_SECONDS};
 
-	if (timerfd_settime(clock_fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL) == 0)
+	/* Set once more meanwhile: it is armed all the same. */
+	if (timerfd_settime(clock_fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL) == 0 ||
+	    errno == ECANCELED)
 		return;
 	close(clock_fd);
 	clock_fd = PGINVALID_SOCKET;

@@ -6,6 +6,7 @@ use FindBin;
 use lib "$FindBin::RealBin/../lib";
 use IPC::Run ();
 use Test::More;
+use EnvrtSession;
 use EnvrtTest;
 
 my $node = new_cluster('expiry');
@@ -212,6 +213,29 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM envrt.environment_leases W
 	PostgreSQL::Test::Utils::append_to_file("$directory/set", 'was set!');
 	on_time(expiring('300 ms'), 'the clock is set back: one by the new time');
 	is($active->($_), 'active', '... and others not before theirs') for $lease, $tomorrow;
+
+	# One that can't begin, since somebody has the ledger locked, takes notice all the same.
+	{
+		my $session = EnvrtSession->new($node);
+		my $find = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'envrt scheduler'";
+		my $unread = sub {
+			my $bytes = pack 'i', -1;
+
+			# FIONREAD
+			open my $fifo, '+<', "$directory/set" or die $!;
+			ioctl $fifo, 0x541b, $bytes or die $!;
+			return unpack 'i', $bytes;
+		};
+
+		is($session->run('BEGIN; LOCK TABLE envrt.provider_leases IN ACCESS EXCLUSIVE MODE')->{state}, '00000', 'the ledger is locked');
+		$scheduler = $node->safe_psql('postgres', $find);
+		kill 'TERM', $scheduler;
+		wait_until('another scheduler', sub { my $pid = $node->safe_psql('postgres', $find); $pid ne '' && $pid ne $scheduler });
+		PostgreSQL::Test::Utils::append_to_file("$directory/set", 'was set!');
+		wait_until('a scheduler that can\'t begin to read that the clock is set', sub { $unread->() == 0 });
+		is($session->run('COMMIT')->{state}, '00000', 'and not any more');
+	}
+	on_time(expiring('300 ms'), 'and when it can begin');
 
 	$node->stop;
 	$node->start;
