@@ -16,8 +16,8 @@
  * pg_upgrade takes the databases along and leaves the files behind: so a
  * fingerprint in a database without a key file means that there is a key
  * somewhere, and none is made.  Each scheduler brings the two fingerprints in
- * step when it starts and when a key is made, so that a database without
- * secrets knows as well.
+ * step when it starts and when a database has got one, so that a database
+ * without secrets knows as well.
  *
  * The file is read at each use and the bytes are zeroed after it: nothing of
  * it stays in the backend.
@@ -28,6 +28,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "common/file_perm.h"
 #include "master_key.h"
@@ -36,8 +37,10 @@
 #include "settings.h"
 #include "shared_state.h"
 #include "storage/fd.h"
+#include "storage/lmgr.h"
 #include "tables.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #define DEFAULT_KEY_FILE ENVRT_DIRECTORY "/master.key"
@@ -235,6 +238,14 @@ remember_fingerprint(const char *text)
 	api_leave(&ledger);
 }
 
+static void
+make_directory(void)
+{
+	if (MakePGDirectory(ENVRT_DIRECTORY) != 0 && errno != EEXIST)
+		ereport(ERROR, (errcode_for_file_access(),
+		                errmsg("could not create directory \"%s\": %m", ENVRT_DIRECTORY)));
+}
+
 /* Have the other databases know of the key that this one remembers. */
 static void
 write_fingerprint(const char *text)
@@ -242,6 +253,7 @@ write_fingerprint(const char *text)
 	unsigned char fingerprint[FINGERPRINT_BYTES];
 	size_t length;
 
+	make_directory();
 	if (sodium_hex2bin(fingerprint, sizeof(fingerprint), text, strlen(text), NULL, &length, NULL) ==
 	        0 &&
 	    length == sizeof(fingerprint))
@@ -251,8 +263,11 @@ write_fingerprint(const char *text)
 /*
  * master_key_start
  *		In the scheduler: the fingerprints of server and database, brought in step.
+ *
+ * False when somebody writes envrt.settings: perhaps a transaction that remembers the fingerprint,
+ * for whose end the scheduler does not wait.
  */
-void
+bool
 master_key_start(void)
 {
 	unsigned char fingerprint[FINGERPRINT_BYTES];
@@ -262,11 +277,15 @@ master_key_start(void)
 
 	if (in_file && remembered == NULL)
 	{
+		Oid settings = get_relname_relid("settings", get_namespace_oid("envrt", false));
+
+		if (!ConditionalLockRelationOid(settings, ShareRowExclusiveLock))
+			return false;
 		sodium_bin2hex(text, sizeof(text), fingerprint, sizeof(fingerprint));
 		remember_fingerprint(text);
 	}
 	if (remembered == NULL)
-		return;
+		return true;
 	if (!in_file)
 		write_fingerprint(remembered);
 	if (access(key_file(), F_OK) != 0 && errno == ENOENT)
@@ -275,11 +294,12 @@ master_key_start(void)
 		         errmsg("the master key file \"%s\" does not exist", key_file()),
 		         errdetail("This database remembers a key with the fingerprint %s.", remembered),
 		         errhint(RESTORE_HINT)));
+	return true;
 }
 
 /*
- * Have each database of the server remember the new key, also one that has no secret: after a
- * pg_upgrade it would make another.
+ * Have each database of the server remember the key, also one that has no secret: after a
+ * pg_upgrade it would make another.  This one as well, should its transaction be rolled back.
  */
 static void
 tell_schedulers(void)
@@ -319,15 +339,12 @@ make_key(unsigned char *master)
 		    " in the data directory, and in each database the row "
 		    "master_key_fingerprint of envrt.settings, to have a new key made.");
 
-	if (MakePGDirectory(ENVRT_DIRECTORY) != 0 && errno != EEXIST)
-		ereport(ERROR, (errcode_for_file_access(),
-		                errmsg("could not create directory \"%s\": %m", ENVRT_DIRECTORY)));
+	make_directory();
 	crypto_kdf_keygen(master);
 	if (!write_hex_file(path, master, KEY_BYTES) && !read_hex_file(path, master, KEY_BYTES, true))
 		report_unusable(path, "was there and is gone again", "Try again.");
 	fingerprint_of(master, fingerprint);
 	(void) write_hex_file(FINGERPRINT_FILE, fingerprint, sizeof(fingerprint));
-	tell_schedulers();
 }
 
 /* This database must be the key's: remember its fingerprint, or compare. */
@@ -352,6 +369,10 @@ check_fingerprint(const unsigned char *master)
 		                   text, stored),
 		         errhint("Restore the key file that belongs to this database.")));
 	remember_fingerprint(text);
+	/* Somebody else may have made the key file. */
+	write_fingerprint(text);
+	/* Now that this transaction writes: this database's scheduler is not to be faster. */
+	tell_schedulers();
 }
 
 /* The file's key, made if there is none, and checked against this database. */

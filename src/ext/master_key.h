@@ -22,7 +22,7 @@ typedef struct SecretKeys
 extern void secret_keys_load(SecretKeys *keys);
 extern void secret_keys_clear(SecretKeys *keys);
 
-/* In the scheduler, when it starts. */
-extern void master_key_start(void);
+/* In the scheduler, when it starts and when it is told to; false: once more later. */
+extern bool master_key_start(void);
 
 #endif

@@ -173,22 +173,33 @@ settle(void)
 	return undecided_at;
 }
 
+/* When to look for the master key again, since something was locked; DT_NOEND: when told to. */
+static TimestampTz master_key_at = DT_NOEND;
+
 static void
 look_at_master_key(void)
 {
+	static int locked_for = 0; /* times in a row */
+	volatile bool locked = false;
+
 	PG_TRY();
 	{
 		ApiCall call;
 
 		ledger_begin(&call);
-		master_key_start();
+		locked = !master_key_start();
 		ledger_commit(&call, false);
 	}
 	PG_CATCH();
 	{
+		locked = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
 		ledger_abort("looking for the master key");
 	}
 	PG_END_TRY();
+	locked_for = locked ? Min(locked_for + 1, 6) : 0;
+	master_key_at =
+	    locked ? TimestampTzPlusMilliseconds(timer_now(), SETTLE_RETRY_MS << (locked_for - 1))
+	           : DT_NOEND;
 }
 
 /*
@@ -250,6 +261,9 @@ do_what_is_due(void)
 	next = Min(next, queued_leases_tend());
 	next = Min(next, running_executions_tend(slot));
 	next = Min(next, cleanup_tend());
+	if (master_key_at <= timer_now())
+		look_at_master_key();
+	next = Min(next, master_key_at);
 	/* What is answered at once is in nobody's `next`. */
 	if (driver_client_tend())
 		return timer_now();

@@ -7,6 +7,7 @@ use lib "$FindBin::RealBin/../lib";
 use File::Find ();
 use IPC::Run ();
 use Test::More;
+use EnvrtSession;
 use EnvrtTest;
 
 my $sshd = EnvrtFixture::Sshd->new->start;
@@ -199,4 +200,24 @@ for my $round (1 .. 20)
 is($new->safe_psql('postgres', "SELECT string_agg(f, ',' ORDER BY f) FROM pg_ls_dir('pg_envrt') f"), 'instance,master.key,master.key.fingerprint',
 	'and leave one key file and no temporary one');
 is($new->safe_psql('postgres', 'SELECT count(*) FROM envrt.settings'), '1', 'and one fingerprint');
+
+# A key that no transaction has come to an end with, and one that somebody else has made: each database knows of it
+$new->safe_psql('postgres', 'CREATE DATABASE second');
+$new->safe_psql('second', 'CREATE EXTENSION envrt');
+wait_until_sql($new, "SELECT count(*) = 2 FROM envrt.stat_schedulers WHERE state = 'running'");
+for my $made ('by a transaction that is rolled back', 'by hand')
+{
+	my $session = EnvrtSession->new($new);
+	my $knows = "SELECT count(*) = 1 FROM envrt.settings WHERE name = 'master_key_fingerprint'";
+
+	unlink map { $new->data_dir . "/pg_envrt/master.key$_" } '', '.fingerprint';
+	$new->safe_psql($_, 'DELETE FROM envrt.settings') for 'postgres', 'second';
+	EnvrtFixture::spew($new->data_dir . '/pg_envrt/master.key', ('0123456789abcdef' x 4) . "\n", 0600) if $made eq 'by hand';
+	is($session->run('BEGIN; SELECT envrt_sealing_key()')->{state}, '00000', "a key that is made $made: used");
+	wait_until("the other database to know of a key made $made", sub { $new->safe_psql('second', $knows) eq 't' });
+	# Longer than a scheduler waits for a lock at most
+	$session->run('SELECT pg_sleep(1.5)');
+	is($session->run('ROLLBACK')->{state}, '00000', '... rolled back');
+	wait_until_sql($new, $knows, "this database to know of a key made $made");
+}
 done_testing();
