@@ -259,8 +259,9 @@ COMMENT ON INDEX envrt.environment_leases_execution_workspace_idx IS 'The leases
 CREATE UNIQUE INDEX environment_leases_holder_idx ON envrt.environment_leases (company_id, provider, provider_lease_id)
     WHERE status OPERATOR(pg_catalog.=) 'active' AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']);
 -- What a reuse asks for: whether there has been a lease of the same thing before.
--- An image's name may be longer than what a btree takes.
-CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases USING hash ((provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) 'image')))
+-- Hashed, since an image's name may be longer than what a btree takes.  No hash index: in one of these an INSERT reads
+-- all entries with its hash, and a reusable environment has as many as it has had leases.
+CREATE INDEX environment_leases_reuse_idx ON envrt.environment_leases (pg_catalog.hashtextextended(provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) 'image'), 0))
     WHERE lease_policy OPERATOR(pg_catalog.=) 'reuse_by_environment';
 COMMENT ON INDEX envrt.environment_leases_reuse_idx IS 'Earlier leases of one reusable provider lease and image';
 -- What the scheduler asks for: the lease that ends next.

@@ -37,6 +37,9 @@ fake_seen_before(const char *provider_lease_id, const FakeConfig *config)
 	static Statement find = {
 	    "SELECT 1 FROM @environment_leases@"
 	    " WHERE lease_policy OPERATOR(pg_catalog.=) 'reuse_by_environment'"
+	    " AND pg_catalog.hashtextextended(provider_lease_id OPERATOR(pg_catalog.||) (metadata "
+	    "OPERATOR(pg_catalog.->>) 'image'), 0) OPERATOR(pg_catalog.=) "
+	    "pg_catalog.hashtextextended($1 OPERATOR(pg_catalog.||) $2, 0)"
 	    " AND (provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) "
 	    "'image'))"
 	    " OPERATOR(pg_catalog.=) ($1 OPERATOR(pg_catalog.||) $2)"

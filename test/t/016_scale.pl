@@ -136,6 +136,30 @@ END
 	cmp_ok($reads->("UPDATE envrt.heartbeat_runs SET status = 'succeeded' WHERE id = '$run'"), '<', 20, '... and when the run ends');
 }
 
+# A reusable environment that has had many leases: one more reads no more of the indexes than in one that has had one.
+{
+	my $run = make_run($node, $company, agent => $agent);
+	my $blocks = sub {
+		my ($environment) = @_;
+		my $acquire = "SELECT envrt_acquire_lease('$company', '$environment', '$run')";
+		# At first the session reads catalogs.
+		my $plan = $node->safe_psql('postgres', "BEGIN; $acquire; SELECT envrt_release_leases('$run');
+			EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) $acquire; SELECT envrt_release_leases('$run'); COMMIT");
+		my ($hit) = $plan =~ /"Shared Hit Blocks": (\d+)/;
+		my ($read) = $plan =~ /"Shared Read Blocks": (\d+)/;
+
+		return $hit + $read;
+	};
+	my $few = make_fake_environment($node, $company, reuseLease => JSON::PP::true);
+	my $before = $blocks->($few);
+
+	$node->safe_psql('postgres', "INSERT INTO envrt.environment_leases SELECT n.* FROM generate_series(1, 50000) i,
+		(SELECT l FROM envrt.environment_leases l WHERE environment_id = '$few' LIMIT 1) o, jsonb_populate_record(o.l, jsonb_build_object('id', md5(i::text)::uuid)) n");
+	my $after = $blocks->($few);
+	note "$before, $after";
+	cmp_ok($after, '<', $before + 50, 'in a reusable environment with 50000 ended leases an acquire reads no more blocks');
+}
+
 # An idle server, with one lease that ends tomorrow.
 $node->append_conf('postgresql.conf', "auto_explain.log_min_duration = -1\n");
 $node->restart;
