@@ -429,17 +429,25 @@ provider_stray_of(const json_t *row, const json_t *result)
 	json_t *stray = json_guard(json_object_new());
 	const pg_uuid_t *key = uuid_generate();
 	const char *company = json_string_value(json_object_get(row, "company_id"));
+	const char *row_key = json_string_value(json_object_get(row, "lease_id"));
+	const char *sealed = json_string_value(json_object_get(row, "secrets"));
 	json_t *values;
-	bytea *secrets;
+	bytea *secrets = NULL;
 
 	if (!json_is_string(id) || !provider_id_is_storable(id))
 		return NULL;
 	for (int i = 0; i < (int) lengthof(kept); i++)
 		json_object_set(stray, kept[i], json_object_get(row, kept[i]));
-	(void) config_resolve_secrets(
-	    json_object_get(row, "config"),
-	    DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(company))), &values);
-	secrets = config_seal_secrets(key, values);
+	/* As its calls have them: the row's own ones, should one have been deleted since. */
+	if (sealed != NULL)
+	{
+		(void) config_fill_secrets(
+		    json_object_get(row, "config"),
+		    DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(row_key))),
+		    DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(company))),
+		    DatumGetByteaP(DirectFunctionCall1(byteain, CStringGetDatum(sealed))), &values);
+		secrets = config_seal_secrets(key, values);
+	}
 	if (secrets != NULL)
 		json_object_set_new(
 		    stray, "secrets",

@@ -287,6 +287,11 @@ sub effects
 	is($keys->('ReleaseLease'), 'new-key-of-the-provider old-key-of-the-provider new-key-of-the-provider', 'was tried with the newest first, and with the one it was made with');
 	unlink "$directory/answers/environmentReleaseLease";
 	sql("DELETE FROM envrt.company_secrets WHERE id = '$secret'");
+	spew("$directory/answers/environmentResumeLease", to_json({ providerLeaseId => 'recorder://another', metadata => {} }));
+	is(state_of("SELECT envrt_resume_lease('$leases[1]')"), '38000', 'with a secret that is gone another one is resumed');
+	await("SELECT count(*) = 1 FROM envrt.provider_leases WHERE environment_id = '$environments[1]'", 'that one to be gone');
+	is($keys->('DestroyLease'), 'old-key-of-the-provider', 'it is destroyed by what the ledger has');
+	unlink "$directory/answers/environmentResumeLease";
 	sql("SELECT envrt_retry_cleanup('$leases[0]')");
 	sql("SELECT envrt_release_lease('$leases[1]')");
 	is(sql("SELECT envrt_await_cleanup('$_')"), 'success', 'one that is gone is not missed') for @leases;
