@@ -19,6 +19,7 @@
 #include <stdlib.h>
 
 #include "execute_request.h"
+#include "memory.h"
 #include "protocol.h"
 #include "secret_mask.h"
 
@@ -375,15 +376,37 @@ execute_request_new(const json_t *params, const char *default_cwd, HostError **e
 	return NULL;
 }
 
+/* Finds it as it is, and with its quotes as scripts of ours and shells that trace write them. */
+static void
+find_text(SecretParts *parts, const char *text)
+{
+	static const char *const quotes[] = {"'\\''", "'\"'\"'", "\\'"};
+
+	secret_parts_find(parts, text, strlen(text));
+	for (size_t i = 0; strchr(text, '\'') != NULL && i < sizeof quotes / sizeof quotes[0]; i++)
+	{
+		size_t length = 0;
+		char *quoted = xcalloc(1, strlen(text) * strlen("'\"'\"'") + 1);
+
+		for (const char *c = text; *c != '\0'; c++)
+			if (*c == '\'')
+				length += (size_t) (stpcpy(quoted + length, quotes[i]) - (quoted + length));
+			else
+				quoted[length++] = *c;
+		secret_parts_find(parts, quoted, length);
+		secret_free(quoted);
+	}
+}
+
 void
 execute_request_mask(const ExecuteRequest *request, char *text, size_t length)
 {
 	SecretParts *parts = secret_parts_new(text, length);
 
 	for (size_t i = 0; i < request->env_count; i++)
-		secret_parts_find(parts, request->env[i].value, strlen(request->env[i].value));
+		find_text(parts, request->env[i].value);
 	for (size_t i = 0; i < request->arg_count; i++)
-		secret_parts_find(parts, request->args[i], strlen(request->args[i]));
+		find_text(parts, request->args[i]);
 	if (request->input_length > 0)
 		secret_parts_find(parts, request->input, request->input_length);
 	secret_parts_hide(parts);
@@ -392,10 +415,10 @@ execute_request_mask(const ExecuteRequest *request, char *text, size_t length)
 void
 execute_request_forget(ExecuteRequest *request)
 {
-	free(request->command);
+	secret_free(request->command);
 	request->command = NULL;
 	for (size_t i = 0; i < request->arg_count; i++)
-		free(request->args[i]);
+		secret_free(request->args[i]);
 	free(request->args);
 	request->args = NULL;
 	request->arg_count = 0;

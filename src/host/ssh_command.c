@@ -456,7 +456,8 @@ lost_error(const SshCommand *command, const ChannelEnd *end)
 	}
 	else
 	{
-		bool ran = command->begun || (command->accepted && command->spec.start == NULL);
+		/* With its script it may have run, whether we were told or not. */
+		bool ran = command->spec.start != NULL ? command->spec.start->given : command->accepted;
 
 		error = error_new("08006", "%s: the connection was lost while %s: %s", target,
 		                  ran ? "the remote command ran" : "the remote command was being started",

@@ -171,6 +171,17 @@ drop_killer(Execution *execution)
 	execution->messenger = NULL;
 }
 
+/* Also when it has been sent: a command may run for days. */
+static void
+forget_input(void *data)
+{
+	Execution *execution = data;
+
+	if (execution->input.data != NULL)
+		explicit_bzero(execution->input.data, execution->input.allocated);
+	bytes_free(&execution->input);
+}
+
 static void
 free_execution(Execution *execution)
 {
@@ -183,9 +194,7 @@ free_execution(Execution *execution)
 	timer_stop(&execution->timer);
 	drop_killer(execution);
 	ssh_execute_start_clear(&execution->start);
-	if (execution->input.data != NULL)
-		explicit_bzero(execution->input.data, execution->input.allocated);
-	bytes_free(&execution->input);
+	forget_input(execution);
 	execute_output_free(execution->output);
 	execute_request_free(execution->request);
 	ssh_destination_release(execution->destination);
@@ -573,6 +582,7 @@ begin(Execution *execution)
 	    .accepted = accepted,
 	    .output = output,
 	    .progress = progress,
+	    .drained = forget_input,
 	    .exited = exited,
 	    .done = command_done,
 	    .data = execution};

@@ -9,11 +9,12 @@
  * profile that reads from its input, or sends the shell's words elsewhere, gets nothing and has
  * nothing started: what it keeps from being ready is an error that nothing has come of.
  *
- * The script says "<marker> read" on stderr, enters the directory (c), exports the variables, gives
- * the command its lifeline (l), says on both streams that all that follows is the command's own
- * (o), and becomes the command (x).  What follows the line is the command's own input, to the byte,
- * since a shell reads a line from a pipe byte by byte.  (Hence the fixed text does what it can.)
- * Scripts of ours (ssh_script.c) go the same way, and are run by that sh itself.
+ * The script says "<marker> read" on stderr, enters the directory (c), gives the command its
+ * lifeline (l), which has the user's own variables and not the command's, exports those, says on
+ *both streams that all that follows is the command's own (o), and becomes the command (x).  What
+ *follows the line is the command's own input, to the byte, since a shell reads a line from a pipe
+ *byte by byte.  (Hence the fixed text does what it can.) Scripts of ours (ssh_script.c) go the same
+ *way, and are run by that sh itself.
  *
  * A line that is not all printable ASCII does not go through the shell's `read`,
  * which would have to be trusted with every byte.  The line has dd read it then, as
@@ -149,6 +150,13 @@ make_script(const ExecuteRequest *request, bool lifeline, Bytes *script)
 	append_text(script, "s;c ");
 	append_quoted(script, request->cwd);
 	append_text(script, ";");
+	if (lifeline)
+	{
+		append_text(script, lifeline_text);
+		snprintf(call, sizeof call, "l %llu %zu; ",
+		         (unsigned long long) (request->grace_ms + 999) / 1000, request->input_length);
+		append_text(script, call);
+	}
 	if (request->env_count > 0)
 	{
 		append_text(script, "export");
@@ -160,13 +168,6 @@ make_script(const ExecuteRequest *request, bool lifeline, Bytes *script)
 			append_quoted(script, request->env[i].value);
 		}
 		append_text(script, "||exit;");
-	}
-	if (lifeline)
-	{
-		append_text(script, lifeline_text);
-		snprintf(call, sizeof call, "l %llu %zu; ",
-		         (unsigned long long) (request->grace_ms + 999) / 1000, request->input_length);
-		append_text(script, call);
 	}
 	append_text(script, "x ");
 	/* As the name of a command a dash is rare, and not every exec knows this. */
@@ -452,8 +453,13 @@ ssh_execute_shell_hint(HostError *error, const char *username, const char *words
 void
 ssh_execute_start_clear(ExecuteStart *start)
 {
-	bytes_free(&start->heads[0]);
-	bytes_free(&start->heads[1]);
+	/* A shell may have repeated its script. */
+	for (int i = 0; i < 2; i++)
+	{
+		if (start->heads[i].data != NULL)
+			explicit_bzero(start->heads[i].data, start->heads[i].allocated);
+		bytes_free(&start->heads[i]);
+	}
 }
 
 void

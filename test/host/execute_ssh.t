@@ -452,6 +452,10 @@ cmp_ok($took, '<', 5, '... ends, too');
 $result = result(sh('head -c 400000 /dev/zero | tr "\0" x; (sleep 5 &)'), limits => { maxOutput => 500000 });
 is(length $result->{stdout}, 400000, 'all output from before the end is there');
 
+# What stands beside a command has the user's variables and not the command's.
+$result = result('/bin/cat', [], stdin => 'in', env => { PATH => '/nowhere', IFS => '0123456789-' });
+is_deeply([ @$result{qw(exitCode stdout stderr)} ], [ 0, 'in', '' ], 'with a PATH of its own a command has its input');
+
 # Input that nobody reads, and a reader that is slow.
 $result = result('true', [], stdin => 'x' x 3000000);
 is($result->{exitCode}, 0, 'a lot of input that is not read');

@@ -812,7 +812,12 @@ test_secret_parts(void)
 	hides("hidden-12345", "cut: hidden-1, folded: den-12345", "cut: ********, folded: *********",
 	      "parts: what was cut");
 	hides("it's hidden-12345", "+ export 'TOKEN=it'\\''s hidden-12345'",
-	      "+ export 'TOKEN=it'\\'***************'", "parts: what was quoted");
+	      "+ export 'TOKEN=********************'", "parts: what was quoted");
+	hides("abc'defg", "export TOKEN='abc'\\''defg'", "export TOKEN='***********'",
+	      "parts: less than eight bytes around a quote");
+	hides("abc'defg", "+ TOKEN='abc'\"'\"'defg'", "+ TOKEN='************'",
+	      "parts: as dash shows it");
+	hides("abc'defg", "+ TOKEN=$'abc\\'defg'", "+ TOKEN=$'*********'", "parts: as ksh shows it");
 	hides("1234", "pin 1234.", "pin ****.", "parts: a short one");
 	hides("123", "pin 123.", "pin 123.", "parts: one that is in any text");
 	hides("another one", "nothing", "nothing", "parts: nothing of it");
