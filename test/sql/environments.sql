@@ -44,7 +44,7 @@ SELECT attempt(format('SELECT envrt_create_environment(%L, ''x'', ''local'', NUL
 SELECT attempt(format('SELECT envrt_create_environment(%L, ''x'', ''sandbox'', ''{"provider": "e2b"}'', NULL, ''[]'')', :'company_id'));
 
 -- a raw private key becomes a secret in the same transaction
-\set key `printf '%s\n' '-----BEGIN EC PRIVATE KEY-----' 'MHcCAQEEIBtyVGVzdEtleVRlc3RLZXlUZXN0S2V5VGVzdEtleVRlc3RL' '-----END EC PRIVATE KEY-----'`
+\set key `printf '%s\n' '-----BEGIN EC PRIVATE KEY-----' 'MHcCAQEEICdmGqnao0k+yIM5BxNyByOcPr/qUZS64/V1JCQe0RLjoAoGCCqGSM49' 'AwEHoUQDQgAEariT5TmXn97Kl0gkobSRG23jJ8bEGhcZyz40zKZ8ueE40ftR8p7x' 'Zcfi78d9QPw1+cs9HotRpZXjYJwDEe/qlA==' '-----END EC PRIVATE KEY-----'`
 SELECT jsonb_build_object('host', 'h', 'username', 'u', 'remoteWorkspacePath', '/w', 'privateKey', :'key') AS config \gset
 SELECT id AS ssh, config - 'privateKeySecretRef' AS config, config -> 'privateKeySecretRef' ->> 'type' AS type,
        config -> 'privateKeySecretRef' ->> 'version' AS version
