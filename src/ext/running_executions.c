@@ -69,7 +69,7 @@
  * An execution takes two of the driver host's calls, and other calls want a third.
  * A company that is alone comes to three quarters of this: a quarter of the calls.
  */
-#define MAX_RUNNING (envrt_max_calls / 3 + 1)
+#define MAX_RUNNING ((envrt_max_calls + 2) / 3)
 /* In a round: each start is a durable commit. */
 #define MAX_STARTS 16
 #define MAX_TRIES 64
