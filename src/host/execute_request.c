@@ -399,14 +399,20 @@ find_text(SecretParts *parts, const char *text)
 }
 
 void
-execute_request_mask(const ExecuteRequest *request, char *text, size_t length)
+execute_request_mask(const ExecuteRequest *request, const json_t *env, char *text, size_t length)
 {
 	SecretParts *parts = secret_parts_new(text, length);
+	const char *name;
+	json_t *value;
 
 	for (size_t i = 0; i < request->env_count; i++)
 		find_text(parts, request->env[i].value);
 	for (size_t i = 0; i < request->arg_count; i++)
 		find_text(parts, request->args[i]);
+	json_object_foreach((json_t *) env, name, value)
+	{
+		find_text(parts, json_string_value(value));
+	}
 	if (request->input_length > 0)
 		secret_parts_find(parts, request->input, request->input_length);
 	secret_parts_hide(parts);

@@ -53,9 +53,11 @@ extern ExecuteRequest *execute_request_new(const json_t *params, const char *def
 
 /*
  * Hides in a text of the remote side, in place, what it repeats of what the command was given:
- * env, args and stdin, of which any may be a secret.  To be called before they are forgotten.
+ * env, args and stdin, of which any may be a secret, and env of its environment (texts; NULL:
+ * none). To be called before they are forgotten.
  */
-extern void execute_request_mask(const ExecuteRequest *request, char *text, size_t length);
+extern void execute_request_mask(const ExecuteRequest *request, const json_t *env, char *text,
+                                 size_t length);
 
 /* Zeroes and drops what the command is made of, once it is handed on: all but cwd and the numbers.
  */

@@ -79,6 +79,10 @@
 #define MAX_ERROR 500
 #define MAX_ANSWERED 4000
 #define MAX_METHODS 1000
+/* Of what a command is given this is remembered, to be masked; what is shorter is in any text. */
+#define MIN_WORD 8
+#define MAX_WORD ((size_t) 64 * 1024)
+#define MAX_WORDS 128
 
 typedef enum
 {
@@ -99,6 +103,7 @@ struct PluginRequest
 	char *names; /* holds the two */
 	json_t *params;
 	json_t *secrets;
+	json_t *words;   /* texts that a command is given, of which any may be a secret */
 	json_t *company; /* whose it is: a text, or NULL */
 	bool resolves;   /* among the secrets are some that the worker can ask for */
 	json_int_t id;   /* once sent */
@@ -200,6 +205,7 @@ request_free(PluginRequest *request)
 	plugin->active--;
 	json_decref(request->params);
 	json_decref(request->secrets);
+	json_decref(request->words);
 	json_decref(request->company);
 	free(request->names);
 	free(request);
@@ -232,6 +238,66 @@ request_end(PluginRequest *request, PluginReply reply, json_t *result, HostError
 	answered(data, reply, result, error);
 	plugin_release(plugin);
 }
+
+/*
+ * What commands are given
+ */
+
+static void
+add_word(json_t *words, json_t *value)
+{
+	char name[24];
+
+	if (json_string_length(value) < MIN_WORD || json_object_size(words) >= MAX_WORDS)
+		return;
+	snprintf(name, sizeof name, "%zu", json_object_size(words));
+	if (json_string_length(value) <= MAX_WORD)
+		json_object_set(words, name, value);
+	else
+		json_object_set_new(words, name, json_stringn_nocheck(json_string_value(value), MAX_WORD));
+}
+
+/* Only environmentExecute has any.  The likeliest secrets come first, since there may be many. */
+static json_t *
+words_of(const json_t *params)
+{
+	json_t *words = json_object();
+	const char *name;
+	size_t index;
+	json_t *value;
+
+	add_word(words, json_object_get(params, "stdin"));
+	json_object_foreach(json_object_get(params, "env"), name, value)
+	{
+		add_word(words, value);
+	}
+	json_array_foreach(json_object_get(params, "args"), index, value)
+	{
+		add_word(words, value);
+	}
+	return words;
+}
+
+/*
+ * Commands bring more than there is room for in the end, so they have an account of their own:
+ * they push each other out, also while they run, and no secret.
+ */
+static void
+learn_words(const PluginRequest *request)
+{
+	const char *company = json_string_value(request->company);
+	char *account;
+
+	if (json_object_size(request->words) == 0)
+		return;
+	account = xformat("commands of %s", company ? company : "nobody");
+	secret_mask_learn(request->plugin->mask, account, request->words);
+	free(account);
+}
+
+/*
+ * Errors
+ */
 
 static const char *
 plugin_id(const Plugin *plugin)
@@ -458,13 +524,19 @@ worker_answers(Plugin *plugin, const RpcMessage *message)
 	}
 	if (message->error != NULL)
 	{
-		char *words = last_words(plugin);
+		char *words;
 		const char *text = json_string_value(json_object_get(message->error, "message"));
-		/* It may hold what another call brought. */
-		char *masked = secret_mask_excerpt(plugin->mask, text, strlen(text), MAX_ANSWERED);
-		HostError *error = plugin_error_answered(
-		    plugin_id(plugin), words, json_integer_value(json_object_get(message->error, "code")),
-		    masked);
+		char *masked;
+		HostError *error;
+
+		/* Many commands may have been learned since.  It may hold what another call brought, too.
+		 */
+		learn_words(request);
+		words = last_words(plugin);
+		masked = secret_mask_excerpt(plugin->mask, text, strlen(text), MAX_ANSWERED);
+		error = plugin_error_answered(plugin_id(plugin), words,
+		                              json_integer_value(json_object_get(message->error, "code")),
+		                              masked);
 
 		secret_free(masked);
 		free(words);
@@ -899,6 +971,7 @@ static void
 learn_secrets(Plugin *plugin, const PluginRequest *request)
 {
 	secret_mask_learn(plugin->mask, json_string_value(request->company), request->secrets);
+	learn_words(request);
 	if (plugin->said_full || !secret_mask_is_full(plugin->mask))
 		return;
 	plugin->said_full = true;
@@ -921,6 +994,7 @@ plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answer
 	request->other = question->other ? request->names + length : NULL;
 	request->params = question->params;
 	request->secrets = question->secrets;
+	request->words = words_of(question->params);
 	request->resolves = are_resolvable(question->secrets);
 	request->company = json_incref(json_object_get(question->params, "companyId"));
 	request->answered = answered;
@@ -1040,6 +1114,8 @@ plugin_request_forget(PluginRequest *request)
 	/* Nor is there anybody any more on whose behalf the worker might resolve them. */
 	json_decref(request->secrets);
 	request->secrets = NULL;
+	json_decref(request->words);
+	request->words = NULL;
 	if (request->sent)
 		wait_for_nobody(request);
 	else

@@ -279,6 +279,14 @@ has_room(void *data)
 }
 
 static void
+mask(void *data, char *text, size_t length)
+{
+	const Execution *execution = data;
+
+	execute_request_mask(execution->request, execution->config->env, text, length);
+}
+
+static void
 measured(void *data, const SandboxUsage *usage, bool full)
 {
 	Execution *execution = data;
@@ -354,7 +362,8 @@ make_spec(const Execution *execution, Bytes *bytes)
 static void
 start(Execution *execution)
 {
-	static const SandboxRunEvents events = {.output = output, .measured = measured, .ended = ended};
+	static const SandboxRunEvents events = {
+	    .output = output, .mask = mask, .measured = measured, .ended = ended};
 	HostError *error = NULL;
 	Bytes spec = {0};
 

@@ -42,7 +42,7 @@
 #include "sandbox_run.h"
 #include "timer.h"
 
-/* How much of stderr is kept, for the case that it is bwrap's. */
+/* How much is kept of what bwrap writes to stderr. */
 #define KEPT_ERRORS 2000
 
 struct SandboxRun
@@ -103,6 +103,8 @@ handle_closed(uv_handle_t *handle)
 	close(run->process_fd);
 	if (run->first >= 0)
 		close(run->first);
+	if (run->kept_errors.data != NULL)
+		explicit_bzero(run->kept_errors.data, run->kept_errors.allocated);
 	bytes_free(&run->kept_errors);
 	free(run);
 }
@@ -128,15 +130,19 @@ close_all(SandboxRun *run)
 
 /* bwrap's own words, or what can be said without. */
 static HostError *
-not_made_error(const SandboxRun *run)
+not_made_error(SandboxRun *run)
 {
-	const char *words = run->kept_errors.data ? run->kept_errors.data : "";
-	const char *end = strchr(words, '\n');
+	Bytes *words = &run->kept_errors;
+	char *line;
 	HostError *error;
 
-	error = error_new("38000", "the sandbox could not be made: %.*s",
-	                  end ? (int) (end - words) : (int) strlen(words), words);
+	if (words->length > 0 && run->data != NULL && run->events.mask != NULL)
+		run->events.mask(run->data, words->data, words->length);
+	line = clean_text(words->data ? words->data : "", words->length, KEPT_ERRORS, true);
+	error =
+	    error_new("38000", "the sandbox could not be made: %.*s", (int) strcspn(line, "\n"), line);
 	error_detail(error, "bwrap ended with status %d.", run->status);
+	free(line);
 	return error;
 }
 
@@ -145,13 +151,14 @@ end_if_complete(SandboxRun *run)
 {
 	const SandboxReport *report = &run->report;
 	void *data = run->data;
+	HostError *error;
 
 	if (run->ending || !run->exited || run->output_open || run->errors_open)
 		return;
+	error = run->ready || run->killed || data == NULL ? NULL : not_made_error(run);
 	run->data = NULL;
 	if (data != NULL)
-		run->events.ended(data, report->kind != 0 ? report : NULL,
-		                  run->ready || run->killed ? NULL : not_made_error(run));
+		run->events.ended(data, report->kind != 0 ? report : NULL, error);
 	close_all(run);
 }
 
@@ -381,10 +388,15 @@ data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 		end_if_complete(run);
 		return;
 	}
-	if (is_stderr && !run->ready && run->kept_errors.length < KEPT_ERRORS)
+	/* The command has not begun, so what comes is bwrap's. */
+	if (is_stderr && !run->ready)
+	{
+		size_t left = KEPT_ERRORS - run->kept_errors.length;
+
 		bytes_append(&run->kept_errors, buffer->base,
-		             (size_t) count < KEPT_ERRORS ? (size_t) count : KEPT_ERRORS);
-	if (run->data != NULL)
+		             (size_t) count < left ? (size_t) count : left);
+	}
+	else if (run->data != NULL)
 		room = run->events.output(run->data, is_stderr, buffer->base, (size_t) count);
 	explicit_bzero(buffer->base, (size_t) count);
 	if (!room)

@@ -19,6 +19,9 @@ typedef struct SandboxRunEvents
 	/* False: read no more until sandbox_run_read_on(). */
 	bool (*output)(void *data, bool is_stderr, const char *bytes, size_t length);
 
+	/* Hides, in place, what bwrap's words must not show; NULL: nothing. */
+	void (*mask)(void *data, char *text, size_t length);
+
 	/* The workspace was measured; full: the command can't let any file grow. */
 	void (*measured)(void *data, const SandboxUsage *usage, bool full);
 

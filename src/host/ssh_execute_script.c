@@ -428,7 +428,7 @@ ssh_execute_start_words(const ExecuteStart *start, bool is_stderr, const Execute
 		return xstrdup("");
 	copy = xstrndup(head->data, head->length);
 	if (request != NULL)
-		execute_request_mask(request, copy, strlen(copy));
+		execute_request_mask(request, NULL, copy, strlen(copy));
 	words = clean_text(copy, strlen(copy), HEAD_MAX, true);
 	secret_free(copy);
 	return words;

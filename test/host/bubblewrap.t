@@ -629,5 +629,29 @@ is($host->log_text, '', 'there was nothing to complain about');
 	$same->terminate;
 }
 
+# What bwrap says when it makes no sandbox is shown without what the command was given.
+{
+	my $directory = temporary_directory();
+	my $fake = temporary_directory();
+	my $program = $ENV{ENVRT_DRIVER_HOST} // "$top/envrt_driver_host";
+
+	spew("$fake/bwrap", "#!/bin/sh\n{ printf 'bwrap: no room for '; tr -s '\\0' ' ' </proc/self/fd/7; cat; } | tr '\\n' ' ' >&2\nexit 1\n", 0755);
+	spew("$fake/host", qq{#!/bin/sh\nexec unshare -Urm sh -c 'mount --bind $fake /usr/local/bin && exec "\$0" "\$@"' $program "\$@"\n}, 0755);
+	my $poor = start_host(sandboxes => $directory, program => "$fake/host");
+	my $reader = $poor->connect;
+	my $id = lease_id();
+	acquire($reader, $id);
+	my %given = (env => { TOKEN => 'value-of-env' }, stdin => 'input-of-a-command', config => { env => { KEY => 'value-of-config' } });
+	for my $stream (0, 1)
+	{
+		my $answer = $reader->call('environmentExecute',
+			SandboxTest::execute_params($id, [ 'tool', 'argument-of-a-command' ], %given, $stream ? (stream => JSON::PP::true) : ()));
+		is_error($answer, '38000', qr/^the sandbox could not be made: bwrap: no room for .*tool \*{21} .*KEY=\*{15} TOKEN=\*{12} \*{18}/, 'a sandbox that can\'t be made');
+		unlike(JSON::PP->new->encode($answer), qr/(?:value|input|argument)-of/, '... and nothing shows');
+	}
+	is($reader->{notifications}, undef, '... nor comes as what the command wrote');
+	$poor->terminate;
+}
+
 is($host->terminate, 0, 'the host ends in order');
 done_testing();

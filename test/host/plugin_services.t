@@ -193,6 +193,30 @@ start();
 	like($answer->{error}{data}{detail}, qr/a \*\*\*\* secret$/, 'short ones, too');
 }
 
+# What a command was given may be a secret as well.
+{
+	my %given = (
+		command => 'tool',
+		args => [ '--token', 'argument-of-a-command' ],
+		env => { TOKEN => "value-of-env-\n-----KEY-----", SHORT => 'main' },
+		stdin => "input-of-a-command\nits-second-line");
+	my $all = "value-of-env-\n-----KEY-----, argument-of-a-command, input-of-a-command, its-second-line";
+	my $shown = qr/value-of|KEY|argument-of|input-of|second-line/;
+	my $execute = sub { return $host->call('environmentExecute', params('all', { log => { message => "ran with $all in main" }, stderr => "said $all", @_ }, %given)) };
+
+	my $answer = $execute->(error => "could not run with $all in main");
+	like($answer->{error}{message}, qr/^could not run with \*+, \*+, \*+, \*+ in main$/, 'an error has nothing of what a command was given');
+	like($answer->{error}{data}{detail}, qr/said \*+, \*+, \*+, \*+$/, '... nor has stderr');
+	like(slurp($host->{stderr}), qr/^LOG: plugin "all": ran with \*+, \*+, \*+, \*+ in main$/m, '... nor the log');
+	$answer = $host->call('environmentProbe', params('all', { stderr => "it was $all", error => "it was $all" }, companyId => 'company-2'));
+	unlike($json->encode($answer) . slurp($host->{stderr}), $shown, '... nor the next error, of another company');
+	ask('all', 'config.get', {}, secrets => { $id => 'a secret that stays' });
+	$host->call('environmentExecute', params('all', {}, command => 'x', args => [ map { "argument $_ of very many" } $_ * 100 .. $_ * 100 + 99 ])) for 1 .. 12;
+	$answer = $execute->(stderr => 'a secret that stays', error => "could not run with $all in main");
+	like($answer->{error}{message}, qr/^could not run with \*+, \*+, \*+, \*+ in main$/, '... also after many other commands');
+	like($answer->{error}{data}{detail}, qr/\*{19}$/, '... which push out no secret');
+}
+
 # What is masked of secrets that are longer than what is shown.
 {
 	my $secret = join '', map { sprintf 'part-%05d.', $_ } 1 .. 3000;

@@ -792,7 +792,7 @@ hides(const char *value, const char *text, const char *expected, const char *nam
 	ExecuteRequest request = {.env = &variable, .env_count = 1};
 	char *copy = xstrdup(text);
 
-	execute_request_mask(&request, copy, strlen(copy));
+	execute_request_mask(&request, NULL, copy, strlen(copy));
 	is(copy, expected, name);
 	free(copy);
 }
@@ -822,7 +822,7 @@ test_secret_parts(void)
 	hides("123", "pin 123.", "pin 123.", "parts: one that is in any text");
 	hides("another one", "nothing", "nothing", "parts: nothing of it");
 	hides("hidden-12345", "", "", "parts: no text");
-	execute_request_mask(&request, text, strlen(text));
+	execute_request_mask(&request, NULL, text, strlen(text));
 	is(text, "read: ********, **********", "parts: of stdin");
 	/* Parts that differ in their last two bytes alone. */
 	for (int i = 0; i < 131072; i++)
@@ -837,7 +837,7 @@ test_secret_parts(void)
 	begin = seconds();
 	request.input = mebibyte;
 	request.input_length = 1024 * 1024;
-	execute_request_mask(&request, large.data, large.length);
+	execute_request_mask(&request, NULL, large.data, large.length);
 	ok(strspn(large.data, "*") == 65536 && seconds() - begin < 1, "parts: many that are alike");
 	large.length = 0;
 	/* Much of the same on both sides takes no time; what is too long is not searched for. */
@@ -845,11 +845,11 @@ test_secret_parts(void)
 	memset(mebibyte, 'a', 1024 * 1024);
 	for (int i = 0; i < 65536; i++)
 		bytes_append_text(&large, "a");
-	execute_request_mask(&request, large.data, large.length);
+	execute_request_mask(&request, NULL, large.data, large.length);
 	ok(strspn(large.data, "*") == 65536 && seconds() - begin < 5, "parts: much of the same");
 	request.input_length++;
 	strcpy(text, "words");
-	execute_request_mask(&request, text, strlen(text));
+	execute_request_mask(&request, NULL, text, strlen(text));
 	is(text, "*****", "parts: too much to search for");
 	free(mebibyte);
 	bytes_free(&large);
