@@ -168,6 +168,13 @@ ssh_command_beside(SshCommand *command, const char *command_line, const SshChann
  * Deadlines
  */
 
+/* With its script it may have run, whether we were told or not. */
+static bool
+may_have_run(const SshCommand *command)
+{
+	return command->spec.start != NULL ? command->spec.start->given : command->accepted;
+}
+
 static HostError *
 timeout_error(const SshCommand *command, uint64_t milliseconds, const char *phase,
               const char *setting)
@@ -177,6 +184,8 @@ timeout_error(const SshCommand *command, uint64_t milliseconds, const char *phas
 	              (unsigned long long) milliseconds, phase);
 
 	error->code = RPC_TIMEOUT;
+	if (may_have_run(command))
+		error->outcome = OUTCOME_UNKNOWN;
 	if (setting != NULL)
 		error_hint(error, "Check that the host answers, or raise %s.", setting);
 	return error;
@@ -326,6 +335,8 @@ advance_start(SshCommand *command)
 		              command->destination->target, MAX_WORDS);
 
 		error_hint(error, "Check what the user's login shell prints there.");
+		if (may_have_run(command))
+			error->outcome = OUTCOME_UNKNOWN;
 		leave_channel(command, true, PLACE_ABANDONED);
 		finish(command, error);
 		return false;
@@ -456,8 +467,7 @@ lost_error(const SshCommand *command, const ChannelEnd *end)
 	}
 	else
 	{
-		/* With its script it may have run, whether we were told or not. */
-		bool ran = command->spec.start != NULL ? command->spec.start->given : command->accepted;
+		bool ran = may_have_run(command);
 
 		error = error_new("08006", "%s: the connection was lost while %s: %s", target,
 		                  ran ? "the remote command ran" : "the remote command was being started",

@@ -410,20 +410,22 @@ give_up(void *data)
 	{
 		error = error_new("08006", "%s: the server does not tell the end of the command", target);
 		error_hint(error, "It was sent SIGTERM and SIGKILL, and may have ended or not.");
-		error->outcome = OUTCOME_UNKNOWN;
 	}
 	else
 	{
+		/* It was given the script, and may begin yet. */
 		char *words = ssh_execute_start_words(&execution->start, true, execution->request);
 
-		error = error_new("38000", "%s: the command was not started within %llu ms", target,
-		                  (unsigned long long) execution->request->timeout_ms);
+		error =
+		    error_new("08006", "%s: the server did not tell within %llu ms that the command began",
+		              target, (unsigned long long) execution->request->timeout_ms);
 		error_detail(error, "%s", words);
 		error_hint(error, "Check what the login shell of \"%s\" does when it starts.",
 		           execution->destination->username);
 		free(words);
 	}
 	error->code = RPC_TIMEOUT;
+	error->outcome = OUTCOME_UNKNOWN;
 	ssh_command_distrust(execution->command);
 	execution->command = NULL;
 	end_elsewhere(execution);

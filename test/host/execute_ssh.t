@@ -353,6 +353,14 @@ SKIP:
 		my $text = JSON::PP->new->encode($answer);
 		unlike($text, qr/\Q@{[substr $secret, $_, 9]}\E/, '... shows no part of a secret') for 0, 5, length($secret) - 9;
 	}
+	# One that is given the script and then says nothing may run it yet.
+	mkdir "$scratch/silent-sh";
+	spew("$scratch/silent-sh/sh", qq(#!/bin/bash\nm=\${!#}\necho "\$m ready 2" >&2; echo "\$m ready 1"\nexec sleep 20\n), 0755);
+	my $answer = $with_profile->("PATH=$scratch/silent-sh:\$PATH\n", 'true', [], limits => { connectMs => 800 });
+	is_error($answer, '08006', qr/timed out after 800 ms while starting the remote command$/, 'a sh that says nothing');
+	is($answer->{error}{data}{outcome}, 'unknown', '... and whether the command has run is not known');
+	$answer = $with_profile->("PATH=$scratch/silent-sh:\$PATH\n", 'true', [], timeoutMs => 200, limits => { connectMs => 10000, graceMs => 100 });
+	ok($answer->{result} && $answer->{result}{timedOut}, '... and one that the server ended in time') or diag explain $answer;
 	$server->stop;
 }
 
