@@ -13,7 +13,7 @@
  * connection with it.
  *
  * When a session can't be made, all who wait are told, unless another session
- * of the group is in use: then they wait for that.
+ * of the group is in use: then they wait for that, and are told the reason if it is in vain.
  *
  * A session is closed when it has been idle for long; when its server ended it;
  * when a call gave up on an answer (then it is not given to anybody any more,
@@ -84,6 +84,7 @@ struct SshGroup
 	SshWaiter *waiters;
 	Timer *pump;
 	uint64_t no_connect_before;
+	char *trouble;       /* why the last connection failed, while others work; NULL: it did not */
 	int limit;           /* channels of a session, as far as is known */
 	unsigned single_use; /* sessions in a row that ended with their only command */
 };
@@ -130,6 +131,7 @@ free_group(SshGroup *group)
 	free(group->company_id);
 	free(group->host);
 	free(group->username);
+	free(group->trouble);
 	free(group);
 }
 
@@ -237,6 +239,8 @@ session_ready(void *owner)
 {
 	SshPooled *pooled = owner;
 
+	free(pooled->group->trouble);
+	pooled->group->trouble = NULL;
 	note_idle(pooled);
 	pump_after(pooled->group, 0);
 }
@@ -279,6 +283,8 @@ session_ended(void *owner, const HostError *error)
 	if (has_usable(group))
 	{
 		group->no_connect_before = now_ms() + CONNECT_PAUSE_MS;
+		free(group->trouble);
+		group->trouble = xstrdup(error->message);
 		return;
 	}
 	while (group->waiters != NULL)
@@ -486,8 +492,9 @@ const char *
 ssh_pool_trouble(const SshWaiter *waiter)
 {
 	const SshPooled *connecting = find_connecting(waiter->group);
+	const char *trouble = connecting ? ssh_session_trouble(connecting->session) : NULL;
 
-	return connecting ? ssh_session_trouble(connecting->session) : NULL;
+	return trouble ? trouble : waiter->group->trouble;
 }
 
 SshSession *

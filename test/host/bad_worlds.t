@@ -234,6 +234,114 @@ for my $cwd ('../relative', '/with\\033[31mcolour', '')
 	$liar->stop;
 }
 
+# A host that has its own list of names, of which a test can change what they stand for.
+SKIP:
+{
+	skip 'this user can make no namespaces here', 1 if !EnvrtFixture::has_sandboxes();
+	my $directory = temporary_directory();
+	my $program = $ENV{ENVRT_DRIVER_HOST} // "$top/envrt_driver_host";
+	my $names = sub { spew("$directory/hosts", join '', map { "$_\n" } @_) };
+	$names->();
+	spew("$directory/host", qq{#!/bin/sh\nexec unshare -Urm sh -c 'mount --bind $directory/hosts /etc/hosts && exec "\$0" "\$@"' $program "\$@"\n}, 0755);
+	my $far = start_host(program => "$directory/host");
+	my $client = $far->connect;
+	my $first = EnvrtFixture::Sshd->new(addresses => ['127.0.0.5'], host_keys => ['ed25519'], max_sessions => 1)->start;
+	my $key = join ' ', (split ' ', $first->keys->text('host_ed25519.pub'))[ 0, 1 ];
+	my $run = sub {
+		my ($host, $server, $script) = @_;
+		my $base = HostTest::request(ssh_config($server, host => $host, knownHosts => "[$host]:@{[$first->port]} $key\n"), connect => 2000);
+
+		return { %$base, command => 'sh', args => [ '-c', $script ], lease => { providerLeaseId => 'x', metadata => { remoteCwd => "$server->{directory}/home" } } };
+	};
+
+	# One refuses, and one takes no connection more and says nothing.  They are tried before the one that answers.
+	my $deaf = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $first->port, Listen => 1) or die $!;
+	my @waiting = map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $first->port, Blocking => 0) } 1 .. 4;
+	$names->('::1 dual.test', '127.0.0.1 dual.test', '127.0.0.5 dual.test');
+	my $answer = $client->call('environmentExecute', $run->('dual.test', $first, 'echo $SSH_CONNECTION'));
+	like($answer->{result}{stdout}, qr/ 127\.0\.0\.5 \d+$/, 'a name of which one address of three answers') or diag explain $answer;
+	$names->('127.0.0.1 dead.test', '127.0.0.3 dead.test');
+	$answer = $client->call('environmentExecute', $run->('dead.test', $first, 'true'));
+	is_error($answer, '08001', qr/dead\.test:\d+: /, '... and of which none does');
+	like($answer->{error}{data}{detail}, qr/^127\.0\.0\.1: no answer\n127\.0\.0\.3: Connection refused$/, '... with what each of them did');
+
+	# The pooled connection is busy, so that the next command needs another one.
+	my $second = EnvrtFixture::Sshd->new(addresses => ['127.0.0.3'], host_keys => ['ed25519'], max_sessions => 1);
+	$second->{port} = $first->port;
+	$second->start;
+	my $held = 'until [ -e ended ]; do sleep 0.1; done; echo ended';
+	$names->('127.0.0.5 moving.test');
+	my $id = $client->send_call('environmentExecute', $run->('moving.test', $first, "touch begun; $held"));
+	wait_until('the command runs', sub { -e "$first->{directory}/home/begun" });
+	$names->('127.0.0.3 moving.test');
+	$answer = $client->call('environmentExecute', $run->('moving.test', $first, 'echo $SSH_CONNECTION'));
+	like($answer->{result}{stdout}, qr/ 127\.0\.0\.3 \d+$/, 'a name that has moved is looked up for a new connection') or diag explain $answer;
+	spew("$first->{directory}/home/ended", '');
+	is($client->answer($id)->{result}{stdout}, "ended\n", '... and the command on the old one goes on');
+	$second->stop;
+	$first->stop;
+	close $_ for $deaf, @waiting;
+	is($far->terminate, 0, '... the host ends in order');
+}
+
+# A host key that changes while a connection is pooled.
+{
+	my $directory = temporary_directory();
+	EnvrtFixture::run_command('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', "$directory/$_") for 'old', 'new';
+	my $server = EnvrtFixture::Sshd->new(addresses => ['127.0.0.1'], host_keys => [], max_sessions => 1, extra => [qq(HostKey "$directory/old")])->start;
+	my $known = "[127.0.0.1]:@{[$server->port]} " . slurp("$directory/old.pub");
+	my $client = $host->connect;
+	my $run = sub {
+		my ($script) = @_;
+		my $base = HostTest::request(ssh_config($server, knownHosts => $known), connect => 1500);
+
+		return { %$base, command => 'sh', args => [ '-c', $script ], lease => { providerLeaseId => 'x', metadata => { remoteCwd => "$server->{directory}/home" } } };
+	};
+	my $id = $client->send_call('environmentExecute', $run->('touch begun; until [ -e ended ]; do sleep 0.1; done; echo ended'));
+	wait_until('the command runs', sub { -e "$server->{directory}/home/begun" });
+	$server->{options}{extra} = [qq(HostKey "$directory/new")];
+	kill 'TERM', $server->pid;
+	waitpid $server->pid, 0;
+	$server->start;
+	my $answer = $client->call('environmentExecute', $run->('echo no'));
+	is_error($answer, '08006', qr/timed out after 1500 ms/, 'a command waits for a connection while the server has another key');
+	like($answer->{error}{data}{detail} // '', qr/key/, '... and is told of that') or diag explain $answer;
+	spew("$server->{directory}/home/ended", '');
+	is($client->answer($id)->{result}{stdout}, "ended\n", '... and a command on the old one goes on');
+	$answer = $client->call('environmentExecute', $run->('echo on'));
+	is($answer->{result}{stdout}, "on\n", '... as the old one does') or diag explain $answer;
+	$server->stop;
+}
+
+# Servers without a shell, as for sftp in a directory of its own.
+{
+	my $server = EnvrtFixture::Sshd->new(extra => ['ForceCommand internal-sftp'])->start;
+	my $params = { %{ HostTest::request(ssh_config($server)) }, command => 'true', args => [], lease => { providerLeaseId => 'x', metadata => { remoteCwd => '/' } } };
+
+	$answer = $host->acquire(ssh_config($server));
+	is_error($answer, '38000', qr/This service allows sftp connections only/, 'an acquire where there is no shell');
+	$answer = $host->call('environmentExecute', $params);
+	is_error($answer, '38000', qr/This service allows sftp connections only/, '... and a command');
+	$server->stop;
+	$answer = with_login_output('ForceCommand echo "/bin/bash: No such file or directory" >&2; exit 1');
+	is_error($answer, '38000', qr{failed with status 1: /bin/bash: No such file or directory$}, 'a shell that is not in the directory');
+}
+
+# Paths that are longer than systems take.
+{
+	my $long = '/' . join '/', ('x' x 200) x 21;
+	my $params = { %{ HostTest::request(ssh_config($sshd)) }, command => 'true', args => [], lease => { providerLeaseId => 'x', metadata => { remoteCwd => "$sshd->{directory}/home" } } };
+
+	is_error($host->acquire(ssh_config($sshd, remoteWorkspacePath => $long)), '22023', qr/path must not be longer than 1400 bytes\.$/, 'a workspace of 4,000 bytes');
+	is_error($host->call('environmentExecute', { %$params, cwd => $long }), '22023', qr/^cwd "\/x+/, 'a cwd');
+	is($host->call('environmentExecute', { %$params, command => $long })->{result}{exitCode}, 127, 'a command');
+	for my $method (qw(environmentPushFiles environmentPullFiles))
+	{
+		is_error($host->call($method, { %$params, localPath => "$sshd->{directory}/home", remotePath => substr $long, 1 }), '22023', qr/^remotePath is too long$/, "$method: there");
+		is_error($host->call($method, { %$params, localPath => $long, remotePath => 'x' }), '22023', qr/^localPath is too long$/, '... and here');
+	}
+}
+
 # A session that was idle for long and whose server does not answer is replaced.
 SKIP:
 {
