@@ -13,7 +13,8 @@
  * control channel.  It is found hung when a call got no answer in time: then
  * it is pinged, and killed when it does not answer that either.  One that is
  * busy meanwhile (it runs, or waits for a disk) is not hung, and has longer.
- * There is no regular ping: an idle server stays idle.
+ * There is no regular ping: an idle server stays idle.  One that is killed
+ * and does not end is waited for without holding up anything else.
  *
  * It is started again at once when it had lived for a while, else with
  * growing delays.
@@ -49,6 +50,9 @@
 /* How long it may take to end in order. */
 #define STOP_MS 2000
 #define STOP_STEP_MS 10
+/* How long a killed one is waited for, and how often it is looked at after that. */
+#define KILL_MS 2000
+#define UNENDING_STEP_MS 1000
 #define LIVED_LONG_MS 10000
 #define MAX_DELAY_MS 5000
 #define MAX_CONTROL_LINE 65536
@@ -72,6 +76,7 @@ static struct
 	json_int_t ping_id;
 	json_int_t configure_id;
 	TimestampTz start_at;  /* while there is none */
+	pid_t unending;        /* one that was killed and has not ended yet; 0: none */
 	int failures;          /* in a row, each soon after the start */
 	bool changed;          /* descriptors differ from the wait event set's */
 	int watch;             /* inotify, of the socket's directory; -1: none */
@@ -396,6 +401,42 @@ close_all(void)
 	host.changed = true;
 }
 
+/* Whether one that is about to end has done so in its time. */
+static bool
+await_end(pid_t pid, int *status)
+{
+	for (int waited = 0; waited <= KILL_MS; waited += STOP_STEP_MS)
+	{
+		pid_t found = waitpid(pid, status, WNOHANG);
+
+		if (found > 0 || (found < 0 && errno != EINTR))
+			return true;
+		pg_usleep(STOP_STEP_MS * 1000L);
+	}
+	return false;
+}
+
+/*
+ * Whether one that was killed is still there, as while the kernel has it wait for a disk that
+ * does not answer.  It holds the lock that another one needs.
+ */
+static bool
+is_unending(TimestampTz now)
+{
+	int status;
+
+	if (host.unending == 0)
+		return false;
+	if (waitpid(host.unending, &status, WNOHANG) == 0)
+	{
+		host.start_at = TimestampTzPlusMilliseconds(now, UNENDING_STEP_MS);
+		return true;
+	}
+	ereport(LOG, (errmsg("envrt driver host (PID %d) has ended at last", (int) host.unending)));
+	host.unending = 0;
+	return false;
+}
+
 /* Take leave of a driver host that has ended, or end it; `reason` or its exit status says why. */
 static void
 bury(const char *reason)
@@ -403,15 +444,17 @@ bury(const char *reason)
 	char why[128];
 	int status = 0;
 	pid_t pid = host.pid;
+	bool ended;
 	bool lived_long;
 
 	/* Its control channel is closed, or it hangs: nothing is lost by a kill. */
 	(void) kill(pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
+	ended = await_end(pid, &status);
 	while (read_log())
 		;
-	if (reason != NULL)
+	if (!ended)
+		strlcpy(why, "It was killed, and has not ended yet.", sizeof(why));
+	else if (reason != NULL)
 		strlcpy(why, reason, sizeof(why));
 	else if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
 		snprintf(why, sizeof(why), "The program %s could not be executed.", ENVRT_HOST_PROGRAM);
@@ -420,6 +463,7 @@ bury(const char *reason)
 	else
 		snprintf(why, sizeof(why), "It was ended by signal %d.", WTERMSIG(status));
 	close_all();
+	host.unending = ended ? 0 : pid;
 
 	lived_long = TimestampDifferenceExceeds(host.started, timer_now(), LIVED_LONG_MS);
 	host.failures = lived_long ? 0 : host.failures + 1;
@@ -433,8 +477,14 @@ bury(const char *reason)
 		host.start_at = TimestampTzPlusMilliseconds(
 		    host.start_at, Min(100 << Min(host.failures, 16), MAX_DELAY_MS));
 	publish(HOST_STOPPED, why);
+	if (!ended)
+		ereport(LOG, (errmsg("envrt driver host (PID %d) was killed and has not ended within %d ms",
+		                     (int) pid, KILL_MS),
+		              reason != NULL ? errdetail_internal("%s", reason) : 0,
+		              errhint("Another one is started when it has: look at what it waits for, a "
+		                      "disk or a file server for example.")));
 	/* One that can't start would fill the log: the view has how often. */
-	if (host.failures <= 1 || strcmp(why, host.last_reason) != 0)
+	else if (host.failures <= 1 || strcmp(why, host.last_reason) != 0)
 		ereport(LOG, (errmsg("envrt driver host (PID %d) has ended", (int) pid),
 		              errdetail_internal("%s", why)));
 	strlcpy(host.last_reason, why, sizeof(host.last_reason));
@@ -567,7 +617,7 @@ host_process_tend(void)
 	TimestampTz now = timer_now();
 	bool suspect;
 
-	if (host.pid == 0 && now >= host.start_at)
+	if (host.pid == 0 && now >= host.start_at && !is_unending(now))
 		start();
 	if (host.pid == 0)
 		return host.start_at;

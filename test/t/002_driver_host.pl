@@ -184,7 +184,30 @@ $time = time;
 kill_postmaster();
 wait_until('the driver host to end with its server', sub { !kill(0, $last) });
 cmp_ok(time - $time, '<', 5, 'nor one that runs');
-start_again();
-host_pid();
-pass('the next server has one again');
+{
+	my $directory = PostgreSQL::Test::Utils::tempdir();
+
+	system('gcc', '-O2', '-D_GNU_SOURCE', '-shared', '-fPIC', '-o', "$directory/no_kill.so", "$FindBin::RealBin/../lib/no_kill.c") == 0 or die 'no_kill.c';
+	local $ENV{LD_PRELOAD} = "$directory/no_kill.so";
+	local $ENV{ENVRT_NO_KILL} = "$directory/no_kill";
+	start_again();
+	$last = host_pid();
+	pass('the next server has one again');
+
+	# One that the kernel does not end does not stop the launcher.
+	PostgreSQL::Test::Utils::append_to_file("$directory/no_kill", '');
+	my $logged = -s $node->logfile;
+	kill 'STOP', $last;
+	unlink "$data/pg_stat_tmp/envrt_host.sock";
+	wait_until_sql($node, "SELECT state = 'stopped' AND last_exit = 'It was killed, and has not ended yet.' FROM envrt.stat_driver_host", 'one that does not end is given up');
+	$node->safe_psql('postgres', 'CREATE DATABASE meanwhile');
+	$node->safe_psql('meanwhile', 'CREATE EXTENSION envrt');
+	wait_until_sql($node, "SELECT count(*) = 2 FROM envrt.stat_schedulers", '... schedulers are started meanwhile');
+	unlink "$directory/no_kill";
+	kill 'KILL', $last;
+	isnt(host_pid(), $last, '... and another one when it has ended');
+	my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile, $logged);
+	is(scalar(() = $log =~ /envrt driver host \(PID $last\) was killed and has not ended within 2000 ms/g), 1, '... which is said once');
+	like($log, qr/envrt driver host \(PID $last\) has ended at last/, '... as is its end');
+}
 done_testing();
