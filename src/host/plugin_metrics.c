@@ -13,6 +13,7 @@
 
 #include "memory.h"
 #include "plugin_metrics.h"
+#include "secret_mask.h"
 #include "timer.h"
 
 #define MAX_SERIES 200 /* of a plugin */
@@ -88,13 +89,61 @@ find_or_make(const char *plugin, const char *name, const char *tags_text)
 	return series;
 }
 
+static json_t *
+masked_text(SecretMask *mask, const char *text, size_t length)
+{
+	char *copy = xstrndup(text, length);
+	json_t *masked;
+
+	secret_mask_apply(mask, copy, length);
+	/* A part of a long secret may end within a character. */
+	masked = json_stringn(copy, length);
+	secret_free(copy);
+	return masked ? masked : json_string("*");
+}
+
+/* A copy with all texts masked, names too.  What is shown of a worker's words must not hold what it
+ * was told. */
+static json_t *
+masked_copy(SecretMask *mask, json_t *value)
+{
+	json_t *copy;
+	const char *name;
+	size_t index;
+	json_t *member;
+
+	if (json_is_string(value))
+		return masked_text(mask, json_string_value(value), json_string_length(value));
+	if (json_is_array(value))
+	{
+		copy = json_array();
+		json_array_foreach(value, index, member)
+		{
+			json_array_append_new(copy, masked_copy(mask, member));
+		}
+		return copy;
+	}
+	if (!json_is_object(value))
+		return json_incref(value);
+	copy = json_object();
+	json_object_foreach(value, name, member)
+	{
+		json_t *key = masked_text(mask, name, strlen(name));
+
+		json_object_set_new_nocheck(copy, json_string_value(key), masked_copy(mask, member));
+		json_decref(key);
+	}
+	return copy;
+}
+
 const char *
-plugin_metrics_write(const char *plugin, const json_t *params)
+plugin_metrics_write(const char *plugin, SecretMask *mask, const json_t *params)
 {
 	const json_t *name = json_object_get(params, "name");
 	const json_t *value = json_object_get(params, "value");
 	double number = json_number_value(value);
 	Series *series;
+	json_t *shown;
 	char *tags;
 
 	if (!json_is_string(name) || json_string_length(name) == 0 ||
@@ -106,7 +155,14 @@ plugin_metrics_write(const char *plugin, const json_t *params)
 	tags = dump_tags(json_object_get(params, "tags"));
 	if (tags == NULL)
 		return "Metric tags must be an object of at most 2000 bytes";
-	series = find_or_make(plugin, json_string_value(name), tags);
+	free(tags);
+	/* Only now, since there may be megabytes of what is refused. */
+	shown = masked_copy(mask, json_object_get(params, "tags"));
+	tags = dump_tags(shown);
+	json_decref(shown);
+	shown = masked_text(mask, json_string_value(name), json_string_length(name));
+	series = find_or_make(plugin, json_string_value(shown), tags);
+	json_decref(shown);
 	free(tags);
 	if (series == NULL)
 		return "Too many metric series";

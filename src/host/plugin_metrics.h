@@ -7,8 +7,10 @@
 
 #include <jansson.h>
 
+#include "secret_mask.h"
+
 /* What is wrong with the params of metrics.write, a constant; or NULL. */
-extern const char *plugin_metrics_write(const char *plugin, const json_t *params);
+extern const char *plugin_metrics_write(const char *plugin, SecretMask *mask, const json_t *params);
 
 extern json_t *plugin_metrics_describe(void);
 

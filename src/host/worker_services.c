@@ -345,7 +345,9 @@ delete_state(Service *service)
 static void
 write_metric(Service *service)
 {
-	const char *problem = plugin_metrics_write(service->services->manifest->id, service->params);
+	WorkerServices *services = service->services;
+	const char *problem =
+	    plugin_metrics_write(services->manifest->id, services->mask, service->params);
 
 	if (problem != NULL)
 		refuse(service, RPC_INTERNAL_ERROR, problem);

@@ -352,9 +352,13 @@ start();
 		-32603, 'Metric tags must be an object of at most 2000 bytes', 'no tags');
 	ok(exists ask('all', 'metrics.write', { name => 'nul', value => 1, tags => { a => "b\0c" } })->{result}, 'a tag may hold U+0000');
 	is_deeply((grep { $_->{name} eq 'nul' } @{ $host->call('envrt/pluginMetrics', {})->{result}{metrics} })[0]{tags}, { a => "b\0c" }, '... and is there');
+	my %told = (name => 'of told-to-all', value => 1, tags => { 'told-to-all' => [ 'it: told-to-all', 1 ] });
+	ask('all', 'metrics.write', \%told, secrets => { $id => 'told-to-all' });
+	my ($told) = grep { $_->{name} =~ /^of/ } @{ $host->call('envrt/pluginMetrics', {})->{result}{metrics} };
+	is($json->encode([ @$told{qw(name tags)} ]), '["of ***********",{"***********":["it: ***********",1]}]', 'no secret shows in a name or a tag');
 	my $answers = $host->call('environmentProbe',
 		params('all', { ask => [ map { { method => 'metrics.write', params => { name => "m$_", value => $_ } } } 1 .. 300 ] }))->{result};
-	is(scalar(grep { exists $_->{result} } @$answers), 197, 'there is a limit of series');
+	is(scalar(grep { exists $_->{result} } @$answers), 196, 'there is a limit of series');
 	refused_with($answers->[299], -32603, 'Too many metric series', '... of a plugin');
 	is($host->terminate, 0, 'the host ends in order');
 }
