@@ -79,10 +79,14 @@
 #define MAX_ERROR 500
 #define MAX_ANSWERED 4000
 #define MAX_METHODS 1000
-/* Of what a command is given this is remembered, to be masked; what is shorter is in any text. */
+/*
+ * Of what a command is given this is remembered, to be masked: what is shorter is in any text, and
+ * more would take too long.
+ */
 #define MIN_WORD 8
-#define MAX_WORD ((size_t) 64 * 1024)
 #define MAX_WORDS 128
+#define MAX_WORD ((size_t) 64 * 1024)
+#define MAX_WORDS_BYTES (4 * MAX_WORD)
 
 typedef enum
 {
@@ -243,18 +247,22 @@ request_end(PluginRequest *request, PluginReply reply, json_t *result, HostError
  * What commands are given
  */
 
+/* *left: how many bytes they may still have. */
 static void
-add_word(json_t *words, json_t *value)
+add_word(json_t *words, size_t *left, json_t *value)
 {
+	size_t most = *left < MAX_WORD ? *left : MAX_WORD;
+	size_t length = json_string_length(value) < most ? json_string_length(value) : most;
 	char name[24];
 
-	if (json_string_length(value) < MIN_WORD || json_object_size(words) >= MAX_WORDS)
+	if (length < MIN_WORD || json_object_size(words) >= MAX_WORDS)
 		return;
+	*left -= length;
 	snprintf(name, sizeof name, "%zu", json_object_size(words));
-	if (json_string_length(value) <= MAX_WORD)
+	if (length == json_string_length(value))
 		json_object_set(words, name, value);
 	else
-		json_object_set_new(words, name, json_stringn_nocheck(json_string_value(value), MAX_WORD));
+		json_object_set_new(words, name, json_stringn_nocheck(json_string_value(value), length));
 }
 
 /* Only environmentExecute has any.  The likeliest secrets come first, since there may be many. */
@@ -262,18 +270,19 @@ static json_t *
 words_of(const json_t *params)
 {
 	json_t *words = json_object();
+	size_t left = MAX_WORDS_BYTES;
 	const char *name;
 	size_t index;
 	json_t *value;
 
-	add_word(words, json_object_get(params, "stdin"));
 	json_object_foreach(json_object_get(params, "env"), name, value)
 	{
-		add_word(words, value);
+		add_word(words, &left, value);
 	}
+	add_word(words, &left, json_object_get(params, "stdin"));
 	json_array_foreach(json_object_get(params, "args"), index, value)
 	{
-		add_word(words, value);
+		add_word(words, &left, value);
 	}
 	return words;
 }

@@ -197,9 +197,9 @@ start();
 {
 	my %given = (
 		command => 'tool',
-		args => [ '--token', 'argument-of-a-command' ],
+		args => [ 'argument-of-a-command' ],
 		env => { TOKEN => "value-of-env-\n-----KEY-----", SHORT => 'main' },
-		stdin => "input-of-a-command\nits-second-line");
+		stdin => "input-of-a-command\nits-second-line\n" . 'x' x 300_000);
 	my $all = "value-of-env-\n-----KEY-----, argument-of-a-command, input-of-a-command, its-second-line";
 	my $shown = qr/value-of|KEY|argument-of|input-of|second-line/;
 	my $execute = sub { return $host->call('environmentExecute', params('all', { log => { message => "ran with $all in main" }, stderr => "said $all", @_ }, %given)) };
