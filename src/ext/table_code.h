@@ -13,8 +13,7 @@ typedef struct UsedTable
 {
 	const char *name;
 	bool written; /* by us: its triggers fire */
-	bool
-	    deleted; /* we delete rows of it: what foreign keys then do to other tables is done by us */
+	bool deleted; /* rows of it, by us: foreign keys of others then change their tables */
 } UsedTable;
 
 /*
