@@ -147,7 +147,7 @@ my $client = $host->connect;
 
 	while (time < $end)
 	{
-		my $answer = $client->call('environmentProbe', act('second', 'pid', limits => { callMs => 500 }));
+		my $answer = $client->call('environmentProbe', act('second', 'pid', limits => { callMs => 5000 }));
 
 		if ($answer->{result}) { $answered++ }
 		elsif ($answer->{error}{data}{detail} =~ /my second is over/) { $failed++ }
