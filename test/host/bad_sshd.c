@@ -5,7 +5,8 @@
  *		bad_sshd MODE
  *
  * Listens on a free port of 127.0.0.1 and prints, a line each: "port" and the
- * port; its known_hosts line; then "accept" for each connection and "close"
+ * port; its known_hosts line; then "accept" for each connection, "exec" for
+ * each command that it lets hang, and "close"
  * when the client has closed it.  Ends with its standard input.  Modes:
  *
  *		silent     accepts and never speaks
@@ -152,7 +153,10 @@ on_exec(ssh_session session, ssh_channel asked, const char *command, void *data)
 	(void) data;
 	snprintf(marker, sizeof marker, "%s", last ? last + 1 : "");
 	if (is_mode("exec"))
+	{
+		say("exec\n");
 		hang(ssh_get_fd(session));
+	}
 	commanded = true;
 	return 0;
 }

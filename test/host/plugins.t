@@ -712,13 +712,17 @@ my %bad = (
 	spew("$odd/broken/script", "#!/nonexistent/interpreter\n", 0755);
 	$how{broken} = qr/exited with status 127/;
 	$host = start_host(plugins => [$odd]);
+	my $client = $host->connect;
+	my %call = map {
+		$_ => $client->send_call('environmentProbe', act('echo', driverKey => $_, limits => { callMs => 4000 }))
+	} keys %how;
 	for my $name (sort keys %how)
 	{
-		my $answer = $host->call('environmentProbe', act('echo', driverKey => $name, limits => { callMs => 1400 }));
+		my $answer = $client->answer($call{$name});
 
 		is_error($answer, '38000', qr/did not answer/, "$name: a worker that does not start");
 		like($answer->{error}{data}{detail}, $how{$name}, '... and why');
-		is(plugin_stats($host, $name)->{restarts}, 1, '... is tried again once');
+		like(plugin_stats($host, $name)->{restarts}, qr/^[12]$/, '... is tried again, and not all the time');
 		like($answer->{error}{data}{detail}, qr/I do not want to/, '... with its words') if $name eq 'die';
 		like($answer->{error}{data}{detail}, qr/could not execute/, '... with ours') if $name eq 'broken';
 	}

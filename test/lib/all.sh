@@ -112,7 +112,8 @@ fi
 if wanted tap; then
 	unset "${!PGH@}" PGPORT PGUSER PGDATABASE
 	tap_tests=(test/t/*.pl)
-	run_tap "TAP tests" "$prove" --timer -I test/lib "${tap_tests[@]}"
+	# Two at a time: each of them waits most of its time.
+	run_tap "TAP tests" "$prove" --timer -j2 -I test/lib "${tap_tests[@]}"
 fi
 
 echo
