@@ -165,7 +165,7 @@ for my $table (@tables)
 	{
 		my ($what, $lock) = @$case;
 		my ($released, $asked) = ($node->safe_psql('postgres', acquire_sql($journal)));
-		my $expiring = $node->safe_psql('postgres', acquire_sql($local, expires_in => '600 ms'));
+		my $expiring = $node->safe_psql('postgres', acquire_sql($local, expires_in => '4 s'));
 
 		$provider->set_knob('release-delay', 0.5, $released);
 		$node->safe_psql('postgres', "SELECT envrt_release_lease('$released')");
@@ -187,6 +187,7 @@ for my $table (@tables)
 		scheduler_waits_for_nobody("$what locked");
 		if ($what eq 'leases')
 		{
+			wait_until_sql($node, "SELECT expires_at < clock_timestamp() - interval '500 ms' FROM envrt.environment_leases WHERE id = '$expiring'");
 			is($node->safe_psql('postgres', "SELECT status, cleanup_status FROM envrt.environment_leases WHERE id IN ('$released', '$expiring') ORDER BY 1"),
 				"active|\nreleased|pending", 'leases that are locked are left as they are');
 		}
