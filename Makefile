@@ -5,9 +5,8 @@ EXTENSION = envrt
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" envrt.control)
 
 MODULE_big = envrt
-COMMON_OBJS = $(patsubst %.c,%.o,$(wildcard src/common/*.c))
-EXT_OBJS = $(patsubst %.c,%.o,$(wildcard src/ext/*.c))
-OBJS = $(EXT_OBJS) $(COMMON_OBJS)
+SHARED_SOURCES = $(wildcard src/shared/*.c)
+OBJS = $(patsubst %.c,%.o,$(wildcard src/ext/*.c src/ext/*/*.c) $(SHARED_SOURCES))
 SHLIB_LINK = -lsodium -ljansson
 
 DATA_built = sql/envrt--$(EXTVERSION).sql
@@ -18,10 +17,11 @@ HOST_LIBS = -luv -lssh -lsodium -ljansson -lseccomp -lm
 # For example SANITIZE=address,undefined: builds the driver host (only) with these sanitizers.
 SANITIZE =
 HOST_FLAGS = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -g -O1)
-# Its objects, also those of src/common, are its own and of one kind.
+# Its objects, also those of src/shared, are its own and of one kind.
 comma = ,
 HOST_BUILD = build/host$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
-HOST_OBJS = $(patsubst src/%.c,$(HOST_BUILD)/%.o,$(wildcard src/host/*.c src/common/*.c))
+HOST_SOURCES = $(wildcard src/host/*.c src/host/*/*.c)
+HOST_OBJS = $(patsubst src/%.c,$(HOST_BUILD)/%.o,$(HOST_SOURCES) $(SHARED_SOURCES))
 
 # Seals a secret at a client; a program for people.
 SEAL = envrt-seal
@@ -38,11 +38,13 @@ ISOLATION = $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec))
 PROVE_TESTS = test/t/*.pl
 TAP_TESTS = 1
 
-PG_CPPFLAGS = -Isrc/common $(WARNINGS)
+# The compiler writes beside each object which headers it was made of.
+DEPENDENCY_FLAGS = -MMD -MP
+PG_CPPFLAGS = -Isrc -Isrc/ext $(DEPENDENCY_FLAGS) $(WARNINGS)
 # Set by `make check-warnings` and the test run; users of other compilers are not stopped by a new warning.
 WARNINGS =
 
-EXTRA_CLEAN = $(HOST) $(FILES) $(SEAL) build
+EXTRA_CLEAN = $(HOST) $(FILES) $(SEAL) $(OBJS:.o=.d) build
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
@@ -59,16 +61,16 @@ $(HOST): $(HOST_BUILD)/$(HOST) FORCE
 FORCE:
 
 # The first process of each sandbox runs in any image, so it is static, and comes as a part of the host.
-build/sandbox_init: src/sandbox/sandbox_init.c src/host/sandbox_spec.h
+build/sandbox_init: src/sandbox_init/sandbox_init.c src/shared/sandbox_spec.h
 	@$(MKDIR_P) $(@D)
-	$(CC) -std=gnu11 -O2 $(WARNINGS) -static -s -D_GNU_SOURCE -Isrc/host -o $@ $<
+	$(CC) -std=gnu11 -O2 $(WARNINGS) -static -s -D_GNU_SOURCE -Isrc -o $@ $<
 
 build/sandbox_init.o: build/sandbox_init
 	cd build && ld -r -b binary -z noexecstack -o sandbox_init.o sandbox_init
 
 # Never with sanitizers: they need more memory than a sandbox gives.
-$(FILES): $(FILES_SOURCES) $(wildcard src/files/*.h) src/host/files_protocol.h
-	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -D_GNU_SOURCE -Isrc/host -o $@ $(FILES_SOURCES) -larchive
+$(FILES): $(FILES_SOURCES) $(wildcard src/files/*.h) src/shared/files_protocol.h
+	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -D_GNU_SOURCE -Isrc -o $@ $(FILES_SOURCES) -larchive
 
 $(SEAL): src/seal/envrt_seal.c
 	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -D_GNU_SOURCE -o $@ $< -lsodium -ljansson
@@ -83,12 +85,11 @@ $(HOST_BUILD)/$(HOST): $(HOST_BUILD)/$(FILES)
 $(HOST_BUILD)/$(HOST): $(HOST_OBJS) build/sandbox_init.o
 	$(CC) $(CFLAGS) $(HOST_FLAGS) -o $@ $(filter %.o,$^) $(LDFLAGS) $(HOST_LIBS)
 
-$(HOST_OBJS): $(HOST_BUILD)/%.o: src/%.c $(wildcard src/host/*.h src/common/*.h)
+$(HOST_OBJS): $(HOST_BUILD)/%.o: src/%.c
 	@$(MKDIR_P) $(@D)
-	$(CC) $(filter-out -I% ,$(CFLAGS)) $(WARNINGS) $(HOST_FLAGS) -D_GNU_SOURCE -Isrc/common -c -o $@ $<
+	$(CC) $(filter-out -I% ,$(CFLAGS)) $(WARNINGS) $(HOST_FLAGS) -D_GNU_SOURCE -Isrc -Isrc/host $(DEPENDENCY_FLAGS) -c -o $@ $<
 
-$(EXT_OBJS): $(wildcard src/ext/*.h src/common/*.h)
-$(COMMON_OBJS): $(wildcard src/common/*.h)
+-include $(OBJS:.o=.d) $(HOST_OBJS:.o=.d)
 
 sql/envrt--$(EXTVERSION).sql: sql/envrt.sql
 	cp $< $@

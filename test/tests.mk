@@ -1,6 +1,6 @@
 # Targets of the tests that are not PGXS's own; included by the Makefile.
 #
-#   check-common   unit tests of src/common, under the sanitizers
+#   check-common   unit tests of src/shared, under the sanitizers
 #   fuzz           every test/fuzz/fuzz_*.c for FUZZ_SECONDS each
 #   bench          what the extension costs, next to bare SQL and bare libssh
 #   test, demo     the same as test/all and test/demo
@@ -13,10 +13,9 @@
 # libssh deprecates by and by what older ones need.
 TEST_WARNINGS = -Wall -Wextra -Werror -Wno-deprecated-declarations
 TEST_SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-TEST_CFLAGS = -std=gnu11 -g -O1 -D_GNU_SOURCE -Isrc/common -Isrc/host -Itest/common $(TEST_WARNINGS) $(TEST_SANITIZE)
+TEST_CFLAGS = -std=gnu11 -g -O1 -D_GNU_SOURCE -Isrc -Isrc/host -Itest/common $(TEST_WARNINGS) $(TEST_SANITIZE)
 TEST_LIBS = $(HOST_LIBS)
-TEST_HEADERS = $(wildcard src/common/*.h src/host/*.h test/common/*.h)
-COMMON_SOURCES = $(wildcard src/common/*.c)
+TEST_HEADERS = $(wildcard src/shared/*.h src/host/*/*.h test/common/*.h)
 PROVE ?= prove
 
 COMMON_TESTS = $(patsubst test/common/%.c,build/%,$(sort $(wildcard test/common/test_*.c)))
@@ -24,25 +23,25 @@ COMMON_TESTS = $(patsubst test/common/%.c,build/%,$(sort $(wildcard test/common/
 # This one watches and fails allocations.
 build/test_jsonrpc: TEST_LDFLAGS = -Wl,--wrap=malloc,--wrap=free
 
-$(COMMON_TESTS): build/%: test/common/%.c $(COMMON_SOURCES) $(TEST_HEADERS)
+$(COMMON_TESTS): build/%: test/common/%.c $(SHARED_SOURCES) $(TEST_HEADERS)
 	@mkdir -p build
-	$(CC) $(TEST_CFLAGS) -o $@ $< $(COMMON_SOURCES) $(TEST_LDFLAGS) $(TEST_LIBS)
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(SHARED_SOURCES) $(TEST_LDFLAGS) $(TEST_LIBS)
 
 .PHONY: check-common
 check-common: $(COMMON_TESTS)
 	$(PROVE) --exec '' $(PROVE_FLAGS) $(COMMON_TESTS)
 
-# A fuzz target links all of src/common, and what it names in a line "fuzz: src/host/file.c ...".
+# A fuzz target links all of src/shared, and what it names in a line "fuzz: src/host/folder/file.c ...".
 FUZZ_CC ?= clang
 FUZZ_SECONDS ?= 60
-FUZZ_CFLAGS = -std=gnu11 -g -O1 -D_GNU_SOURCE -Isrc/common -Isrc/host $(TEST_WARNINGS) \
+FUZZ_CFLAGS = -std=gnu11 -g -O1 -D_GNU_SOURCE -Isrc -Isrc/host $(TEST_WARNINGS) \
 	-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 FUZZERS = $(patsubst test/fuzz/%.c,build/%,$(sort $(wildcard test/fuzz/fuzz_*.c)))
 fuzz_sources = $(shell sed -n 's/^ \* fuzz: //p' $(1))
 
-$(FUZZERS): build/%: test/fuzz/%.c $(COMMON_SOURCES) $(wildcard src/host/*.c) $(TEST_HEADERS)
+$(FUZZERS): build/%: test/fuzz/%.c $(SHARED_SOURCES) $(HOST_SOURCES) $(TEST_HEADERS)
 	@mkdir -p build
-	$(FUZZ_CC) $(FUZZ_CFLAGS) -o $@ $< $(call fuzz_sources,$<) $(COMMON_SOURCES) $(TEST_LIBS)
+	$(FUZZ_CC) $(FUZZ_CFLAGS) -o $@ $< $(call fuzz_sources,$<) $(SHARED_SOURCES) $(TEST_LIBS)
 
 # Seeds are in test/fuzz/<target>/, words in <target>.dict; what is found goes to build/.
 .PHONY: fuzz
@@ -73,13 +72,13 @@ build/plugin_copier: test/bench/plugin_copier.c
 	$(CC) -std=gnu11 -g -O2 -D_GNU_SOURCE $(TEST_WARNINGS) -o $@ $<
 
 build/sandbox_baseline: test/bench/sandbox_baseline.c $(HOST_OBJS) build/sandbox_init.o
-	$(CC) -std=gnu11 -O2 -D_GNU_SOURCE -Isrc/common -Isrc/host $(TEST_WARNINGS) -o $@ $(filter-out $(HOST_BUILD)/host/main.o,$^) $(LDFLAGS) $(HOST_LIBS)
+	$(CC) -std=gnu11 -O2 -D_GNU_SOURCE -Isrc -Isrc/host $(TEST_WARNINGS) -o $@ $(filter-out $(HOST_BUILD)/host/main.o,$^) $(LDFLAGS) $(HOST_LIBS)
 
 # ---------------------------------------------------------------------------------------------
 # Checks that are no tests
 # ---------------------------------------------------------------------------------------------
 
-C_FILES = $(wildcard src/*/*.[ch] test/*/*.[ch])
+C_FILES = $(wildcard src/*/*.[ch] src/*/*/*.[ch] test/*/*.[ch])
 CLANG_FORMAT ?= clang-format
 CPPCHECK ?= cppcheck
 WARNING_COMPILERS ?= gcc clang
@@ -95,21 +94,24 @@ check-sql:
 # not ours to keep clean; its function interface has parameters that not every function needs,
 # and its structs are filled in from the front.
 CHECKED_FILES = $(filter %.c,$(C_FILES))
-warnings_of = $(if $(filter src/ext/%,$(1)),-isystem $(shell $(PG_CONFIG) --includedir-server) -Wno-unused-parameter -Wno-missing-field-initializers)
+warnings_of = $(if $(filter src/ext/%,$(1)),-Isrc/ext -isystem $(shell $(PG_CONFIG) --includedir-server) -Wno-unused-parameter -Wno-missing-field-initializers,-Isrc/host)
 
 define check_warnings_rule
 .PHONY: warnings-$(1)-$(2)
 warnings-$(1)-$(2):
-	$(1) -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -Isrc/common -Isrc/host -Isrc/ext -Itest/common \
+	$(1) -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -Isrc -Itest/common \
 		$$(call warnings_of,$(2)) -c -o /dev/null $(2)
 check-warnings: warnings-$(1)-$(2)
 endef
 $(foreach compiler,$(WARNING_COMPILERS),$(foreach file,$(CHECKED_FILES),$(eval $(call check_warnings_rule,$(compiler),$(file)))))
 
+cppcheck = $(CPPCHECK) --quiet --error-exitcode=1 --inline-suppr --std=c11 -j2 \
+	--enable=warning,performance,portability --suppress=missingInclude --suppress=missingIncludeSystem \
+	--library=test/lib/postgres.cfg -Isrc
+
 check-cppcheck:
-	$(CPPCHECK) --quiet --error-exitcode=1 --inline-suppr --std=c11 -j2 \
-		--enable=warning,performance,portability --suppress=missingInclude --suppress=missingIncludeSystem \
-		--library=test/lib/postgres.cfg -Isrc/common $(CHECKED_FILES)
+	$(cppcheck) -Isrc/ext $(filter src/ext/%,$(CHECKED_FILES))
+	$(cppcheck) -Isrc/host $(filter-out src/ext/%,$(CHECKED_FILES))
 
 # ---------------------------------------------------------------------------------------------
 # The commands, for whoever has make

@@ -10,12 +10,12 @@
 #include "postgres.h"
 
 #include "fmgr.h"
-#include "jsonrpc.h"
+#include "shared/jsonrpc.h"
 #include "miscadmin.h"
-#include "settings.h"
-#include "shared_state.h"
-#include "statement_log.h"
-#include "workers.h"
+#include "base/settings.h"
+#include "base/shared_state.h"
+#include "base/statement_log.h"
+#include "launcher/workers.h"
 
 #include <sodium.h>
 

@@ -21,9 +21,9 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#include "git_refs.h"
-#include "place.h"
-#include "report.h"
+#include "files/git_refs.h"
+#include "files/place.h"
+#include "files/report.h"
 
 #define MAX_FILES 200000
 #define MAX_BYTES ((size_t) 32 * 1024 * 1024)

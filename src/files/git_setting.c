@@ -22,7 +22,7 @@
 #include <strings.h>
 #include <sys/stat.h>
 
-#include "git_setting.h"
+#include "files/git_setting.h"
 
 static bool
 is(const char *name, size_t length, const char *expected)

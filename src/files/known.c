@@ -28,11 +28,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "files.h"
-#include "git_refs.h"
-#include "known.h"
-#include "place.h"
-#include "report.h"
+#include "files/files.h"
+#include "files/git_refs.h"
+#include "files/known.h"
+#include "files/place.h"
+#include "files/report.h"
 
 #define MAX_RECORD 8192
 #define MAX_BYTES ((size_t) 96 * 1024 * 1024)

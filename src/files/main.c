@@ -26,10 +26,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "files.h"
-#include "known.h"
-#include "place.h"
-#include "report.h"
+#include "files/files.h"
+#include "files/known.h"
+#include "files/place.h"
+#include "files/report.h"
 
 #define MEMORY ((rlim_t) 256 * 1024 * 1024)
 /* One for each directory on the way down, and some. */

@@ -29,12 +29,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "files.h"
-#include "files_protocol.h"
-#include "known.h"
-#include "place.h"
-#include "report.h"
-#include "tar.h"
+#include "files/files.h"
+#include "shared/files_protocol.h"
+#include "files/known.h"
+#include "files/place.h"
+#include "files/report.h"
+#include "files/tar.h"
 
 #define BLOCK 65536
 

@@ -27,8 +27,8 @@
 #include <strings.h>
 #include <unistd.h>
 
-#include "place.h"
-#include "report.h"
+#include "files/place.h"
+#include "files/report.h"
 
 #define MAX_PROTECTED 4000
 #define MAX_HIDDEN 10

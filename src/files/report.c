@@ -10,8 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "files_protocol.h"
-#include "report.h"
+#include "shared/files_protocol.h"
+#include "files/report.h"
 
 #define PROGRESS_MS 100
 

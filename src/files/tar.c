@@ -18,8 +18,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "report.h"
-#include "tar.h"
+#include "files/report.h"
+#include "files/tar.h"
 
 #define BLOCK 512
 #define RECORD 10240

@@ -43,12 +43,12 @@
 #include <archive.h>
 #include <archive_entry.h>
 
-#include "files.h"
-#include "files_protocol.h"
-#include "git_refs.h"
-#include "git_setting.h"
-#include "place.h"
-#include "report.h"
+#include "files/files.h"
+#include "shared/files_protocol.h"
+#include "files/git_refs.h"
+#include "files/git_setting.h"
+#include "files/place.h"
+#include "files/report.h"
 
 #define BLOCK 65536
 #define MAX_NAME 255

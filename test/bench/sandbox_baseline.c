@@ -18,11 +18,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "sandbox_files.h"
-#include "sandbox_place.h"
-#include "sandbox_root.h"
-#include "sandbox_run.h"
-#include "sandbox_spec.h"
+#include "sandbox/sandbox_files.h"
+#include "sandbox/sandbox_place.h"
+#include "sandbox/sandbox_root.h"
+#include "sandbox/sandbox_run.h"
+#include "shared/sandbox_spec.h"
 
 /* What the default memoryMb comes to. */
 #define TMP_BYTES ((uint64_t) 512 << 20)

@@ -5,8 +5,8 @@
 #include <malloc.h>
 #include <stdlib.h>
 
-#include "jsonrpc.h"
-#include "protocol.h"
+#include "shared/jsonrpc.h"
+#include "shared/protocol.h"
 #include "tap.h"
 
 /*

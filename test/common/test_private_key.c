@@ -8,7 +8,7 @@
 
 #include <sodium.h>
 
-#include "config.h"
+#include "shared/config.h"
 #include "tap.h"
 
 static char directory[200];

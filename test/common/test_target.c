@@ -2,7 +2,7 @@
  * test_target.c
  *		Origins of URLs and names of SSH logins.
  */
-#include "config.h"
+#include "shared/config.h"
 #include "tap.h"
 
 static const char *const origins[][2] = {

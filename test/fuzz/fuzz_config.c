@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "config.h"
+#include "shared/config.h"
 
 extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

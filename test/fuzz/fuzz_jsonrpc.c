@@ -9,14 +9,14 @@
  * that can't be used must say of whom it is what a message would, and what was
  * mended must not need it again.
  *
- * fuzz: src/host/json_mend.c src/host/memory.c src/host/log.c
+ * fuzz: src/host/base/json_mend.c src/host/base/memory.c src/host/base/log.c
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "json_mend.h"
-#include "jsonrpc.h"
+#include "base/json_mend.h"
+#include "shared/jsonrpc.h"
 
 extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

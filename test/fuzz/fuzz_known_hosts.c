@@ -6,7 +6,7 @@
  * that says, a key with a @revoked line of its own at the end is revoked, and
  * the algorithms are never without the ones we can check.
  *
- * fuzz: src/host/known_hosts.c src/host/glob.c src/host/memory.c src/host/log.c
+ * fuzz: src/host/ssh/known_hosts.c src/host/ssh/glob.c src/host/base/memory.c src/host/base/log.c
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -15,8 +15,8 @@
 
 #include <libssh/libssh.h>
 
-#include "known_hosts.h"
-#include "memory.h"
+#include "ssh/known_hosts.h"
+#include "base/memory.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

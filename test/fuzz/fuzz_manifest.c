@@ -6,7 +6,8 @@
  * The first byte chooses between the two; a secret is what comes before the
  * first NUL.
  *
- * fuzz: src/host/plugin_manifest.c src/host/secret_mask.c src/host/memory.c src/host/log.c
+ * fuzz: src/host/plugins/plugin_manifest.c src/host/calls/secret_mask.c
+ * fuzz: src/host/base/memory.c src/host/base/log.c
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,8 +15,8 @@
 
 #include <sodium.h>
 
-#include "plugin_manifest.h"
-#include "secret_mask.h"
+#include "plugins/plugin_manifest.h"
+#include "calls/secret_mask.h"
 
 extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -9,9 +9,9 @@
 
 HOST_SANITIZED = build/host-address-undefined/$(HOST)
 
-build/test_host_units: test/host/test_units.c $(wildcard src/host/*.c) $(COMMON_SOURCES) $(TEST_HEADERS)
+build/test_host_units: test/host/test_units.c $(HOST_SOURCES) $(SHARED_SOURCES) $(TEST_HEADERS)
 	@mkdir -p build
-	$(CC) $(TEST_CFLAGS) -o $@ $< $(filter-out src/host/main.c,$(wildcard src/host/*.c)) $(COMMON_SOURCES) $(TEST_LIBS)
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(filter-out src/host/main.c,$(HOST_SOURCES)) $(SHARED_SOURCES) $(TEST_LIBS)
 
 build/bad_sshd: test/host/bad_sshd.c
 	@mkdir -p build

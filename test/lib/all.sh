@@ -94,7 +94,7 @@ fi
 
 prove=$PWD/test/lib/prove
 if wanted common; then
-	run_tap "unit tests of src/common" make -s check-common PROVE="$prove" PROVE_FLAGS=--timer
+	run_tap "unit tests of src/shared" make -s check-common PROVE="$prove" PROVE_FLAGS=--timer
 fi
 if wanted host; then
 	run_tap "tests of the driver host" make -s -k -j2 --output-sync=target check-host PROVE="$prove" PROVE_FLAGS=--timer

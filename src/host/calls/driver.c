@@ -1,0 +1,103 @@
+/*
+ * driver.c
+ *		The drivers, and which methods each answers.
+ *
+ * A new driver is a file with a Driver in it and a line in the table below.
+ */
+#include <string.h>
+
+#include "calls/driver.h"
+#include "plugins/plugin_call.h"
+#include "shared/protocol.h"
+
+static const Driver *const drivers[] = {&ssh_driver, &bubblewrap_driver};
+
+static const Driver *
+driver_find(const char *key)
+{
+	for (size_t i = 0; i < sizeof drivers / sizeof drivers[0]; i++)
+		if (strcmp(drivers[i]->key, key) == 0)
+			return drivers[i];
+	return NULL;
+}
+
+static const DriverMethod *
+driver_method(const Driver *driver, const char *name)
+{
+	for (const DriverMethod *method = driver->methods; method->name != NULL; method++)
+		if (strcmp(method->name, name) == 0)
+			return method;
+	return NULL;
+}
+
+bool
+driver_is_own(const json_t *params)
+{
+	const char *key = json_string_value(json_object_get(params, "driverKey"));
+
+	return key != NULL && !json_is_string(json_object_get(params, "pluginKey")) &&
+	       driver_find(key) != NULL;
+}
+
+HostError *
+driver_choose(const char *method, const json_t *params, DriverChoice *choice)
+{
+	const char *key = json_string_value(json_object_get(params, "driverKey"));
+	/* Who names a plugin means it, whatever its driver is called. */
+	bool names_plugin = json_is_string(json_object_get(params, "pluginKey"));
+	const Driver *driver = key != NULL && !names_plugin ? driver_find(key) : NULL;
+	HostError *error = NULL;
+
+	choice->key = key;
+	choice->name = method;
+	choice->method = driver != NULL ? driver_method(driver, method) : NULL;
+	if (key == NULL)
+	{
+		error = error_new("22023", "%s: driverKey is missing", method);
+		error->code = RPC_INVALID_PARAMS;
+	}
+	else if (driver != NULL && choice->method == NULL)
+	{
+		error = error_new("42704", "the %s driver has no method %s", key, method);
+		error->code = RPC_METHOD_NOT_FOUND;
+	}
+	return error;
+}
+
+void
+driver_start(const DriverChoice *choice, Call *call, const json_t *params)
+{
+	if (choice->method != NULL)
+		choice->method->start(call, params);
+	else
+		plugin_call_start(call, choice->name, params);
+}
+
+static uint64_t
+limit(const json_t *limits, const char *key, uint64_t otherwise)
+{
+	const json_t *value = json_object_get(limits, key);
+	json_int_t milliseconds = json_integer_value(value);
+
+	if (!json_is_integer(value))
+		return otherwise;
+	if (milliseconds < 1)
+		return 1;
+	if (milliseconds > 86400000)
+		return 86400000;
+	return (uint64_t) milliseconds;
+}
+
+CallLimits
+call_limits(const json_t *params)
+{
+	const json_t *limits = json_object_get(params, "limits");
+	CallLimits result = {
+	    .connect_ms = limit(limits, "connectMs", 10000),
+	    .command_ms = limit(limits, "commandMs", 15000),
+	    .api_probe_ms = limit(limits, "apiProbeMs", 5000),
+	    .call_ms = limit(limits, "callMs", 60000),
+	};
+
+	return result;
+}
