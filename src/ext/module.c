@@ -15,7 +15,9 @@
 #include "base/settings.h"
 #include "base/shared_state.h"
 #include "base/statement_log.h"
-#include "launcher/workers.h"
+#include "launcher/database_ddl.h"
+#include "launcher/launcher.h"
+#include "ledger/ledger_request.h"
 
 #include <sodium.h>
 
@@ -32,6 +34,7 @@ _PG_init(void)
 	settings_define();
 	if (process_shared_preload_libraries_in_progress)
 	{
+		ledger_requests_reserve();
 		shared_state_reserve();
 		launcher_register();
 		database_ddl_install_hooks();

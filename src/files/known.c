@@ -28,7 +28,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "files/files.h"
+#include "files/unpack.h"
 #include "files/git_refs.h"
 #include "files/known.h"
 #include "files/place.h"

@@ -26,7 +26,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "files/files.h"
+#include "files/pack.h"
+#include "files/unpack.h"
 #include "files/known.h"
 #include "files/place.h"
 #include "files/report.h"

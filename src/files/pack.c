@@ -29,7 +29,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "files/files.h"
+#include "files/pack.h"
+#include "files/unpack.h"
 #include "shared/files_protocol.h"
 #include "files/known.h"
 #include "files/place.h"

@@ -43,7 +43,7 @@
 #include <archive.h>
 #include <archive_entry.h>
 
-#include "files/files.h"
+#include "files/unpack.h"
 #include "shared/files_protocol.h"
 #include "files/git_refs.h"
 #include "files/git_setting.h"

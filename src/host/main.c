@@ -35,7 +35,7 @@
 #include "transfer/files_process.h"
 #include "shared/jsonrpc.h"
 #include "base/latency.h"
-#include "plugins/lease_operation.h"
+#include "plugins/lease_queue.h"
 #include "base/log.h"
 #include "server/long_execution.h"
 #include "base/loop_turns.h"
@@ -50,7 +50,7 @@
 #include "sandbox/sandbox_place.h"
 #include "sandbox/sandbox_run.h"
 #include "server/server.h"
-#include "server/settings.h"
+#include "ssh/ssh_settings.h"
 #include "ssh/ssh_execute.h"
 #include "ssh/ssh_pool.h"
 #include "base/timer.h"
@@ -304,8 +304,8 @@ shut_down(void)
 	end = begin + SHUTDOWN_MS * 3 / 2;
 	run_until(end);
 	plugin_states_close();
-	allowed_hosts_free(settings.allowed_hosts);
-	settings.allowed_hosts = NULL;
+	allowed_hosts_free(ssh_settings.allowed_hosts);
+	ssh_settings.allowed_hosts = NULL;
 	sandbox_leases_close();
 	latencies_close();
 	sandbox_place_clear();

@@ -46,27 +46,4 @@ extern json_t *config_normalize(const char *driver, json_t *config, ConfigIssues
  */
 extern void config_issue_text(const ConfigIssue *issue, char *buffer, size_t size);
 
-/*
- * private_key_problem
- *		NULL when the text looks like a private key that envrt can use, else
- *		what is wrong with it and what to do (encrypted, a public key, no key
- *		at all).  A static string; never a part of the key.
- */
-extern const char *private_key_problem(const char *text, size_t length);
-
-/*
- * api_origin
- *		Reduces an http(s) URL to its origin: "HTTP://Host:80/x" becomes
- *		"http://host".  False when it is no http(s) URL or has characters that
- *		an origin can't have.
- */
-extern bool api_origin(const char *url, char *origin, size_t size);
-
-/*
- * ssh_target
- *		"user@host:port", IPv6 hosts in brackets, as providerLeaseId and views
- *		show it.
- */
-extern void ssh_target(const char *username, const char *host, int port, char *buffer, size_t size);
-
 #endif

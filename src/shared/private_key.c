@@ -11,12 +11,13 @@
  * Lines outside of the armour are ignored: a user certificate may stand
  * beside its key.
  */
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include <sodium.h>
 
-#include "shared/config.h"
+#include "shared/private_key.h"
 
 /* The OpenSSH header, up to the type of the key, is far shorter than this. */
 #define HEADER_BYTES 256

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <strings.h>
 
-#include "shared/config.h"
+#include "shared/target.h"
 
 /* The longest name that DNS knows. */
 #define MAX_HOST 253

@@ -8,7 +8,7 @@
 
 #include <sodium.h>
 
-#include "shared/config.h"
+#include "shared/private_key.h"
 #include "tap.h"
 
 static char directory[200];

@@ -2,7 +2,7 @@
  * test_target.c
  *		Origins of URLs and names of SSH logins.
  */
-#include "shared/config.h"
+#include "shared/target.h"
 #include "tap.h"
 
 static const char *const origins[][2] = {

@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "shared/config.h"
+#include "shared/private_key.h"
+#include "shared/target.h"
 
 extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

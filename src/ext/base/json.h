@@ -36,14 +36,4 @@ extern void jsonb_object_jsonb(JsonbObject *object, const char *key, Jsonb *valu
 extern void jsonb_object_bool(JsonbObject *object, const char *key, bool value);
 extern Jsonb *jsonb_object_end(JsonbObject *object);
 
-/* A driver's config in its canonical shape (guarded), or ERROR 22023. */
-extern json_t *config_canonical(const char *driver, Jsonb *config);
-extern json_t *config_canonical_json(const char *driver, json_t *config);
-
-/* What is wrong with a config, or NULL. */
-extern char *config_problem(const char *driver, Jsonb *config);
-
-/* What to store: the canonical config, with numbers of keys that pass through as given. */
-extern Jsonb *config_stored(const char *driver, Jsonb *given, const json_t *canonical);
-
 #endif

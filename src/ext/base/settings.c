@@ -24,7 +24,7 @@
 #include "utils/guc.h"
 
 #include "base/compat.h"
-#include "shared/config.h"
+#include "shared/target.h"
 #include "base/settings.h"
 
 char *envrt_runtime_api_candidates = NULL;

@@ -13,7 +13,6 @@
  */
 #include "postgres.h"
 
-#include "ledger/ledger_request.h"
 #include "miscadmin.h"
 #include "base/shared_state.h"
 #include "storage/ipc.h"
@@ -27,6 +26,26 @@ static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
 #if PG_VERSION_NUM >= 150000
 static shmem_request_hook_type previous_shmem_request_hook = NULL;
 #endif
+
+/* Shared memory of layers above, which they add before it is reserved. */
+typedef struct SharedPart
+{
+	Size (*size)(void);
+	void (*initialize)(void);
+} SharedPart;
+
+static SharedPart parts[4];
+static int nparts = 0;
+
+/* initialize is called with AddinShmemInitLock held. */
+void
+shared_state_add(Size (*size)(void), void (*initialize)(void))
+{
+	Assert(nparts < (int) lengthof(parts));
+	parts[nparts].size = size;
+	parts[nparts].initialize = initialize;
+	nparts++;
+}
 
 /* A slot for each worker that there can be at all. */
 static Size
@@ -44,7 +63,8 @@ request_memory(void)
 		previous_shmem_request_hook();
 #endif
 	RequestAddinShmemSpace(shared_state_size());
-	RequestAddinShmemSpace(ledger_requests_size());
+	for (int i = 0; i < nparts; i++)
+		RequestAddinShmemSpace(parts[i].size());
 	RequestNamedLWLockTranche(TRANCHE, 1);
 }
 
@@ -67,7 +87,8 @@ initialize_memory(void)
 		ConditionVariableInit(&shared_state->leases_changed);
 		ConditionVariableInit(&shared_state->fault_points_changed);
 	}
-	ledger_requests_initialize();
+	for (int i = 0; i < nparts; i++)
+		parts[i].initialize();
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -138,6 +138,7 @@ typedef struct SharedState
 /* NULL unless envrt is in shared_preload_libraries. */
 extern SharedState *shared_state;
 
+extern void shared_state_add(Size (*size)(void), void (*initialize)(void));
 extern void shared_state_reserve(void);
 extern void launcher_wake(void);
 extern SchedulerSlot *scheduler_slot(Oid database);

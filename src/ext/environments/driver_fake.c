@@ -11,6 +11,7 @@
 
 #include "environments/drivers.h"
 #include "base/json.h"
+#include "environments/canonical_config.h"
 #include "rights/tables.h"
 #include "utils/builtins.h"
 

@@ -44,6 +44,7 @@
 #include "access/xact.h"
 #include "hostlink/driver_call.h"
 #include "environments/drivers.h"
+#include "environments/provider_probe.h"
 #include "base/fault_points.h"
 #include "base/json.h"
 #include "ledger/ledger_hints.h"

@@ -10,12 +10,13 @@
  */
 #include "postgres.h"
 
-#include "shared/config.h"
+#include "shared/target.h"
 #include "hostlink/driver_call.h"
 #include "environments/drivers.h"
 #include "base/json.h"
 #include "secrets/secrets.h"
 #include "base/settings.h"
+#include "environments/canonical_config.h"
 #include "rights/tables.h"
 #include "utils/builtins.h"
 

@@ -76,13 +76,6 @@ extern const Driver ssh_driver;
 extern const Driver provider_driver;
 extern const Driver plugin_driver;
 
-/* provider_probe.c */
-extern void provider_probe(const Environment *environment, ProbeResult *result);
-extern void plugin_probe(const Environment *environment, ProbeResult *result);
-
-/* Whether the provider of a sandbox is envrt's own; else a plugin brings it. */
-extern bool provider_is_builtin(const char *provider);
-extern char *sandbox_provider(Jsonb *config);
 extern const Driver *driver_find(const char *name, Jsonb *config);
 
 #endif

@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "common/string.h"
 #include "shared/config.h"
+#include "shared/private_key.h"
 #include "secrets/config_secrets.h"
 #include "environments/drivers.h"
 #include "environments/environments.h"
@@ -22,29 +23,12 @@
 #include "environments/plugin_config.h"
 #include "secrets/secrets.h"
 #include "base/statement_log.h"
+#include "environments/canonical_config.h"
 #include "rights/tables.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(envrt_ensure_local_environment);
 PG_FUNCTION_INFO_V1(envrt_probe);
-
-/* ERROR 42704 unless there is such a company and the caller can see it. */
-void
-company_require(const ApiCall *call, const pg_uuid_t *company_id)
-{
-	static Statement find = {
-	    "SELECT 1 FROM @companies@ WHERE id OPERATOR(pg_catalog.=) $1",
-	    1,
-	    {UUIDOID},
-	};
-	Datum values[1] = {UUIDPGetDatum(company_id)};
-
-	if (!caller_can_see(call, TABLE_COMPANIES, company_id) ||
-	    statement_execute(&find, values, NULL) == 0)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-		                errmsg("Company \"%s\" not found.", uuid_text(company_id)),
-		                hint_visible_rows(TABLE_COMPANIES)));
-}
 
 Environment *
 environment_load(const ApiCall *call, const pg_uuid_t *id)

@@ -26,6 +26,5 @@ typedef struct Environment
 extern Environment *environment_load(const ApiCall *call, const pg_uuid_t *id);
 extern void environment_require_active(const Environment *environment);
 extern void environment_check_again(const Environment *environment, bool wait);
-extern void company_require(const ApiCall *call, const pg_uuid_t *company_id);
 
 #endif

@@ -23,6 +23,7 @@
 #include "postgres.h"
 
 #include "secrets/config_secrets.h"
+#include "secrets/secrets.h"
 #include "hostlink/driver_call.h"
 #include "environments/drivers.h"
 #include "base/json.h"
@@ -34,6 +35,8 @@
 #include "secrets/secret_fields.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
+#include "environments/builtin_providers.h"
+#include "environments/canonical_config.h"
 
 /* Shorter ones are found within too many strings by accident. */
 #define MIN_CONTAINED 8
@@ -104,8 +107,7 @@ restore(Secrets *secrets, json_t *given, json_t *values, json_t *now)
 	json_t *other;
 	void *next;
 
-	if (config_is_secret_reference(given) ||
-	    config_is_secret_id(secrets->config->company_id, given))
+	if (secret_is_reference(given) || config_is_secret_id(secrets->config->company_id, given))
 	{
 		json_t *reference = json_is_string(given) ? config_reference_of_id(given) : given;
 		json_t *value = json_object_get(values, config_reference_name(reference));

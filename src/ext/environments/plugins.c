@@ -32,6 +32,7 @@
 #include "base/json.h"
 #include "environments/plugins.h"
 #include "base/shared_state.h"
+#include "environments/builtin_providers.h"
 #include "rights/tables.h"
 #include "utils/array.h"
 #include "utils/builtins.h"

@@ -35,6 +35,8 @@
 #include "environments/provider_plugin.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
+#include "environments/builtin_providers.h"
+#include "environments/canonical_config.h"
 #include "rights/tables.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"

@@ -23,11 +23,12 @@
 #include "lib/ilist.h"
 #include "environments/plugins.h"
 #include "environments/provider_plugin.h"
-#include "scheduler/queued_leases.h"
+#include "ledger/work_due.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
 #include "rights/tables.h"
 #include "base/timer.h"
+#include "environments/builtin_providers.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -86,7 +87,7 @@ plugin_answered(void *data, const DriverAnswer *answer)
 		return;
 	}
 	plugin->valid_until = TimestampTzPlusMilliseconds(timer_now(), VALID_MS);
-	queued_leases_look_again();
+	work_note(WORK_LEASE_REQUESTS);
 }
 
 /* What is known about it, if anything; what was known too long ago is forgotten. */

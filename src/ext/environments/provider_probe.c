@@ -12,11 +12,14 @@
 #include "secrets/config_secrets.h"
 #include "hostlink/driver_call.h"
 #include "environments/drivers.h"
+#include "environments/provider_probe.h"
 #include "base/json.h"
 #include "environments/plugins.h"
 #include "environments/provider_lease.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
+#include "environments/builtin_providers.h"
+#include "environments/canonical_config.h"
 
 static void
 failed(ProbeResult *probe, json_t *details, char *summary)

@@ -24,6 +24,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/client.h"
 #include "hostlink/call_size.h"
 #include "hostlink/driver_call.h"
 #include "base/json.h"
@@ -40,7 +41,6 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
-#include "ledger/waiting.h"
 
 /* How long a driver host that is being started is waited for. */
 #define START_WAIT_MS 5000
@@ -89,12 +89,12 @@ wait_for(int events, TimestampTz deadline)
 {
 	int rc =
 	    WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | events,
-	                      connection, Min(time_left(deadline), WAITING_LOOK_MS), PG_WAIT_EXTENSION);
+	                      connection, Min(time_left(deadline), CLIENT_LOOK_MS), PG_WAIT_EXTENSION);
 
 	if (rc & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (!(rc & events))
-		waiting_check_client();
+		client_check();
 	else
 		CHECK_FOR_INTERRUPTS();
 	return rc;
@@ -166,7 +166,7 @@ connection_open(void)
 				         : errhint("It is being restarted; the server log says why it ended.")));
 			(void) ConditionVariableTimedSleep(&shared_state->host_changed,
 			                                   Min(time_left(deadline), 50), PG_WAIT_EXTENSION);
-			waiting_check_client();
+			client_check();
 		}
 		ConditionVariableCancelSleep();
 	}

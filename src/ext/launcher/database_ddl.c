@@ -48,7 +48,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 #include "utils/wait_event.h"
-#include "launcher/workers.h"
+#include "launcher/database_ddl.h"
 
 #define STOP_WAIT_MS 10000
 

@@ -41,7 +41,8 @@
 #include "base/shared_state.h"
 #include "storage/fd.h"
 #include "base/timer.h"
-#include "launcher/workers.h"
+#include "launcher/host_process.h"
+#include "utils/timestamp.h"
 
 #define READY_TIMEOUT_MS 10000
 #define PING_TIMEOUT_MS 2000

@@ -22,6 +22,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "base/shared_state.h"
+#include "base/worker_signals.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
 #include "base/timer.h"
@@ -29,7 +30,10 @@
 #include "utils/memutils.h"
 #include "utils/ps_status.h"
 #include "utils/timeout.h"
-#include "launcher/workers.h"
+#include "launcher/host_process.h"
+#include "launcher/launcher.h"
+#include "launcher/scheduler_watch.h"
+#include "utils/timestamp.h"
 
 #define INSTANCE_RETRY_MS 1000
 #define INSTANCE_RETRIES 6 /* after which they are no farther apart */
@@ -48,18 +52,6 @@ launcher_register(void)
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = 1;
 	RegisterBackgroundWorker(&worker);
-}
-
-/*
- * pg_cancel_backend() is for what a user has asked for, and a worker's work is that of many.  The
- * time limits of its own statements come as SIGINT, too.
- */
-void
-worker_ignore_cancel(SIGNAL_ARGS)
-{
-	if (get_timeout_indicator(LOCK_TIMEOUT, false) ||
-	    get_timeout_indicator(STATEMENT_TIMEOUT, false))
-		StatementCancelHandler(postgres_signal_arg);
 }
 
 static void

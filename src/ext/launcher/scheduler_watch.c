@@ -30,7 +30,9 @@
 #include "base/timer.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "launcher/workers.h"
+#include "launcher/scheduler_watch.h"
+#include "utils/timestamp.h"
+#include "launcher/host_process.h"
 
 /* Schedulers that are starting at once: most just look and end. */
 #define MAX_STARTING 4

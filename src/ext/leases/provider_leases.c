@@ -24,7 +24,7 @@
 #include "base/fault_points.h"
 #include "funcapi.h"
 #include "base/json.h"
-#include "running/lease_call.h"
+#include "leases/lease_call.h"
 #include "ledger/ledger_hints.h"
 #include "ledger/ledger_request.h"
 #include "miscadmin.h"

@@ -212,6 +212,14 @@ drop_old(TimestampTz now)
 			drop_entry(entry);
 }
 
+bool
+error_is_passing(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+	       error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+	       error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
+}
+
 /* Counts a failure; *news: it is to be logged. */
 static TimestampTz
 note(const char *activity, const pg_uuid_t *id, const ErrorData *error, bool *news)

@@ -47,6 +47,9 @@ extern int failures_due(const char *activity, pg_uuid_t *ids, int most);
 /* When the next row is to be tried again; DT_NOEND without any. */
 extern TimestampTz failures_next(const char *activity);
 
+/* Whether the same may work in a moment. */
+extern bool error_is_passing(const ErrorData *error);
+
 /* Raises the error of a change without an effect. */
 pg_noreturn extern void ereport_without_effect(const char *what, const char *table);
 

@@ -204,3 +204,18 @@ envrt_own_instance(PG_FUNCTION_ARGS)
 	values[3] = UUIDPGetDatum(&instance.uuid);
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 }
+
+void
+ledger_own_arguments(Datum *values)
+{
+	static Instance instance; /* the uuid has to stay where it is */
+
+	if (!instance_get(&instance))
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		                errmsg("the envrt launcher has not said yet which server this is"),
+		                errhint("The server has just started: try again.")));
+	values[0] = Int64GetDatum((int64) instance.system_identifier);
+	values[1] = ObjectIdGetDatum(instance.database);
+	values[2] = Int64GetDatum(instance.timeline);
+	values[3] = UUIDPGetDatum(&instance.uuid);
+}

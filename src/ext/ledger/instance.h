@@ -30,4 +30,14 @@ extern char *instance_ledger_name(Oid database);
 /* This server and the current database; false where there is no launcher. */
 extern bool instance_get(Instance *instance);
 
+/* " AND ..." for rows that this server made; parameters $1 to $4, see ledger_own_arguments. */
+#define LEDGER_OWN_OF(table)                                                                       \
+	" " table "system_identifier OPERATOR(pg_catalog.=) $1 AND " table                             \
+	"database_id OPERATOR(pg_catalog.=) $2 AND " table                                             \
+	"timeline OPERATOR(pg_catalog.=) $3 AND " table "instance OPERATOR(pg_catalog.=) $4"
+#define LEDGER_OWN LEDGER_OWN_OF("")
+#define LEDGER_OWN_TYPES INT8OID, OIDOID, INT8OID, UUIDOID
+
+extern void ledger_own_arguments(Datum *values);
+
 #endif

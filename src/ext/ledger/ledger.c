@@ -51,7 +51,6 @@
 #include "ledger/ledger_request.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "scheduler/queued_leases.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
 #include "storage/lmgr.h"
@@ -63,7 +62,8 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
-#include "launcher/workers.h"
+#include "ledger/in_flight.h"
+#include "ledger/settle.h"
 
 /*
  * Somebody may have the ledger locked, with DROP EXTENSION or VACUUM FULL: it
@@ -71,96 +71,6 @@
  */
 #define LOCKED_RETRY_MS 50
 #define LOCKED_FOR_MS 5000
-
-void
-ledger_begin(ApiCall *call)
-{
-	Oid relid;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	relid = get_relname_relid("provider_leases", get_namespace_oid("envrt", true));
-	if (!OidIsValid(relid) || !ConditionalLockRelationOid(relid, RowExclusiveLock))
-		ereport(ERROR,
-		        (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("somebody has the ledger locked"),
-		         errhint("Try again when that transaction has ended.")));
-	ledger_enter(call);
-}
-
-/*
- * Flushed, and where there is a synchronous standby flushed there too,
- * whatever users do without for their data.
- */
-void
-commit_durably(void)
-{
-	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
-		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
-		                         GUC_ACTION_LOCAL, true, 0, false);
-	ForceSyncCommit();
-	CommitTransactionCommand();
-}
-
-void
-owner_begin(ApiCall *call)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	owner_enter(call);
-}
-
-bool
-error_is_passing(const ErrorData *error)
-{
-	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
-	       error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
-	       error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
-}
-
-void
-ledger_commit(ApiCall *call, bool durable)
-{
-	api_leave(call);
-	PopActiveSnapshot();
-	if (durable)
-		commit_durably();
-	else
-		CommitTransactionCommand();
-	MemoryContextSwitchTo(TopMemoryContext);
-}
-
-void
-ledger_abort(const char *activity)
-{
-	/* What is locked is tried again, and that is no news. */
-	if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
-	{
-		(void) failure_caught(activity, NULL);
-		return;
-	}
-	HOLD_INTERRUPTS();
-	FlushErrorState();
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(TopMemoryContext);
-	RESUME_INTERRUPTS();
-}
-
-void
-ledger_own_arguments(Datum *values)
-{
-	static Instance instance; /* the uuid has to stay where it is */
-
-	if (!instance_get(&instance))
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		                errmsg("the envrt launcher has not said yet which server this is"),
-		                errhint("The server has just started: try again.")));
-	values[0] = Int64GetDatum((int64) instance.system_identifier);
-	values[1] = ObjectIdGetDatum(instance.database);
-	values[2] = Int64GetDatum(instance.timeline);
-	values[3] = UUIDPGetDatum(&instance.uuid);
-}
 
 /* What a new row has from its request, $5. */
 #define INSERT_ROW                                                                                 \
@@ -352,7 +262,7 @@ is_held(const ReusableRow *row)
 		return false;
 	if (U64FromFullTransactionId(row->owner) != 0 && settle_owner_undecided(row->owner))
 		return true;
-	if (queued_lease_in_flight(&row->holder_id))
+	if (call_is_under_way(&acquire_calls, &row->holder_id))
 		return true;
 	return statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &count) && count > 0;
 }
@@ -421,7 +331,7 @@ reuse_row(LedgerRequest *request)
 		else
 		{
 			statement_execute(&discard, id, NULL);
-			cleanup_look_again();
+			work_note(WORK_CLEANUPS);
 			ending = ending || wait_for_end;
 		}
 	}
@@ -470,7 +380,7 @@ learn_row(LedgerRequest *request)
 	    execute_for(request, &end, LEDGER_DONE) > 0)
 	{
 		request->reply.outcome = LEDGER_ENDING;
-		cleanup_look_again();
+		work_note(WORK_CLEANUPS);
 	}
 }
 
@@ -486,7 +396,7 @@ retry_row(LedgerRequest *request)
 	};
 
 	execute_for(request, &retry, LEDGER_NOT_FOUND);
-	cleanup_look_again();
+	work_note(WORK_CLEANUPS);
 }
 
 static void
@@ -538,7 +448,7 @@ take_over(LedgerRequest *request)
 	statement_execute(&adopt_requests, values, NULL);
 	request->reply.outcome = LEDGER_DONE;
 	hint_look_at_all();
-	cleanup_look_again();
+	work_note(WORK_CLEANUPS);
 }
 
 static void
@@ -605,16 +515,16 @@ ledger_execute(LedgerRequest *request)
 			break;
 		case LEDGER_NOTHING_MADE:
 			execute_for(request, &nothing_made, LEDGER_NOT_FOUND);
-			cleanup_note_freed();
+			work_note(WORK_PARKED);
 			break;
 		case LEDGER_GONE:
 			execute_for(request, &gone, LEDGER_NOT_FOUND);
-			cleanup_look_again();
-			cleanup_note_freed();
+			work_note(WORK_CLEANUPS);
+			work_note(WORK_PARKED);
 			break;
 		case LEDGER_STRAY:
 			execute_for(request, &stray, LEDGER_NOT_FOUND);
-			cleanup_look_again();
+			work_note(WORK_CLEANUPS);
 			break;
 		case LEDGER_DOOM:
 			execute_for(request, &doom, LEDGER_NOT_FOUND);
@@ -804,7 +714,7 @@ ledger_clock_was_set(void)
 		ledger_abort("looking at cleanups after the clock was set");
 	}
 	PG_END_TRY();
-	cleanup_look_again();
+	work_note(WORK_CLEANUPS);
 }
 
 /*

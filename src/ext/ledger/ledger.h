@@ -10,31 +10,11 @@
 #include "access/transam.h"
 #include "datatype/timestamp.h"
 #include "ledger/ledger_hints.h"
+#include "ledger/instance.h"
 #include "ledger/ledger_request.h"
+#include "ledger/transactions.h"
+#include "ledger/work_due.h"
 #include "rights/tables.h"
-
-/* A transaction of the scheduler's on the ledger. */
-extern void ledger_begin(ApiCall *call);
-/* `durable`: flushed before anybody acts on it, whatever synchronous_commit says. */
-extern void ledger_commit(ApiCall *call, bool durable);
-/* The same on the shared tables, as their owner; ended by ledger_commit, too. */
-extern void owner_begin(ApiCall *call);
-/* Whether the same may work in a moment. */
-extern bool error_is_passing(const ErrorData *error);
-/* Ends the transaction as something that others are about to rely on. */
-extern void commit_durably(void);
-/* In PG_CATCH: say in the log what happened, and end the transaction. */
-extern void ledger_abort(const char *activity);
-
-/* " AND ..." for rows that this server made; parameters $1 to $4, see ledger_own_arguments. */
-#define LEDGER_OWN_OF(table)                                                                       \
-	" " table "system_identifier OPERATOR(pg_catalog.=) $1 AND " table                             \
-	"database_id OPERATOR(pg_catalog.=) $2 AND " table                                             \
-	"timeline OPERATOR(pg_catalog.=) $3 AND " table "instance OPERATOR(pg_catalog.=) $4"
-#define LEDGER_OWN LEDGER_OWN_OF("")
-#define LEDGER_OWN_TYPES INT8OID, OIDOID, INT8OID, UUIDOID
-
-extern void ledger_own_arguments(Datum *values);
 
 /*
  * Rows that stand for the same thing outside: made by the same plugin, or by
@@ -60,19 +40,5 @@ extern int64 ledger_count(void);
 
 /* Serves what backends ask for. */
 extern TimestampTz ledger_serve(bool parked);
-
-/* settle.c: whether a row's owner is a transaction that has not ended, or none of this server's. */
-extern bool settle_owner_undecided(FullTransactionId owner);
-/* Decides about rows whose transaction or lease has ended; false: come again soon. */
-extern bool settle_hinted(const Hints *hints);
-extern void settle_forget_foreign_leases(void);
-
-/* cleanup.c */
-extern void cleanup_begin(void);
-extern TimestampTz cleanup_tend(void);
-extern void cleanup_look_again(void); /* rows may have become due */
-extern bool cleanup_take_freed(void); /* something reusable may have become free */
-extern void cleanup_note_freed(void);
-extern bool cleanup_has_freed(void);
 
 #endif

@@ -24,6 +24,7 @@
  */
 #include "postgres.h"
 
+#include "base/client.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
@@ -94,23 +95,29 @@ slot_count(void)
 	return MaxConnections + max_worker_processes + autovacuum_max_workers + 8;
 }
 
-Size
-ledger_requests_size(void)
+static Size
+requests_size(void)
 {
 	return add_size(offsetof(RequestTable, slots), mul_size(slot_count(), sizeof(RequestSlot)));
 }
 
-void
-ledger_requests_initialize(void)
+static void
+requests_initialize(void)
 {
 	bool found;
 
-	requests = ShmemInitStruct("envrt ledger requests", ledger_requests_size(), &found);
+	requests = ShmemInitStruct("envrt ledger requests", requests_size(), &found);
 	if (!found)
 	{
-		memset(requests, 0, ledger_requests_size());
+		memset(requests, 0, requests_size());
 		requests->nslots = slot_count();
 	}
+}
+
+void
+ledger_requests_reserve(void)
+{
+	shared_state_add(requests_size, requests_initialize);
 }
 
 /*
@@ -320,7 +327,7 @@ await_answer(RequestSlot *slot, int64 wait_ms)
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
 		                 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
-		waiting_check_client();
+		client_check();
 	}
 }
 

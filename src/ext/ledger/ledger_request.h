@@ -52,8 +52,8 @@ typedef struct LedgerReply
 	char message[256];
 } LedgerReply;
 
-extern Size ledger_requests_size(void);
-extern void ledger_requests_initialize(void);
+/* While shared_preload_libraries are loaded, before shared_state_reserve(). */
+extern void ledger_requests_reserve(void);
 
 /*
  * ledger_ask

@@ -29,10 +29,11 @@
 #include "catalog/pg_type.h"
 #include "base/fault_points.h"
 #include "ledger/ledger.h"
+#include "ledger/settle.h"
 #include "miscadmin.h"
-#include "scheduler/queued_leases.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
+#include "ledger/in_flight.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/array.h"
@@ -139,7 +140,7 @@ read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
 		row->lease_id = *last;
 		row->holder_id = *result_uuid(i, 2);
 		/* Ours to decide, and not yet. */
-		if (queued_lease_in_flight(&row->holder_id))
+		if (call_is_under_way(&acquire_calls, &row->holder_id))
 			continue;
 		row->creating = DatumGetBool(result_datum(i, 3, &isnull));
 		row->resumed = DatumGetBool(result_datum(i, 4, &isnull));
@@ -247,10 +248,10 @@ write_decisions(const Row *rows, int count)
 			values[1] = CStringGetTextDatum(cleanups[decision]);
 			values[2] = BoolGetDatum(decision == DECISION_DISCARD);
 			statement_execute(&clean, values, NULL);
-			cleanup_look_again();
+			work_note(WORK_CLEANUPS);
 			/* What is on its way out is in nobody's way. */
 			if (decision != DECISION_KEEP)
-				cleanup_note_freed();
+				work_note(WORK_PARKED);
 		}
 	}
 }
@@ -416,7 +417,7 @@ settle_idle(void)
 			values[4] = UUIDPGetDatum(&idle[i].id);
 			values[5] = JsonbPGetDatum(idle[i].config);
 			if (statement_execute(&discard, values, NULL) > 0)
-				cleanup_look_again();
+				work_note(WORK_CLEANUPS);
 		}
 		ledger_commit(&call, true);
 	}

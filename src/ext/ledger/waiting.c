@@ -36,6 +36,7 @@
 #include "postgres.h"
 
 #include "base/arguments.h"
+#include "base/client.h"
 #include "ledger/ledger_request.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -50,34 +51,7 @@
 #include "ledger/waiting.h"
 
 /* Should a broadcast be lost with its scheduler; and to look at the client. */
-#define LOOK_MS WAITING_LOOK_MS
-
-/* Its header needs those of GSSAPI, which builds elsewhere need not have. */
-extern bool pq_check_connection(void);
-
-void
-waiting_check_client(void)
-{
-	static TimestampTz last = 0;
-	TimestampTz now;
-
-	if (MyProcPort == NULL || whereToSendOutput != DestRemote)
-	{
-		CHECK_FOR_INTERRUPTS();
-		return;
-	}
-	now = GetCurrentTimestamp();
-	/* (Before it, where the clock has been set back.) */
-	if (now < last || TimestampDifferenceExceeds(last, now, WAITING_LOOK_MS))
-	{
-		last = now;
-		if (!pq_check_connection())
-			ClientConnectionLost = InterruptPending = true;
-		/* It may have taken what somebody has set the latch for: whoever waits looks again. */
-		SetLatch(MyLatch);
-	}
-	CHECK_FOR_INTERRUPTS();
-}
+#define LOOK_MS CLIENT_LOOK_MS
 
 static void
 prepare(Waiting *waiting, TimestampTz deadline)
@@ -134,7 +108,7 @@ waiting_wait(Waiting *waiting)
 	require_scheduler(&waiting->missing_since);
 	(void) ConditionVariableTimedSleep(&shared_state->leases_changed, Min(left, LOOK_MS),
 	                                   PG_WAIT_EXTENSION);
-	waiting_check_client();
+	client_check();
 	return true;
 }
 

@@ -10,12 +10,6 @@
 #include "datatype/timestamp.h"
 #include "fmgr.h"
 
-/* No wait in a backend is longer before it looks again, at its client as well. */
-#define WAITING_LOOK_MS 1000
-
-/* Ends the session when its client is gone; else as CHECK_FOR_INTERRUPTS(). */
-extern void waiting_check_client(void);
-
 typedef struct Waiting
 {
 	TimestampTz deadline;

@@ -740,3 +740,21 @@ uuid_text(const pg_uuid_t *uuid)
 	*out = '\0';
 	return text;
 }
+
+/* ERROR 42704 unless there is such a company and the caller can see it. */
+void
+company_require(const ApiCall *call, const pg_uuid_t *company_id)
+{
+	static Statement find = {
+	    "SELECT 1 FROM @companies@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    1,
+	    {UUIDOID},
+	};
+	Datum values[1] = {UUIDPGetDatum(company_id)};
+
+	if (!caller_can_see(call, TABLE_COMPANIES, company_id) ||
+	    statement_execute(&find, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+		                errmsg("Company \"%s\" not found.", uuid_text(company_id)),
+		                hint_visible_rows(TABLE_COMPANIES)));
+}

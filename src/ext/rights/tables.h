@@ -121,4 +121,6 @@ extern pg_uuid_t *result_uuid(int row, int column);
 extern pg_uuid_t *uuid_generate(void);
 extern char *uuid_text(const pg_uuid_t *uuid);
 
+extern void company_require(const ApiCall *call, const pg_uuid_t *company_id);
+
 #endif

@@ -50,7 +50,7 @@ require_env(Jsonb *env)
 static void
 require_env_value(const char *name, const json_t *value)
 {
-	if (!json_is_string(value) && !config_is_secret_reference(value))
+	if (!json_is_string(value) && !secret_is_reference(value))
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 		         errmsg("env.%s: Expected a string or a secret reference", text_from_utf8(name)),

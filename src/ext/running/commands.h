@@ -9,7 +9,7 @@
 
 #include "fmgr.h"
 #include "shared/json_library.h"
-#include "running/lease_call.h"
+#include "leases/lease_call.h"
 #include "rights/tables.h"
 #include "utils/array.h"
 #include "utils/jsonb.h"
@@ -28,6 +28,9 @@ typedef struct Command
 	text *stdin_text;
 	int64 timeout_ms; /* 0: none given */
 } Command;
+
+/* How long a command may run that is given no time limit by anybody. */
+#define EXECUTION_MS 86400000
 
 /* Of a function whose arguments are those of envrt_execute; ERROR 22023. */
 extern void command_from_arguments(FunctionCallInfo fcinfo, bool raw, Command *command);

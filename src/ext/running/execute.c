@@ -14,7 +14,7 @@
 #include "shared/execute_result.h"
 #include "funcapi.h"
 #include "base/json.h"
-#include "running/lease_call.h"
+#include "leases/lease_call.h"
 #include "environments/provider_lease.h"
 #include "base/settings.h"
 #include "base/statement_log.h"

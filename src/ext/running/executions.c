@@ -28,7 +28,6 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "scheduler/running_executions.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
 #include "base/statement_log.h"

@@ -21,7 +21,7 @@
 #include "hostlink/driver_call.h"
 #include "funcapi.h"
 #include "base/json.h"
-#include "running/lease_call.h"
+#include "leases/lease_call.h"
 #include "miscadmin.h"
 #include "environments/protected_paths.h"
 #include "shared/protocol.h"

@@ -17,7 +17,7 @@
 #include "base/arguments.h"
 #include "hostlink/driver_call.h"
 #include "base/json.h"
-#include "running/lease_call.h"
+#include "leases/lease_call.h"
 #include "environments/provider_lease.h"
 #include "base/settings.h"
 #include "rights/tables.h"

@@ -44,7 +44,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "launcher/workers.h"
+#include "scheduler/expiry.h"
 
 PG_FUNCTION_INFO_V1(envrt_on_lease_expiry);
 

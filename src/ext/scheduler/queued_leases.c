@@ -39,7 +39,6 @@
 #include "hostlink/driver_client.h"
 #include "environments/drivers.h"
 #include "environments/environments.h"
-#include "shared/fair_share.h"
 #include "ledger/failures.h"
 #include "base/fault_points.h"
 #include "funcapi.h"
@@ -57,6 +56,7 @@
 #include "storage/condition_variable.h"
 #include "storage/lmgr.h"
 #include "base/timer.h"
+#include "ledger/in_flight.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -66,10 +66,6 @@
 
 PG_FUNCTION_INFO_V1(envrt_await_lease);
 
-/* Others make calls as well. */
-#define MAX_IN_FLIGHT Min(512, Max(envrt_max_calls / 4, 1))
-#define MAX_PER_PROVIDER 64
-#define MAX_PER_ENVIRONMENT 32
 /* In a round. */
 #define BATCH 64
 /* Of a company, read at once. */
@@ -84,14 +80,10 @@ static const char serving[] = "acquiring a requested lease";
 /* One request that is being served. */
 typedef struct QueuedLease
 {
-	dlist_node node;
-	pg_uuid_t lease_id;
-	pg_uuid_t company_id;
-	pg_uuid_t key;  /* of the provider lease */
-	bool in_ledger; /* there is a row for it */
+	CallInFlight call; /* first */
+	pg_uuid_t key;     /* of the provider lease */
+	bool in_ledger;    /* there is a row for it */
 	bool resumed;
-	char provider[128]; /* driver and provider, for the limits */
-	pg_uuid_t environment_id;
 	Jsonb *config;           /* the environment's, as the driver was asked by */
 	json_t *values;          /* of secrets in the call's params */
 	char *provider_lease_id; /* of what is to be resumed; NULL: not known */
@@ -107,11 +99,6 @@ typedef struct QueuedLease
 	json_t *replaced; /* what it takes the place of; NULL: nothing */
 } QueuedLease;
 
-static dlist_head in_flight = DLIST_STATIC_INIT(in_flight);
-static dlist_head answered = DLIST_STATIC_INIT(answered);
-/* Those to be tried again by what is known of them. */
-static dlist_head later = DLIST_STATIC_INIT(later);
-static int nin_flight = 0;
 /* A pass looks at each queued request once, a page at a time: what must wait is in nobody's way. */
 static bool passing = false;
 static Statement find_companies = {
@@ -129,33 +116,6 @@ static bool limited = false;           /* some wait for calls of their like to e
 #define MAX_SKIPPED 64
 static pg_uuid_t skipped[MAX_SKIPPED];
 static int nskipped = 0;
-
-void
-queued_leases_look_again(void)
-{
-	look = joining = true;
-}
-
-static bool
-in_list(const dlist_head *list, const pg_uuid_t *lease_id)
-{
-	dlist_iter iter;
-
-	dlist_foreach(iter, unconstify(dlist_head *, list))
-	{
-		if (memcmp(&dlist_container(QueuedLease, node, iter.cur)->lease_id, lease_id, UUID_LEN) ==
-		    0)
-			return true;
-	}
-	return false;
-}
-
-bool
-queued_lease_in_flight(const pg_uuid_t *lease_id)
-{
-	return in_list(&in_flight, lease_id) || in_list(&answered, lease_id) ||
-	       in_list(&later, lease_id);
-}
 
 /* What one try has brought. */
 static void
@@ -223,9 +183,7 @@ lease_answered(void *data, const DriverAnswer *answer)
 	lease->result = json_incref(unconstify(json_t *, answer->result));
 	lease->error = json_incref(unconstify(json_t *, answer->error));
 	provider_mask_answer(lease->result, lease->error, lease->values);
-	dlist_delete(&lease->node);
-	nin_flight--;
-	dlist_push_tail(&answered, &lease->node);
+	call_answered(&acquire_calls, &lease->call);
 	if (limited)
 		look_later(LIMITED_RETRY_MS);
 }
@@ -234,32 +192,10 @@ lease_answered(void *data, const DriverAnswer *answer)
 static bool
 may_call(const QueuedLease *lease)
 {
-	int of_environment = 0;
-	int of_provider = 0;
-	int own = 0;
-	int own_of_provider = 0;
-	dlist_iter iter;
-
-	dlist_foreach(iter, &in_flight)
-	{
-		const QueuedLease *other = dlist_container(QueuedLease, node, iter.cur);
-		bool is_own = memcmp(&other->company_id, &lease->company_id, UUID_LEN) == 0;
-		bool is_like = strcmp(other->provider, lease->provider) == 0;
-
-		if (other == lease)
-			continue;
-		of_environment += memcmp(&other->environment_id, &lease->environment_id, UUID_LEN) == 0;
-		of_provider += is_like;
-		own += is_own;
-		own_of_provider += is_own && is_like;
-	}
-	/* It is in flight itself. */
-	if (of_environment < MAX_PER_ENVIRONMENT &&
-	    fair_share_allows(own_of_provider, of_provider, MAX_PER_PROVIDER) &&
-	    fair_share_allows(own, nin_flight - 1, MAX_IN_FLIGHT))
+	if (call_is_allowed(&acquire_calls, &lease->call, NIL))
 		return true;
 	limited = true;
-	skip_environment(&lease->environment_id);
+	skip_environment(&lease->call.environment_id);
 	return false;
 }
 
@@ -509,7 +445,7 @@ reserve(QueuedLease *lease, const AcquireRequest *of, const json_t *row)
 		/* Another execution workspace of it may have something. */
 		if (strcmp(json_string_value(json_object_get(row, "lease_policy")),
 		           "reuse_by_environment") == 0)
-			skip_environment(&lease->environment_id);
+			skip_environment(&lease->call.environment_id);
 		return false;
 	}
 	lease->in_ledger = true;
@@ -531,7 +467,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 	bool to_call = false;
 
 	owner_begin(&call);
-	if (load_request(&call, &lease->lease_id, &request, &arguments))
+	if (load_request(&call, &lease->call.lease_id, &request, &arguments))
 	{
 		MemoryContext previous;
 
@@ -547,7 +483,7 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 			lock_all(&request);
 			driver->acquire(&request, &acquired);
 			lease_insert(&request, &acquired, &arguments);
-			delete_request(&lease->lease_id);
+			delete_request(&lease->call.lease_id);
 			lease->waits = false;
 		}
 		else
@@ -559,15 +495,15 @@ prepare(QueuedLease *lease, json_t **params, int64 *timeout_ms)
 				ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				                errmsg("the driver host is not running")));
 			run_check(request.run_id, request.environment->company_id, RUN_LOOK);
-			lease->environment_id = *request.environment->id;
-			snprintf(lease->provider, sizeof(lease->provider), "%s:%s", driver->name,
+			lease->call.environment_id = *request.environment->id;
+			snprintf(lease->call.provider, sizeof(lease->call.provider), "%s:%s", driver->name,
 			         driver->makes_provider_leases ? provider_of(request.environment) : "");
 			if (!may_call(lease))
 				; /* left queued */
 			else if (driver->makes_provider_leases && !provider_is_known(request.environment))
 			{
 				/* The answer wakes us, if there is one. */
-				skip_environment(&lease->environment_id);
+				skip_environment(&lease->call.environment_id);
 				look_later(LOCKED_RETRY_MS);
 			}
 			else if (driver->makes_provider_leases)
@@ -657,7 +593,7 @@ complete(QueuedLease *lease, bool *again)
 
 	*again = false;
 	owner_begin(&call);
-	wanted = load_request(&call, &lease->lease_id, &request, &arguments);
+	wanted = load_request(&call, &lease->call.lease_id, &request, &arguments);
 	if (wanted && lease->reason != NULL)
 		provider_report_not_resumed(request.environment->name, lease->reason, lease->error);
 	if (wanted && lease->error != NULL)
@@ -700,7 +636,7 @@ complete(QueuedLease *lease, bool *again)
 				statement_execute(&hold, values, NULL);
 				api_leave(&ledger);
 			}
-			delete_request(&lease->lease_id);
+			delete_request(&lease->call.lease_id);
 		}
 	}
 	FAULT_POINT("request-before-insert-commit");
@@ -728,7 +664,7 @@ write_failure(const QueuedLease *lease, const ErrorData *error)
 	    5,
 	    {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID},
 	};
-	Datum values[5] = {UUIDPGetDatum(&lease->lease_id)};
+	Datum values[5] = {UUIDPGetDatum(&lease->call.lease_id)};
 	char nulls[6] = "     ";
 	ApiCall call;
 
@@ -740,7 +676,7 @@ write_failure(const QueuedLease *lease, const ErrorData *error)
 
 		jsonb_object_begin(&content);
 		jsonb_object_string(&content, "lease_id", uuid_text(&lease->key));
-		jsonb_object_string(&content, "holder_id", uuid_text(&lease->lease_id));
+		jsonb_object_string(&content, "holder_id", uuid_text(&lease->call.lease_id));
 		forget.content = jsonb_object_end(&content);
 		ledger_execute(&forget);
 	}
@@ -781,11 +717,11 @@ fail_request(const QueuedLease *lease, const ErrorData *error)
 	PG_TRY();
 	{
 		write_failure(lease, error);
-		failure_over(serving, &lease->lease_id);
+		failure_over(serving, &lease->call.lease_id);
 	}
 	PG_CATCH();
 	{
-		TimestampTz retry_at = failure_caught(serving, &lease->lease_id);
+		TimestampTz retry_at = failure_caught(serving, &lease->call.lease_id);
 
 		look_at = Min(look_at, retry_at);
 	}
@@ -800,7 +736,7 @@ abandon(QueuedLease *lease)
 	if (lease->in_ledger)
 		hint_look_at_all();
 	if (lease->error != NULL)
-		cleanup_note_freed();
+		work_note(WORK_PARKED);
 }
 
 /* What an answer to a resume says has to be written first. */
@@ -818,11 +754,11 @@ write_resume(QueuedLease *lease, ResumeVerdict verdict)
 		owner_begin(&call);
 		if (verdict == RESUME_GONE)
 		{
-			AcquireRequest of = {.key = &lease->key, .lease_id = &lease->lease_id};
+			AcquireRequest of = {.key = &lease->key, .lease_id = &lease->call.lease_id};
 
 			(void) tell_ledger(LEDGER_GONE, provider_row_name(&of));
 		}
-		else if (load_request(&call, &lease->lease_id, &request, &arguments))
+		else if (load_request(&call, &lease->call.lease_id, &request, &arguments))
 			discard_other(&request, lease);
 		ledger_commit(&call, true);
 	}
@@ -867,7 +803,7 @@ try_later(QueuedLease *lease, long ms)
 		lease->since = now;
 	lease->again_at = TimestampTzPlusMilliseconds(now, ms);
 	look_later(ms);
-	dlist_push_tail(&later, &lease->node);
+	dlist_push_tail(&acquire_calls.later, &lease->call.node);
 }
 
 /*
@@ -891,7 +827,7 @@ resume_goes_on(QueuedLease *lease)
 		if (TimestampTzPlusMilliseconds(now, lease->pause) <=
 		    TimestampTzPlusMilliseconds(since, envrt_reuse_retry))
 		{
-			dlist_delete(&lease->node);
+			dlist_delete(&lease->call.node);
 			queued_lease_reset(lease);
 			try_later(lease, lease->pause);
 			return true;
@@ -905,7 +841,7 @@ resume_goes_on(QueuedLease *lease)
 			json_decref(lease->replaced);
 			lease->replaced =
 			    json_incref(provider_replaced(lease->provider_lease_id, lease->reason));
-			dlist_delete(&lease->node);
+			dlist_delete(&lease->call.node);
 			queued_lease_begin_anew(lease);
 			try_later(lease, 0);
 			return true;
@@ -945,8 +881,7 @@ begin_try(QueuedLease *lease)
 	ErrorData *volatile error = NULL;
 
 	/* From here on what is reserved is not to be settled by its missing lease. */
-	dlist_push_tail(&in_flight, &lease->node);
-	nin_flight++;
+	call_begin(&acquire_calls, &lease->call);
 	PG_TRY();
 	{
 		json_t *made = NULL;
@@ -980,10 +915,9 @@ begin_try(QueuedLease *lease)
 		}
 		return true;
 	}
-	dlist_delete(&lease->node);
-	nin_flight--;
+	call_withdraw(&acquire_calls, &lease->call);
 	if (error != NULL && error_is_passing(error))
-		put_off(&lease->lease_id, error);
+		put_off(&lease->call.lease_id, error);
 	else if (error != NULL)
 		fail_request(lease, error);
 	else if (lease->waits && (lease->awaited != NULL || lease->replaced != NULL))
@@ -995,7 +929,7 @@ begin_try(QueuedLease *lease)
 	if (lease->resumed)
 		abandon(lease);
 	if (error == NULL)
-		failure_over(serving, &lease->lease_id);
+		failure_over(serving, &lease->call.lease_id);
 	queued_lease_free(lease);
 	ConditionVariableBroadcast(&shared_state->leases_changed);
 	return false;
@@ -1006,8 +940,8 @@ begin_request(const pg_uuid_t *lease_id, const pg_uuid_t *company_id)
 {
 	QueuedLease *lease = MemoryContextAllocZero(TopMemoryContext, sizeof(QueuedLease));
 
-	lease->lease_id = *lease_id;
-	lease->company_id = *company_id;
+	lease->call.lease_id = *lease_id;
+	lease->call.company_id = *company_id;
 	lease->key = *uuid_generate();
 	return begin_try(lease);
 }
@@ -1043,15 +977,15 @@ go_on(QueuedLease *lease)
 	}
 	if (error != NULL && lease->error == NULL && error_is_passing(error))
 	{
-		put_off(&lease->lease_id, error);
+		put_off(&lease->call.lease_id, error);
 		return; /* it stays answered */
 	}
 	if (completed)
-		failure_over(serving, &lease->lease_id);
-	dlist_delete(&lease->node);
+		failure_over(serving, &lease->call.lease_id);
+	dlist_delete(&lease->call.node);
 	if (again)
 	{
-		cleanup_look_again();
+		work_note(WORK_CLEANUPS);
 		queued_lease_begin_anew(lease);
 		try_later(lease, LOCKED_RETRY_MS);
 		return;
@@ -1073,9 +1007,9 @@ begin_round(void)
 	dlist_iter iter;
 
 	company_turns_round(&turns);
-	dlist_foreach(iter, &in_flight)
+	dlist_foreach(iter, &acquire_calls.in_flight)
 	{
-		company_turns_count(&turns, &dlist_container(QueuedLease, node, iter.cur)->company_id);
+		company_turns_count(&turns, &dlist_container(CallInFlight, node, iter.cur)->company_id);
 	}
 }
 
@@ -1096,7 +1030,7 @@ pass_on(bool begin)
 
 		CHECK_FOR_INTERRUPTS();
 		/* Its other requests come when calls of its own have ended. */
-		if (!fair_share_allows(turn->serving, nin_flight, MAX_IN_FLIGHT))
+		if (!call_company_is_allowed(&acquire_calls, turn->serving))
 		{
 			turn->over = limited = true;
 			continue;
@@ -1114,8 +1048,8 @@ pass_on(bool begin)
 			return true;
 		turn->at = request->created_at;
 		turn->at_id = request->lease_id;
-		if (queued_lease_in_flight(&request->lease_id) || is_skipped(&request->environment_id) ||
-		    is_put_off(&request->lease_id))
+		if (call_is_under_way(&acquire_calls, &request->lease_id) ||
+		    is_skipped(&request->environment_id) || is_put_off(&request->lease_id))
 			continue;
 		turn->serving += begin_request(&request->lease_id, &turn->company_id);
 		begun++;
@@ -1133,7 +1067,9 @@ queued_leases_tend(void)
 	dlist_mutable_iter iter;
 	bool begin = false;
 
-	if (dlist_is_empty(&answered) && look_at > now && !look && !passing)
+	if (work_take(WORK_LEASE_REQUESTS))
+		look = joining = true;
+	if (dlist_is_empty(&acquire_calls.answered) && look_at > now && !look && !passing)
 		return look_at;
 	context =
 	    AllocSetContextCreate(TopMemoryContext, "envrt requested leases", ALLOCSET_DEFAULT_SIZES);
@@ -1143,24 +1079,24 @@ queued_leases_tend(void)
 		look = true;
 		look_at = DT_NOEND;
 	}
-	dlist_foreach_modify(iter, &answered)
+	dlist_foreach_modify(iter, &acquire_calls.answered)
 	{
-		QueuedLease *lease = dlist_container(QueuedLease, node, iter.cur);
+		QueuedLease *lease = dlist_container(QueuedLease, call.node, iter.cur);
 
 		CHECK_FOR_INTERRUPTS();
-		if (!is_put_off(&lease->lease_id))
+		if (!is_put_off(&lease->call.lease_id))
 			go_on(lease);
 	}
-	dlist_foreach_modify(iter, &later)
+	dlist_foreach_modify(iter, &acquire_calls.later)
 	{
-		QueuedLease *lease = dlist_container(QueuedLease, node, iter.cur);
+		QueuedLease *lease = dlist_container(QueuedLease, call.node, iter.cur);
 
 		CHECK_FOR_INTERRUPTS();
 		if (lease->again_at > now)
 			look_later(TimestampDifferenceMilliseconds(now, lease->again_at));
 		else
 		{
-			dlist_delete(&lease->node);
+			dlist_delete(&lease->call.node);
 			begin_try(lease);
 		}
 	}
@@ -1177,7 +1113,7 @@ queued_leases_tend(void)
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	return look || passing ? now : look_at;
+	return look || passing || work_is_noted(WORK_LEASE_REQUESTS) ? now : look_at;
 }
 
 /* Raise what made the request fail. */

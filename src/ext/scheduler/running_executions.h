@@ -11,9 +11,6 @@
 #include "ledger/ledger_hints.h"
 #include "base/shared_state.h"
 
-/* How long a command may run that is given no time limit by anybody. */
-#define EXECUTION_MS 86400000
-
 extern void running_executions_hinted(const Hints *hints);
 
 /* Does what is due; when to come again at the latest. */

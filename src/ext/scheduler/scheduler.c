@@ -43,13 +43,18 @@
 #include "scheduler/queued_leases.h"
 #include "scheduler/running_executions.h"
 #include "base/shared_state.h"
+#include "base/worker_signals.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
 #include "base/timer.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "launcher/workers.h"
+#include "scheduler/expiry.h"
+#include "scheduler/scheduler.h"
+#include "ledger/settle.h"
+#include "scheduler/cleanup.h"
+#include "utils/timestamp.h"
 
 /* When something was locked that has to be looked at. */
 #define SETTLE_RETRY_MS 1000
@@ -153,7 +158,7 @@ settle(void)
 
 	hints_take(slot, &hints);
 	if (hints.requests)
-		queued_leases_look_again();
+		work_note(WORK_LEASE_REQUESTS);
 	running_executions_hinted(&hints);
 	if (undecided_at <= now)
 	{
@@ -217,7 +222,6 @@ start(void)
 	PG_TRY();
 	{
 		ledger_start();
-		cleanup_begin();
 		started = true;
 	}
 	PG_CATCH();
@@ -248,14 +252,14 @@ static TimestampTz
 do_what_is_due(void)
 {
 	TimestampTz next;
-	bool freed = cleanup_take_freed();
+	bool freed = work_take(WORK_PARKED);
 
 	notice_clock();
 	(void) driver_client_tend();
 	next = ledger_serve(freed);
 	ledger_locked = next != DT_NOEND;
 	if (freed)
-		queued_leases_look_again();
+		work_note(WORK_LEASE_REQUESTS);
 	next = Min(next, settle());
 	next = Min(next, expiry_tend(slot));
 	next = Min(next, queued_leases_tend());
@@ -347,7 +351,7 @@ wait_for_something(TimestampTz next)
 		AddWaitEventToSet(events, socket_events, socket, NULL, NULL);
 	if (clock != PGINVALID_SOCKET)
 		AddWaitEventToSet(events, WL_SOCKET_READABLE, clock, NULL, NULL);
-	if (cleanup_has_freed() || something_asked_for())
+	if (work_is_noted(WORK_PARKED) || something_asked_for())
 		SetLatch(MyLatch);
 	(void) WaitEventSetWait(events, timeout, &event, 1, PG_WAIT_EXTENSION);
 	FreeWaitEventSet(events);

@@ -48,15 +48,6 @@
 PG_FUNCTION_INFO_V1(envrt_use_secrets_in_env);
 PG_FUNCTION_INFO_V1(envrt_on_environment_config);
 
-bool
-config_is_secret_reference(const json_t *value)
-{
-	const char *type = json_string_value(json_object_get(value, "type"));
-
-	return type != NULL && strcmp(type, "secret_ref") == 0 &&
-	       json_is_string(json_object_get(value, "secretId"));
-}
-
 /* Whether it has the form of an id: 36 characters, hex digits and four hyphens. */
 static bool
 is_uuid_text(const char *text)
@@ -149,7 +140,7 @@ replace_in(json_t *value, const pg_uuid_t *company_id, json_t *values)
 static json_t *
 replacement(json_t *member, const pg_uuid_t *company_id, json_t *values)
 {
-	if (config_is_secret_reference(member))
+	if (secret_is_reference(member))
 		return value_of(member, company_id, values);
 	if (company_id != NULL && config_is_secret_id(company_id, member))
 		(void) value_of(config_reference_of_id(member), company_id, values);
@@ -304,7 +295,7 @@ config_check_secrets(const ApiCall *call, const pg_uuid_t *company_id, const jso
 	size_t index;
 	json_t *member;
 
-	if (config_is_secret_reference(config))
+	if (secret_is_reference(config))
 	{
 		secret_check_reference(call, company_id, config);
 		return;
@@ -371,7 +362,7 @@ mark_references(Exposed *exposed, json_t *value, const json_t *before, bool belo
 	json_t *mark;
 	void *next;
 
-	if (config_is_secret_reference(value) || config_is_secret_id(exposed->company_id, value))
+	if (secret_is_reference(value) || config_is_secret_id(exposed->company_id, value))
 	{
 		if (before != NULL && json_equal(unconstify(json_t *, before), value))
 			return NULL;

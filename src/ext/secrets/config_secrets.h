@@ -33,8 +33,6 @@ extern json_t *config_fill_secrets(json_t *config, const pg_uuid_t *key,
  */
 extern json_t *config_secrets_by_id(const json_t *values);
 
-extern bool config_is_secret_reference(const json_t *value);
-
 /*
  * Whether a string is the id of a secret of the company: a reference in its own
  * way.  That of another company is a string like any other, as an id of nothing is.

@@ -21,7 +21,6 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "secrets/config_secrets.h"
-#include "environments/environments.h"
 #include "base/json.h"
 #include "shared/jsonrpc.h"
 #include "secrets/master_key.h"
@@ -541,7 +540,7 @@ delete_made_secrets(const pg_uuid_t *company_id, const json_t *config)
 	size_t index;
 	json_t *member;
 
-	if (config_is_secret_reference(config))
+	if (secret_is_reference(config))
 	{
 		pg_uuid_t *secret_id = referenced_secret(config);
 		Datum values[3] = {UUIDPGetDatum(secret_id), UUIDPGetDatum(company_id),
@@ -875,4 +874,13 @@ secrets_open(const pg_uuid_t *key, bytea *sealed)
 		         errmsg("the secrets of provider lease \"%s\" do not decrypt", uuid_text(key)),
 		         errhint("They were encrypted under another master key.")));
 	return json_guard(values);
+}
+
+bool
+secret_is_reference(const json_t *value)
+{
+	const char *type = json_string_value(json_object_get(value, "type"));
+
+	return type != NULL && strcmp(type, "secret_ref") == 0 &&
+	       json_is_string(json_object_get(value, "secretId"));
 }

@@ -41,4 +41,6 @@ extern json_t *secrets_open(const pg_uuid_t *key, bytea *sealed);
 extern void secret_check_reference(const ApiCall *call, const pg_uuid_t *company_id,
                                    const json_t *reference);
 
+extern bool secret_is_reference(const json_t *value);
+
 #endif

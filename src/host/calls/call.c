@@ -7,8 +7,8 @@
  * answered, failed (both by the driver), or cancelled (by the server, when the
  * connection is gone or its client says so).  Whoever ends it frees it.  Between, the driver owns
  * what it keeps for the call and registers how to undo it; the call itself
- * knows nothing about drivers.  A call never outlives its connection, but for one
- * that has none: what it says goes to a CallSink of the host's own.
+ * knows nothing about drivers, nor about the server: what it says goes to its
+ * CallSink, a connection's or that of a long execution, which it never outlives.
  *
  * There are only so many calls at once, and a company has no more of them than
  * its share (fair_share.h), so that the first call of another one finds a place.
@@ -24,23 +24,17 @@
 #include "shared/jsonrpc.h"
 #include "base/latency.h"
 #include "base/memory.h"
-#include "server/server.h"
 #include "base/timer.h"
-
-/* A client with more unread than this is behind, until it has no more than that. */
-#define BEHIND ((size_t) 1024 * 1024)
-#define CAUGHT_UP ((size_t) 256 * 1024)
 
 struct Call
 {
 	Call *next;
 	Call *previous;
-	bool waits;                    /* for another one's news, and does not count */
-	struct Connection *connection; /* NULL: a sink's */
+	bool waits; /* for another one's news, and does not count */
 	const CallSink *sink;
 	void *sink_data;
 	pid_t peer;
-	json_t *id;
+	json_t *id; /* NULL: none */
 	char *method;
 	char *driver;
 	char *company; /* NULL: nobody's */
@@ -86,14 +80,15 @@ refusal_for(const char *company)
 }
 
 static Call *
-begin(const char *method, const char *driver, const char *company, bool waits, HostError **refusal)
+call_new(const CallOrigin *origin, const char *method, const char *driver, const char *company,
+         bool waits)
 {
-	Call *call;
+	Call *call = xcalloc(1, sizeof *call);
 
-	*refusal = waits ? NULL : refusal_for(company);
-	if (*refusal != NULL)
-		return NULL;
-	call = xcalloc(1, sizeof *call);
+	call->sink = origin->sink;
+	call->sink_data = origin->data;
+	call->peer = origin->peer;
+	call->id = json_incref((json_t *) origin->id);
 	call->company = company ? xstrdup(company) : NULL;
 	call->waits = waits;
 	call->method = xstrdup(method);
@@ -114,42 +109,17 @@ begin(const char *method, const char *driver, const char *company, bool waits, H
 }
 
 Call *
-call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
-           const char *driver, const char *company, HostError **refusal)
+call_begin(const CallOrigin *origin, const char *method, const char *driver, const char *company,
+           HostError **refusal)
 {
-	Call *call = begin(method, driver, company, false, refusal);
-
-	if (call == NULL)
-		return NULL;
-	call->connection = connection;
-	call->peer = peer;
-	call->id = json_incref(id);
-	return call;
+	*refusal = refusal_for(company);
+	return *refusal == NULL ? call_new(origin, method, driver, company, false) : NULL;
 }
 
 Call *
-call_begin_waiting(struct Connection *connection, pid_t peer, json_t *id, const char *method)
+call_begin_waiting(const CallOrigin *origin, const char *method)
 {
-	HostError *none;
-	Call *call = begin(method, NULL, NULL, true, &none);
-
-	call->connection = connection;
-	call->peer = peer;
-	call->id = json_incref(id);
-	return call;
-}
-
-Call *
-call_begin_for(const CallSink *sink, void *data, const char *method, const char *driver,
-               const char *company, HostError **refusal)
-{
-	Call *call = begin(method, driver, company, false, refusal);
-
-	if (call == NULL)
-		return NULL;
-	call->sink = sink;
-	call->sink_data = data;
-	return call;
+	return call_new(origin, method, NULL, NULL, true);
 }
 
 pid_t
@@ -188,27 +158,17 @@ call_on_room(Call *call, void (*room)(void *data), void *data)
 bool
 call_notify(Call *call, const char *method, json_t *params)
 {
-	json_t *message;
-
-	if (call->sink != NULL)
-		return call->sink->notified(call->sink_data, params);
-	message = json_object();
-	json_object_set(params, "id", call->id);
-	json_object_set_new(message, "jsonrpc", json_string("2.0"));
-	json_object_set_new(message, "method", json_string(method));
-	json_object_set_new(message, "params", params);
-	connection_send(call->connection, message);
-	return connection_unread(call->connection) <= BEHIND;
+	if (call->id != NULL)
+		json_object_set(params, "id", call->id);
+	return call->sink->notify(call->sink_data, method, params);
 }
 
 void
-calls_tell_room(const struct Connection *connection)
+calls_tell_room(const void *data)
 {
-	if (connection_unread(connection) > CAUGHT_UP)
-		return;
 	for (Call *call = first_call; call != NULL; call = call->next)
-		if (call->connection == connection && call->room != NULL)
-			call->room(call->room_data);
+		if (call->sink_data == data)
+			call_tell_room(call);
 }
 
 void
@@ -218,13 +178,10 @@ call_tell_room(const Call *call)
 		call->room(call->room_data);
 }
 
-/* Those of the host's own are as long as their commands, and not what anybody waits for. */
 static void
 note_latency(const Call *call, bool failed)
 {
-	if (call->waits)
-		return;
-	if (call->sink == NULL)
+	if (call->sink->measured && !call->waits)
 		latency_note(call->driver, call->method, (uv_hrtime() - call->began) / 1000, failed);
 }
 
@@ -251,20 +208,14 @@ call_free(Call *call)
 static void
 call_end(Call *call, json_t *result, HostError *error)
 {
-	struct Connection *connection = call->connection;
 	const CallSink *sink = call->sink;
 	void *sink_data = call->sink_data;
 	json_t *id = json_incref(call->id);
 
 	note_latency(call, error != NULL);
 	call_free(call);
-	if (sink != NULL)
-		sink->ended(sink_data, result, error);
-	else
-	{
-		connection_send(connection, error ? error_response(id, error) : rpc_response(id, result));
-		error_free(error);
-	}
+	sink->end(sink_data, id, result, error);
+	json_decref(id);
 }
 
 void
@@ -292,17 +243,18 @@ call_cancel(Call *call)
 }
 
 bool
-calls_cancel_one(const struct Connection *connection, const json_t *id)
+calls_cancel_one(const void *data, const json_t *id)
 {
-	HostError *error;
-
 	for (Call *call = first_call; call != NULL; call = call->next)
 	{
-		if (call->connection != connection || !json_equal(call->id, id))
+		const CallSink *sink = call->sink;
+		json_t *its_id;
+
+		if (call->sink_data != data || !json_equal(call->id, id))
 			continue;
-		error = error_new("57014", "the call was cancelled");
-		connection_send(call->connection, error_response(json_incref(call->id), error));
-		error_free(error);
+		its_id = json_incref(call->id);
+		sink->end(call->sink_data, its_id, NULL, error_new("57014", "the call was cancelled"));
+		json_decref(its_id);
 		call_cancel(call);
 		return true;
 	}
@@ -310,14 +262,14 @@ calls_cancel_one(const struct Connection *connection, const json_t *id)
 }
 
 void
-calls_cancel(const struct Connection *connection)
+calls_cancel(const void *data)
 {
 	Call *call = first_call;
 
 	/* A driver that undoes one call can end others, so the walk begins anew after each. */
 	while (call != NULL)
 	{
-		if (connection == NULL || call->connection == connection)
+		if (data == NULL || call->sink_data == data)
 		{
 			call_cancel(call);
 			call = first_call;

@@ -13,44 +13,46 @@
 
 #include "base/host_error.h"
 
-struct Connection;
-
 typedef struct Call Call;
 
 /* Called when the client is gone: undo the call, free data, never touch the call again. */
 typedef void (*CallCancelled)(void *data);
 
+/* Where the messages of a call go: the connection that it came over, or something in the host. */
+typedef struct CallSink
+{
+	/* As call_notify(); takes the params, which name the call where it has an id. */
+	bool (*notify)(void *data, const char *method, json_t *params);
+	/* The call's end, unless it is cancelled; takes result and error, of which one is NULL. */
+	void (*end)(void *data, const json_t *id, json_t *result, HostError *error);
+	/* Somebody waits for the end: its time counts in envrt.stat_calls. */
+	bool measured;
+} CallSink;
+
+/* Who makes a call; no string is kept but by a copy. */
+typedef struct CallOrigin
+{
+	const CallSink *sink;
+	void *data;       /* the sink's */
+	pid_t peer;       /* 0: the host itself */
+	const json_t *id; /* NULL: it has none */
+} CallOrigin;
+
 extern void calls_set_max(size_t max);
 
 /*
- * Takes the id (a new reference).  NULL when there are too many calls already, or so
- * many of the company (NULL: nobody's) that others would find no place; *refusal
- * says which.
+ * NULL when there are too many calls already, or so many of the company (NULL: nobody's)
+ * that others would find no place; *refusal says which.
  */
-extern Call *call_begin(struct Connection *connection, pid_t peer, json_t *id, const char *method,
-                        const char *driver, const char *company, HostError **refusal);
+extern Call *call_begin(const CallOrigin *origin, const char *method, const char *driver,
+                        const char *company, HostError **refusal);
 
 /* One that only waits for what another one has to say: it is not counted, nor refused. */
-extern Call *call_begin_waiting(struct Connection *connection, pid_t peer, json_t *id,
-                                const char *method);
+extern Call *call_begin_waiting(const CallOrigin *origin, const char *method);
 
-/*
- * The same for a call of the host's own, which no connection's end cancels: what it
- * has to say goes to the sink, which takes it.
- */
-typedef struct CallSink
-{
-	/* As call_notify(). */
-	bool (*notified)(void *data, json_t *params);
-	/* The call's end, unless it is cancelled; one of the two is NULL. */
-	void (*ended)(void *data, json_t *result, HostError *error);
-} CallSink;
-
-extern Call *call_begin_for(const CallSink *sink, void *data, const char *method,
-                            const char *driver, const char *company, HostError **refusal);
-
-/* For a sink's call: cancels it, and says that what was sent has been read. */
+/* Cancels it, of which its sink is told nothing. */
 extern void call_cancel(Call *call);
+/* What was sent has been read. */
 extern void call_tell_room(const Call *call);
 
 /* Who calls; 0: the host itself. */
@@ -75,14 +77,14 @@ extern void call_on_room(Call *call, void (*room)(void *data), void *data);
 extern void call_answer(Call *call, json_t *result);
 extern void call_fail(Call *call, HostError *error);
 
-/* Cancels one call that came over a connection, and answers it; false: there is none. */
-extern bool calls_cancel_one(const struct Connection *connection, const json_t *id);
+/* Ends one call of a sink's data as cancelled; false: there is none. */
+extern bool calls_cancel_one(const void *data, const json_t *id);
 
 /* The client has read what it was sent, or most of it. */
-extern void calls_tell_room(const struct Connection *connection);
+extern void calls_tell_room(const void *data);
 
-/* Cancels the calls that came over a connection; NULL: every call. */
-extern void calls_cancel(const struct Connection *connection);
+/* Cancels the calls of a sink's data; NULL: every call. */
+extern void calls_cancel(const void *data);
 
 extern size_t calls_active(void);
 extern json_int_t calls_total(void);

@@ -29,7 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plugins/lease_work.h"
+#include "plugins/lease_end.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "shared/protocol.h"
@@ -325,8 +325,8 @@ remembered_metadata(const LeaseOperation *operation)
 	return json_object_get(operation->key->lease, "metadata");
 }
 
-void
-lease_end_run(LeaseOperation *operation)
+static void
+run(LeaseOperation *operation)
 {
 	const LeaseKey *key = operation->key;
 	json_t *given = json_object_get(operation->params, "providerLeaseId");
@@ -352,3 +352,5 @@ lease_end_run(LeaseOperation *operation)
 	else
 		ask_for_list(operation);
 }
+
+const OperationDoing lease_end = {.run = run};

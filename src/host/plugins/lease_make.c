@@ -22,10 +22,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plugins/lease_work.h"
+#include "plugins/lease_make.h"
+#include "plugins/lease_end.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "plugins/plugin_call.h"
+#include "plugins/worker_request.h"
 
 static void
 learn(LeaseOperation *operation, LeaseKnowledge knowledge, json_t *lease)
@@ -39,8 +40,8 @@ learn(LeaseOperation *operation, LeaseKnowledge knowledge, json_t *lease)
 		lease_key_learn(key, knowledge, lease);
 }
 
-void
-lease_make_withdrawn(LeaseOperation *operation)
+static void
+withdrawn(LeaseOperation *operation)
 {
 	if (operation->kind == OPERATION_ACQUIRE && operation->key->knowledge == LEASE_UNSEEN)
 		lease_key_learn(operation->key, LEASE_ABSENT, NULL);
@@ -94,7 +95,7 @@ made(LeaseOperation *operation, json_t *lease)
 	lease_key_learn(key, LEASE_HELD, lease);
 	key->condemned = true;
 	operation_fail(operation, lease_ended_error(key));
-	operation_start_own(operation);
+	operation_start_own(operation, &lease_end);
 }
 
 static void
@@ -192,8 +193,8 @@ refusal(LeaseOperation *operation)
 	return NULL;
 }
 
-void
-lease_make_run(LeaseOperation *operation)
+static void
+run(LeaseOperation *operation)
 {
 	LeaseKey *key = operation->key;
 	HostError *error = refusal(operation);
@@ -212,3 +213,5 @@ lease_make_run(LeaseOperation *operation)
 	}
 	operation_done(operation);
 }
+
+const OperationDoing lease_make = {.run = run, .withdrawn = withdrawn};

@@ -17,7 +17,4 @@
  */
 extern bool lease_operation_start(Call *call, const char *method, const json_t *params);
 
-/* Forgets every operation and all that is known of leases. */
-extern void lease_operations_close(void);
-
 #endif

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "calls/driver.h"
+#include "calls/call_limits.h"
+#include "sandbox/bubblewrap_driver.h"
 #include "calls/execute_request.h"
 #include "shared/jsonrpc.h"
 #include "base/memory.h"

@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "calls/driver.h"
+#include "server/driver_table.h"
 #include "base/log.h"
 #include "server/long_execution.h"
 #include "base/memory.h"
@@ -329,10 +329,11 @@ keep_piece(LongExecution *execution, json_t *content)
 }
 
 static bool
-notified(void *data, json_t *params)
+notified(void *data, const char *method, json_t *params)
 {
 	LongExecution *execution = data;
 
+	(void) method;
 	keep_piece(execution, params);
 	/* Once it waits, only a reader can end that (long_execution_read): what still comes can't. */
 	if (execution->bytes > KEEP_BYTES)
@@ -410,10 +411,11 @@ result_json(json_t *result)
 }
 
 static void
-ended(void *data, json_t *result, HostError *error)
+ended(void *data, const json_t *id, json_t *result, HostError *error)
 {
 	LongExecution *execution = data;
 
+	(void) id;
 	execution->call = NULL;
 	if (error != NULL)
 		execution->end = error_json(error);
@@ -440,7 +442,7 @@ is_id(const char *id)
 HostError *
 long_execution_start(const json_t *params)
 {
-	static const CallSink sink = {.notified = notified, .ended = ended};
+	static const CallSink sink = {.notify = notified, .end = ended};
 	static const char method[] = "environmentExecute";
 	const char *id = json_string_value(json_object_get(params, "executionId"));
 	LongExecution *execution;
@@ -464,8 +466,8 @@ long_execution_start(const json_t *params)
 	execution->database = json_integer_value(json_object_get(params, "database"));
 	execution->last_piece = &execution->first_piece;
 	execution->call =
-	    call_begin_for(&sink, execution, method, choice.key,
-	                   json_string_value(json_object_get(params, "companyId")), &error);
+	    call_begin(&(CallOrigin){.sink = &sink, .data = execution}, method, choice.key,
+	               json_string_value(json_object_get(params, "companyId")), &error);
 	if (execution->call == NULL)
 	{
 		free(execution);

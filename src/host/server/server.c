@@ -33,7 +33,7 @@
 #include <uv.h>
 
 #include "calls/call.h"
-#include "calls/driver.h"
+#include "server/driver_table.h"
 #include "calls/execute_request.h"
 #include "base/host_instance.h"
 #include "base/latency.h"
@@ -56,6 +56,8 @@
 /* More answers than this waiting to be read, and the client is dropped. */
 #define MAX_UNREAD ((size_t) ENVRT_MAX_LINE + 1024 * 1024)
 
+typedef struct Connection Connection;
+
 struct Connection
 {
 	uv_pipe_t pipe;
@@ -72,6 +74,10 @@ struct Connection
 	bool reading;
 	bool closing;
 };
+
+/* A client with more unread than this is behind, until it has no more than that. */
+#define BEHIND ((size_t) 1024 * 1024)
+#define CAUGHT_UP ((size_t) 256 * 1024)
 
 static uv_pipe_t listener;
 static bool listening;
@@ -132,6 +138,13 @@ close_soon(Connection *connection)
 	timer_start(&connection->doom, 0, close_doomed, connection);
 }
 
+/* Bytes that were sent and not read yet. */
+static size_t
+connection_unread(const Connection *connection)
+{
+	return message_writer_unsent(connection->writer);
+}
+
 static void
 written(void *owner, int status)
 {
@@ -139,7 +152,7 @@ written(void *owner, int status)
 
 	if (status < 0)
 		connection_close(connection);
-	else
+	else if (connection_unread(connection) <= CAUGHT_UP)
 		calls_tell_room(connection);
 }
 
@@ -147,12 +160,6 @@ static void
 unwritable(void *owner)
 {
 	close_soon(owner);
-}
-
-size_t
-connection_unread(const Connection *connection)
-{
-	return message_writer_unsent(connection->writer);
 }
 
 /* An answer that no line can hold costs its call, and not the connection. */
@@ -168,7 +175,8 @@ shorter(const json_t *message, size_t length)
 	return instead;
 }
 
-void
+/* Takes the message, and drops a client that does not read. */
+static void
 connection_send(Connection *connection, json_t *message)
 {
 	if (message == NULL || connection->closing)
@@ -183,6 +191,36 @@ connection_send(Connection *connection, json_t *message)
 		            (int) connection->peer);
 		close_soon(connection);
 	}
+}
+
+static bool
+notify(void *data, const char *method, json_t *params)
+{
+	Connection *connection = data;
+	json_t *message = json_object();
+
+	json_object_set_new(message, "jsonrpc", json_string("2.0"));
+	json_object_set_new(message, "method", json_string(method));
+	json_object_set_new(message, "params", params);
+	connection_send(connection, message);
+	return connection_unread(connection) <= BEHIND;
+}
+
+static void
+end(void *data, const json_t *id, json_t *result, HostError *error)
+{
+	json_t *own_id = json_incref((json_t *) id);
+
+	connection_send(data, error ? error_response(own_id, error) : rpc_response(own_id, result));
+	error_free(error);
+}
+
+static CallOrigin
+origin(Connection *connection, const RpcMessage *message)
+{
+	static const CallSink sink = {.notify = notify, .end = end, .measured = true};
+
+	return (CallOrigin){&sink, connection, connection->peer, message->id};
 }
 
 /* Takes the error. */
@@ -256,12 +294,13 @@ dispatch_driver(Connection *connection, const RpcMessage *message)
 {
 	DriverChoice choice;
 	HostError *error = driver_choose(message->method, message->params, &choice);
+	CallOrigin from = origin(connection, message);
 	Call *call;
 
 	if (error != NULL)
 		refuse(connection, message->id, error);
-	else if ((call = call_begin(connection, connection->peer, message->id, message->method,
-	                            choice.key, company_of(message), &error)) == NULL)
+	else if ((call = call_begin(&from, message->method, choice.key, company_of(message), &error)) ==
+	         NULL)
 	{
 		/* Whoever keeps a book of leases wants to know that this one was not begun. */
 		if (strcmp(message->method, "environmentAcquireLease") == 0)
@@ -281,9 +320,9 @@ dispatch_execution(Connection *connection, const RpcMessage *message)
 
 	if (strcmp(verb, "Read") == 0)
 	{
-		long_execution_read(
-		    call_begin_waiting(connection, connection->peer, message->id, message->method),
-		    message->params);
+		CallOrigin from = origin(connection, message);
+
+		long_execution_read(call_begin_waiting(&from, message->method), message->params);
 		return;
 	}
 	if (strcmp(verb, "Start") == 0)
@@ -307,8 +346,8 @@ static void
 dispatch_plugins(Connection *connection, const RpcMessage *message)
 {
 	HostError *refusal;
-	Call *call = call_begin(connection, connection->peer, message->id, message->method, NULL,
-	                        company_of(message), &refusal);
+	CallOrigin from = origin(connection, message);
+	Call *call = call_begin(&from, message->method, NULL, company_of(message), &refusal);
 
 	if (call == NULL)
 		refuse(connection, message->id, refusal);

@@ -136,11 +136,16 @@ on_exit_signal(ssh_session session, ssh_channel ssh, const char *signal, int cor
 		channel->signal = clean_text(signal, strlen(signal), 32, false);
 }
 
+static void
+advance_soon(const SshChannel *channel)
+{
+	channel->list->advance_soon(channel->list->session);
+}
+
 SshChannel *
-ssh_channel_run(struct SshSession *session, const char *command_line, ChannelInput input,
+ssh_channel_run(ChannelList *list, const char *command_line, ChannelInput input,
                 const SshChannelEvents *events, void *owner)
 {
-	ChannelList *list = ssh_session_channel_list(session);
 	SshChannel *channel = xcalloc(1, sizeof *channel);
 
 	channel->list = list;
@@ -160,7 +165,7 @@ ssh_channel_run(struct SshSession *session, const char *command_line, ChannelInp
 	channel->next = list->first;
 	list->first = channel;
 	list->count++;
-	ssh_session_advance_soon(session);
+	list->advance_soon(list->session);
 	return channel;
 }
 
@@ -171,7 +176,7 @@ ssh_channel_abandon(SshChannel *channel, bool kill)
 	channel->kill = kill;
 	channel->closing_since = now_ms();
 	channel->input.data = NULL;
-	ssh_session_advance_soon(channel->list->session);
+	advance_soon(channel);
 }
 
 void
@@ -180,14 +185,14 @@ ssh_channel_give(SshChannel *channel, const char *data, size_t length)
 	channel->input.data = data;
 	channel->input.length = length;
 	channel->told_drained = false;
-	ssh_session_advance_soon(channel->list->session);
+	advance_soon(channel);
 }
 
 void
 ssh_channel_end_input(SshChannel *channel)
 {
 	channel->input.keep = false;
-	ssh_session_advance_soon(channel->list->session);
+	advance_soon(channel);
 }
 
 void
@@ -196,14 +201,14 @@ ssh_channel_resume(SshChannel *channel)
 	if (!channel->paused)
 		return;
 	channel->paused = false;
-	ssh_session_advance_soon(channel->list->session);
+	advance_soon(channel);
 }
 
 void
 ssh_channel_signal(SshChannel *channel, const char *signal)
 {
 	channel->to_signal = signal;
-	ssh_session_advance_soon(channel->list->session);
+	advance_soon(channel);
 }
 
 static void

@@ -72,9 +72,19 @@ typedef struct ChannelInput
 	bool keep; /* its end is that of the channel, else that of data */
 } ChannelInput;
 
+/* The channels of a session. */
+typedef struct ChannelList
+{
+	struct SshSession *session;
+	void (*advance_soon)(struct SshSession *session); /* something is to be sent or read */
+	ssh_session ssh;
+	SshChannel *first;
+	int count;
+} ChannelList;
+
 /* Opens a channel on a session that is ready, and runs a command line in it. */
-extern SshChannel *ssh_channel_run(struct SshSession *session, const char *command_line,
-                                   ChannelInput input, const SshChannelEvents *events, void *owner);
+extern SshChannel *ssh_channel_run(ChannelList *list, const char *command_line, ChannelInput input,
+                                   const SshChannelEvents *events, void *owner);
 
 /* More for an input that is kept, when what was given has been sent. */
 extern void ssh_channel_give(SshChannel *channel, const char *data, size_t length);
@@ -93,14 +103,6 @@ extern void ssh_channel_abandon(SshChannel *channel, bool kill);
 
 /* For ssh_session.c. */
 
-typedef struct ChannelList
-{
-	struct SshSession *session;
-	ssh_session ssh;
-	SshChannel *first;
-	int count;
-} ChannelList;
-
 /* Does what can be done without waiting; returns whether a channel went. */
 extern bool ssh_channels_advance(ChannelList *list);
 
@@ -117,9 +119,5 @@ extern uint64_t ssh_channels_closing_since(const ChannelList *list);
 
 /* Whether a channel that is being closed goes on sending without end. */
 extern bool ssh_channels_flooded(const ChannelList *list);
-
-/* Called by ssh_channel.c: the list to put a channel into, and work to be done soon. */
-extern ChannelList *ssh_session_channel_list(struct SshSession *session);
-extern void ssh_session_advance_soon(struct SshSession *session);
 
 #endif

@@ -161,7 +161,8 @@ ssh_command_beside(SshCommand *command, const char *command_line, const SshChann
 {
 	ChannelInput none = {0};
 
-	return ssh_channel_run(ssh_pooled_session(command->pooled), command_line, none, events, owner);
+	return ssh_channel_run(ssh_session_channel_list(ssh_pooled_session(command->pooled)),
+	                       command_line, none, events, owner);
 }
 
 /*
@@ -553,7 +554,8 @@ run(SshCommand *command)
 	/* A script is given to the shell that is ready for it. */
 	if (start == NULL)
 		input = command->spec.input;
-	command->channel = ssh_channel_run(session, line, input, &channel_events, command);
+	command->channel =
+	    ssh_channel_run(ssh_session_channel_list(session), line, input, &channel_events, command);
 	free(line);
 }
 

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "shared/config.h"
+#include "shared/target.h"
 #include "ssh/known_hosts.h"
 #include "base/memory.h"
 #include "ssh/ssh_destination.h"

@@ -16,8 +16,9 @@
 #include <string.h>
 
 #include "calls/call.h"
-#include "shared/config.h"
-#include "calls/driver.h"
+#include "shared/target.h"
+#include "calls/call_limits.h"
+#include "ssh/ssh_driver.h"
 #include "base/memory.h"
 #include "ssh/ssh_command.h"
 #include "ssh/ssh_destination.h"

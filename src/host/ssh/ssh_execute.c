@@ -27,7 +27,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "calls/driver.h"
 #include "calls/execute_output.h"
 #include "calls/execute_request.h"
 #include "base/log.h"

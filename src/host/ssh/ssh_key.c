@@ -14,7 +14,7 @@
 
 #include <sodium.h>
 
-#include "shared/config.h"
+#include "shared/private_key.h"
 #include "base/memory.h"
 #include "ssh/ssh_key.h"
 

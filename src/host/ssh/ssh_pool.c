@@ -31,7 +31,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "server/settings.h"
+#include "ssh/ssh_settings.h"
 #include "ssh/ssh_pool.h"
 #include "base/timer.h"
 
@@ -178,7 +178,7 @@ static void
 start_idle_timer(SshPooled *pooled)
 {
 	uint64_t idle = now_ms() - pooled->idle_since;
-	uint64_t most = pooled->retired ? 0 : settings.ssh_idle_timeout_ms;
+	uint64_t most = pooled->retired ? 0 : ssh_settings.idle_timeout_ms;
 
 	/* Later than pump(), which may have somebody for it, also when the time is 0. */
 	timer_start(&pooled->idle, idle < most ? most - idle + 1 : 1, idle_for_long, pooled);
@@ -307,8 +307,8 @@ static const SshSessionEvents session_events = {
 static bool
 is_allowed(const SshPooled *pooled)
 {
-	return allowed_hosts_name(settings.allowed_hosts, pooled->group->host) ||
-	       allowed_hosts_address(settings.allowed_hosts, ssh_session_address(pooled->session));
+	return allowed_hosts_name(ssh_settings.allowed_hosts, pooled->group->host) ||
+	       allowed_hosts_address(ssh_settings.allowed_hosts, ssh_session_address(pooled->session));
 }
 
 static bool
@@ -434,7 +434,7 @@ pump(void *data)
 		if (!pooled->retired)
 			count++;
 	}
-	for (; connecting < waiting && count < settings.ssh_sessions_per_host; connecting++, count++)
+	for (; connecting < waiting && count < ssh_settings.sessions_per_host; connecting++, count++)
 	{
 		uint64_t now = now_ms();
 

@@ -47,7 +47,7 @@
 #include "ssh/known_hosts.h"
 #include "base/memory.h"
 #include "ssh/resolve.h"
-#include "server/settings.h"
+#include "ssh/ssh_settings.h"
 #include "ssh/ssh_channel.h"
 #include "ssh/ssh_key.h"
 #include "ssh/ssh_session.h"
@@ -672,6 +672,15 @@ is_alive(const SshSession *session)
 	       (ssh_get_status(session->ssh) & (SSH_CLOSED | SSH_CLOSED_ERROR)) == 0;
 }
 
+static void advance_now(void *data);
+
+static void
+advance_soon(SshSession *session)
+{
+	if (session->soon == NULL && !session->closed)
+		timer_start(&session->soon, 0, advance_now, session);
+}
+
 /*
  * A peer that is gone is noticed by TCP, unless something between goes on acknowledging.  So a
  * server that has been silent while it had work is asked for an answer, whatever that is.
@@ -680,7 +689,7 @@ static void
 keep_alive(void *data)
 {
 	SshSession *session = data;
-	uint64_t interval = settings.ssh_keepalive_ms;
+	uint64_t interval = ssh_settings.keepalive_ms;
 
 	if (interval == 0 || session->channels.count == 0)
 		return;
@@ -700,7 +709,7 @@ keep_alive(void *data)
 	{
 		session->silent++;
 		ssh_send_keepalive(session->ssh);
-		ssh_session_advance_soon(session);
+		advance_soon(session);
 	}
 	timer_start(&session->keepalive, interval, keep_alive, session);
 }
@@ -709,11 +718,11 @@ static void
 watch_over(SshSession *session)
 {
 	if (session->keepalive != NULL || session->channels.count == 0 ||
-	    settings.ssh_keepalive_ms == 0)
+	    ssh_settings.keepalive_ms == 0)
 		return;
 	session->heard = session->counter.in_bytes;
 	session->silent = 0;
-	timer_start(&session->keepalive, settings.ssh_keepalive_ms, keep_alive, session);
+	timer_start(&session->keepalive, ssh_settings.keepalive_ms, keep_alive, session);
 }
 
 static void
@@ -781,7 +790,7 @@ advance(SshSession *session)
 	/* Whoever is called from here and asks for more gets it from the loop below. */
 	if (session->busy > 0)
 	{
-		ssh_session_advance_soon(session);
+		advance_soon(session);
 		return;
 	}
 	session->busy++;
@@ -820,13 +829,6 @@ static void
 advance_now(void *data)
 {
 	advance(data);
-}
-
-void
-ssh_session_advance_soon(SshSession *session)
-{
-	if (session->soon == NULL && !session->closed)
-		timer_start(&session->soon, 0, advance_now, session);
 }
 
 ChannelList *
@@ -995,7 +997,7 @@ static void
 resolved(void *data, const struct addrinfo *addresses, const char *problem)
 {
 	SshSession *session = data;
-	bool any = allowed_hosts_name(settings.allowed_hosts, session->destination->host);
+	bool any = allowed_hosts_name(ssh_settings.allowed_hosts, session->destination->host);
 	HostError *error;
 
 	session->resolve = NULL;
@@ -1012,7 +1014,7 @@ resolved(void *data, const struct addrinfo *addresses, const char *problem)
 	     addresses = addresses->ai_next)
 	{
 		if (addresses->ai_addrlen > sizeof session->addresses[0] ||
-		    (!any && !allowed_hosts_address(settings.allowed_hosts, addresses->ai_addr)))
+		    (!any && !allowed_hosts_address(ssh_settings.allowed_hosts, addresses->ai_addr)))
 			continue;
 		memcpy(&session->addresses[session->address_count], addresses->ai_addr,
 		       addresses->ai_addrlen);
@@ -1056,8 +1058,8 @@ begin(void *data)
 		end_session(session, error);
 		return;
 	}
-	if (!allowed_hosts_name(settings.allowed_hosts, destination->host) &&
-	    !allowed_hosts_any_address(settings.allowed_hosts))
+	if (!allowed_hosts_name(ssh_settings.allowed_hosts, destination->host) &&
+	    !allowed_hosts_any_address(ssh_settings.allowed_hosts))
 	{
 		end_session(session, not_allowed(session));
 		return;
@@ -1086,6 +1088,7 @@ ssh_session_new(SshDestination *destination, uint64_t deadline, const SshSession
 	session->target = xstrdup(destination->target);
 	session->deadline = deadline;
 	session->channels.session = session;
+	session->channels.advance_soon = advance_soon;
 	timer_start(&session->soon, 0, begin, session);
 	return session;
 }

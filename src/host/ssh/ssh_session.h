@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "base/host_error.h"
+#include "ssh/ssh_channel.h"
 #include "ssh/ssh_destination.h"
 
 typedef struct SshSession SshSession;
@@ -50,6 +51,9 @@ extern uint64_t ssh_session_received(const SshSession *session);
 
 /* The address it is connected to. */
 extern const struct sockaddr *ssh_session_address(const SshSession *session);
+
+/* Where its channels are; for ssh_channel_run(). */
+extern ChannelList *ssh_session_channel_list(SshSession *session);
 
 /* Every channel that the server may still count. */
 extern int ssh_session_channels(const SshSession *session);

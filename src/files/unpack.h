@@ -1,30 +1,15 @@
 /*
- * files.h
- *		The two ends of a transfer.
+ * unpack.h
+ *		Puts an archive from stdin at a path; see unpack.c.
  */
-#ifndef ENVRT_FILES_FILES_H
-#define ENVRT_FILES_FILES_H
+#ifndef ENVRT_FILES_UNPACK_H
+#define ENVRT_FILES_UNPACK_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
 /* Of the permissions of what comes from a workspace: it is writable for nobody but its owner. */
 #define WORKSPACE_MODE 0755
-
-/*
- * Writes what is at path to stdout, as an archive.  A directory is the entry "."
- * and what is in it; a file is an entry called `name`.  seal: NULL, or the start of the
- * name of a last, empty entry, by which the other end knows that it has got all; it ends with
- * ".directory" or ".file".
- */
-extern void files_pack(const char *path, const char *name, const char *seal);
-
-/*
- * Writes to stdout what is at path; from now on files_pack() reads such a list
- * from stdin first, and leaves out what is there already (known.c).
- */
-extern void files_list(const char *path);
-extern void files_know(void);
 
 /*
  * Reads such an archive from stdin and puts what it holds at path.  source: where in a workspace it

@@ -1,14 +1,16 @@
 /*
- * driver.c
+ * driver_table.c
  *		The drivers, and which methods each answers.
  *
  * A new driver is a file with a Driver in it and a line in the table below.
  */
 #include <string.h>
 
-#include "calls/driver.h"
 #include "plugins/plugin_call.h"
+#include "sandbox/bubblewrap_driver.h"
+#include "server/driver_table.h"
 #include "shared/protocol.h"
+#include "ssh/ssh_driver.h"
 
 static const Driver *const drivers[] = {&ssh_driver, &bubblewrap_driver};
 
@@ -71,33 +73,4 @@ driver_start(const DriverChoice *choice, Call *call, const json_t *params)
 		choice->method->start(call, params);
 	else
 		plugin_call_start(call, choice->name, params);
-}
-
-static uint64_t
-limit(const json_t *limits, const char *key, uint64_t otherwise)
-{
-	const json_t *value = json_object_get(limits, key);
-	json_int_t milliseconds = json_integer_value(value);
-
-	if (!json_is_integer(value))
-		return otherwise;
-	if (milliseconds < 1)
-		return 1;
-	if (milliseconds > 86400000)
-		return 86400000;
-	return (uint64_t) milliseconds;
-}
-
-CallLimits
-call_limits(const json_t *params)
-{
-	const json_t *limits = json_object_get(params, "limits");
-	CallLimits result = {
-	    .connect_ms = limit(limits, "connectMs", 10000),
-	    .command_ms = limit(limits, "commandMs", 15000),
-	    .api_probe_ms = limit(limits, "apiProbeMs", 5000),
-	    .call_ms = limit(limits, "callMs", 60000),
-	};
-
-	return result;
 }

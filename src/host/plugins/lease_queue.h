@@ -1,9 +1,9 @@
 /*
- * lease_work.h
- *		What the files of lease operations share: see lease_operation.c.
+ * lease_queue.h
+ *		Operations that make and end the lease of a key; see lease_queue.c.
  */
-#ifndef ENVRT_HOST_LEASE_WORK_H
-#define ENVRT_HOST_LEASE_WORK_H
+#ifndef ENVRT_HOST_LEASE_QUEUE_H
+#define ENVRT_HOST_LEASE_QUEUE_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -20,14 +20,25 @@ typedef enum
 	OPERATION_ACQUIRE,
 	OPERATION_RESUME,
 	OPERATION_RELEASE,
-	OPERATION_DESTROY
+	OPERATION_DESTROY,
+	OPERATION_KINDS
 } OperationKind;
 
 typedef struct LeaseOperation LeaseOperation;
 
+/* What an operation does; see lease_make.c and lease_end.c. */
+typedef struct OperationDoing
+{
+	/* Its turn has come. */
+	void (*run)(LeaseOperation *operation);
+	/* A maker's: it ends without having been asked of the plugin. */
+	void (*withdrawn)(LeaseOperation *operation);
+} OperationDoing;
+
 struct LeaseOperation
 {
 	OperationKind kind;
+	const OperationDoing *doing;
 	LeaseKey *key;
 	Call *call;              /* NULL: nobody waits for the answer (any more) */
 	Plugin *plugin;          /* NULL: there is none, and ... */
@@ -53,12 +64,18 @@ struct LeaseOperation
 	json_t *found; /* what the plugin listed for the key */
 	size_t next_found;
 
-	/* Of lease_operation.c. */
+	/* Of lease_queue.c. */
 	bool waiting; /* in the key's queue */
 	LeaseOperation *next_waiting;
 	LeaseOperation *next;
 	LeaseOperation *previous;
 };
+
+extern size_t operations_count(void);
+extern LeaseOperation *operation_new(OperationKind kind, const OperationDoing *doing,
+                                     const char *key);
+/* An operation of a client's call, filled in, enters the queue of its key. */
+extern void operation_enter(LeaseOperation *operation);
 
 /* Asks the plugin; takes the params.  answered() begins with operation_answered(). */
 extern void operation_ask(LeaseOperation *operation, const char *method, const char *other,
@@ -73,21 +90,17 @@ extern void operation_fail(LeaseOperation *operation, HostError *error);
 extern void operation_done(LeaseOperation *operation);
 
 /* One of the host's own, to end what a doomed maker made. */
-extern void operation_start_own(const LeaseOperation *maker);
+extern void operation_start_own(const LeaseOperation *maker, const OperationDoing *ender);
 
 /* Lets others of the key go first, and comes again. */
 extern void operation_retry_later(LeaseOperation *operation, uint64_t delay_ms);
-
-/* The turn of an operation has come (lease_make.c, lease_end.c). */
-extern void lease_make_run(LeaseOperation *operation);
-extern void lease_end_run(LeaseOperation *operation);
-
-/* A maker ends without having been asked of the plugin. */
-extern void lease_make_withdrawn(LeaseOperation *operation);
 
 /* "the lease was ended meanwhile" */
 extern HostError *lease_ended_error(const LeaseKey *key);
 
 extern const char *operation_method(OperationKind kind);
+
+/* Forgets every operation and all that is known of leases. */
+extern void lease_operations_close(void);
 
 #endif

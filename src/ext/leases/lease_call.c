@@ -16,7 +16,7 @@
 #include "environments/drivers.h"
 #include "environments/environments.h"
 #include "base/json.h"
-#include "running/lease_call.h"
+#include "leases/lease_call.h"
 #include "environments/plugins.h"
 #include "environments/provider_lease.h"
 #include "utils/builtins.h"

@@ -11,7 +11,7 @@
  *	2.	Called, by driver_client.c, with nothing open in the database: many
  *		calls are in flight at once, limited per environment and provider, so
  *		that one that hangs holds up nobody but its like; and no company has
- *		more of them than its share (fair_share.h).  When more is due than a
+ *		more of them than its share (in_flight.c).  When more is due than a
  *		batch has room for, each company gets a part of it.
  *	3.	Answered: the row is deleted, or idle if it is kept for reuse, together
  *		with the lease's cleanup_status in one transaction; or tried again
@@ -30,10 +30,11 @@
 #include "base/compat.h"
 #include "secrets/config_secrets.h"
 #include "hostlink/driver_client.h"
-#include "shared/fair_share.h"
 #include "base/fault_points.h"
 #include "base/json.h"
+#include "ledger/in_flight.h"
 #include "ledger/ledger.h"
+#include "scheduler/cleanup.h"
 #include "lib/ilist.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -48,10 +49,6 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-/* Others make calls as well. */
-#define MAX_IN_FLIGHT Min(512, Max(envrt_max_calls / 4, 1))
-#define MAX_PER_PROVIDER 64
-#define MAX_PER_ENVIRONMENT 32
 #define CANDIDATES 256
 
 /* In last_error: such a name no row can have, so nothing that lives is meant by it. */
@@ -79,13 +76,9 @@ typedef enum CleanupResult
 
 typedef struct Cleanup
 {
-	dlist_node node;
-	pg_uuid_t lease_id;
+	CallInFlight call; /* first */
 	pg_uuid_t holder_id;
 	bool has_holder;
-	pg_uuid_t environment_id;
-	pg_uuid_t company_id;
-	char provider[128];
 	char *maker; /* who calls it so: LEDGER_MAKER_OF */
 	char *name;  /* providerLeaseId; NULL: not known */
 	bool keep;
@@ -101,39 +94,7 @@ typedef struct Cleanup
 	bool lease_blocked; /* the lease's cleanup_status could not be set */
 } Cleanup;
 
-static dlist_head in_flight = DLIST_STATIC_INIT(in_flight);
-static dlist_head answered = DLIST_STATIC_INIT(answered);
-static int nin_flight = 0;
-static bool look = true;     /* rows may be due */
-static bool freed = false;   /* something reusable may be free */
-static TimestampTz next_due; /* when `look` is false */
-
-void
-cleanup_look_again(void)
-{
-	look = true;
-}
-
-void
-cleanup_note_freed(void)
-{
-	freed = true;
-}
-
-bool
-cleanup_has_freed(void)
-{
-	return freed;
-}
-
-bool
-cleanup_take_freed(void)
-{
-	bool result = freed;
-
-	freed = false;
-	return result;
-}
+static TimestampTz next_due; /* when no work is noted */
 
 static ArrayType *
 uuid_array(Datum *ids, int count)
@@ -210,28 +171,7 @@ cleanup_answered(void *data, const DriverAnswer *answer)
 	}
 	else
 		cleanup->result = CLEANUP_DONE;
-	dlist_delete(&cleanup->node);
-	nin_flight--;
-	dlist_push_tail(&answered, &cleanup->node);
-}
-
-static bool
-in_list(const dlist_head *list, const pg_uuid_t *lease_id)
-{
-	dlist_iter iter;
-
-	dlist_foreach(iter, unconstify(dlist_head *, list))
-	{
-		if (memcmp(&dlist_container(Cleanup, node, iter.cur)->lease_id, lease_id, UUID_LEN) == 0)
-			return true;
-	}
-	return false;
-}
-
-static bool
-is_under_way(const pg_uuid_t *lease_id)
-{
-	return in_list(&in_flight, lease_id) || in_list(&answered, lease_id);
+	call_answered(&cleanup_calls, &cleanup->call);
 }
 
 static bool
@@ -248,9 +188,9 @@ thing_is_under_way(const char *maker, const char *name, const List *chosen)
 	dlist_iter iter;
 	ListCell *cell;
 
-	dlist_foreach(iter, &in_flight)
+	dlist_foreach(iter, &cleanup_calls.in_flight)
 	{
-		if (is_same_thing(dlist_container(Cleanup, node, iter.cur), maker, name))
+		if (is_same_thing(dlist_container(Cleanup, call.node, iter.cur), maker, name))
 			return true;
 	}
 	foreach (cell, chosen)
@@ -264,66 +204,21 @@ thing_is_under_way(const char *maker, const char *name, const List *chosen)
 	return false;
 }
 
-/* What is in flight, or is about to be, of the like of one cleanup. */
-typedef struct Load
-{
-	int of_environment;
-	int of_provider;
-	int of_company;
-	int of_company_and_provider;
-} Load;
-
-static void
-add_load(Load *load, const Cleanup *other, const pg_uuid_t *company_id,
-         const pg_uuid_t *environment_id, const char *provider)
-{
-	bool same_company = memcmp(&other->company_id, company_id, UUID_LEN) == 0;
-	bool same_provider = strcmp(other->provider, provider) == 0;
-
-	load->of_environment += memcmp(&other->environment_id, environment_id, UUID_LEN) == 0;
-	load->of_provider += same_provider;
-	load->of_company += same_company;
-	load->of_company_and_provider += same_company && same_provider;
-}
-
-static bool
-may_start(const pg_uuid_t *company_id, const pg_uuid_t *environment_id, const char *provider,
-          const List *chosen)
-{
-	Load load = {0};
-	dlist_iter iter;
-	ListCell *cell;
-
-	dlist_foreach(iter, &in_flight)
-	{
-		add_load(&load, dlist_container(Cleanup, node, iter.cur), company_id, environment_id,
-		         provider);
-	}
-	foreach (cell, chosen)
-	{
-		add_load(&load, lfirst(cell), company_id, environment_id, provider);
-	}
-	return load.of_environment < MAX_PER_ENVIRONMENT &&
-	       fair_share_allows(load.of_company_and_provider, load.of_provider, MAX_PER_PROVIDER) &&
-	       fair_share_allows(load.of_company, nin_flight + list_length(chosen), MAX_IN_FLIGHT);
-}
-
-static const pg_uuid_t none = {{0}};
-
 /* Environments that have as many calls in flight as they may. */
 static ArrayType *
 full_environments(void)
 {
-	Datum *ids = palloc(sizeof(Datum) * Max(nin_flight, 1));
+	Datum *ids = palloc(sizeof(Datum) * Max(cleanup_calls.nin_flight, 1));
 	int count = 0;
 	dlist_iter iter;
 
-	dlist_foreach(iter, &in_flight)
+	dlist_foreach(iter, &cleanup_calls.in_flight)
 	{
-		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
+		Cleanup *cleanup = dlist_container(Cleanup, call.node, iter.cur);
+		CallInFlight another = {.environment_id = cleanup->call.environment_id};
 
-		if (!may_start(&none, &cleanup->environment_id, "", NIL))
-			ids[count++] = UUIDPGetDatum(&cleanup->environment_id);
+		if (!call_is_allowed(&cleanup_calls, &another, NIL))
+			ids[count++] = UUIDPGetDatum(&cleanup->call.environment_id);
 	}
 	return uuid_array(ids, count);
 }
@@ -332,16 +227,17 @@ full_environments(void)
 static ArrayType *
 full_companies(int *count)
 {
-	Datum *ids = palloc(sizeof(Datum) * Max(nin_flight, 1));
+	Datum *ids = palloc(sizeof(Datum) * Max(cleanup_calls.nin_flight, 1));
 	dlist_iter iter;
 
 	*count = 0;
-	dlist_foreach(iter, &in_flight)
+	dlist_foreach(iter, &cleanup_calls.in_flight)
 	{
-		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
+		Cleanup *cleanup = dlist_container(Cleanup, call.node, iter.cur);
+		CallInFlight another = {.company_id = cleanup->call.company_id};
 
-		if (!may_start(&cleanup->company_id, &none, "", NIL))
-			ids[(*count)++] = UUIDPGetDatum(&cleanup->company_id);
+		if (!call_is_allowed(&cleanup_calls, &another, NIL))
+			ids[(*count)++] = UUIDPGetDatum(&cleanup->call.company_id);
 	}
 	return uuid_array(ids, *count);
 }
@@ -350,19 +246,24 @@ full_companies(int *count)
 static ArrayType *
 full_providers(void)
 {
-	Datum *names = palloc(sizeof(Datum) * Max(2 * nin_flight, 1));
+	Datum *names = palloc(sizeof(Datum) * Max(2 * cleanup_calls.nin_flight, 1));
 	int count = 0;
 	dlist_iter iter;
 
-	dlist_foreach(iter, &in_flight)
+	dlist_foreach(iter, &cleanup_calls.in_flight)
 	{
-		Cleanup *cleanup = dlist_container(Cleanup, node, iter.cur);
+		Cleanup *cleanup = dlist_container(Cleanup, call.node, iter.cur);
+		CallInFlight another = {0};
+		CallInFlight of_company;
 
-		if (!may_start(&none, &none, cleanup->provider, NIL))
-			names[count++] = CStringGetTextDatum(cleanup->provider);
-		else if (!may_start(&cleanup->company_id, &none, cleanup->provider, NIL))
+		strlcpy(another.provider, cleanup->call.provider, sizeof(another.provider));
+		of_company = another;
+		of_company.company_id = cleanup->call.company_id;
+		if (!call_is_allowed(&cleanup_calls, &another, NIL))
+			names[count++] = CStringGetTextDatum(cleanup->call.provider);
+		else if (!call_is_allowed(&cleanup_calls, &of_company, NIL))
 			names[count++] = CStringGetTextDatum(
-			    psprintf("%s:%s", uuid_text(&cleanup->company_id), cleanup->provider));
+			    psprintf("%s:%s", uuid_text(&cleanup->call.company_id), cleanup->call.provider));
 	}
 	return construct_array(names, count, TEXTOID, -1, false, TYPALIGN_INT);
 }
@@ -436,20 +337,23 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 	{
 		values[8] = UUIDPGetDatum(&from);
 		count = statement_execute(&find_fairly, values, NULL);
-		from = count == CANDIDATES ? *result_uuid(count - 1, 5) : none;
+		from = count == CANDIDATES ? *result_uuid(count - 1, 5) : (pg_uuid_t){{0}};
 	}
 	for (int row = 0; row < count; row++)
 	{
-		pg_uuid_t *environment_id = result_uuid(row, 3);
-		char *provider = result_text(row, 4);
+		CallInFlight call = {
+		    .lease_id = *result_uuid(row, 1),
+		    .company_id = *result_uuid(row, 5),
+		    .environment_id = *result_uuid(row, 3),
+		};
 		char *name = result_text(row, 6);
 		char *maker = result_text(row, 7);
-		pg_uuid_t *company_id = result_uuid(row, 5);
 		Cleanup *cleanup;
 
+		strlcpy(call.provider, result_text(row, 4), sizeof(call.provider));
 		/* A person's retry may have made it due while it is tried. */
-		if (is_under_way(result_uuid(row, 1)) ||
-		    !may_start(company_id, environment_id, provider, chosen))
+		if (call_is_under_way(&cleanup_calls, &call.lease_id) ||
+		    !call_is_allowed(&cleanup_calls, &call, chosen))
 			continue;
 		if (thing_is_under_way(maker, name, chosen))
 		{
@@ -457,7 +361,7 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 			continue;
 		}
 		cleanup = MemoryContextAllocZero(TopMemoryContext, sizeof(Cleanup));
-		cleanup->lease_id = *result_uuid(row, 1);
+		cleanup->call = call;
 		cleanup->maker = MemoryContextStrdup(TopMemoryContext, maker);
 		if (name != NULL)
 			cleanup->name = MemoryContextStrdup(TopMemoryContext, name);
@@ -466,9 +370,6 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 			cleanup->holder_id = *result_uuid(row, 2);
 			cleanup->has_holder = true;
 		}
-		cleanup->environment_id = *environment_id;
-		cleanup->company_id = *company_id;
-		strlcpy(cleanup->provider, provider, sizeof(cleanup->provider));
 		/* SPI has its own. */
 		MemoryContextSwitchTo(context);
 		chosen = lappend(chosen, cleanup);
@@ -511,7 +412,7 @@ is_of_another(const Cleanup *cleanup)
 		return false;
 	values[0] = CStringGetTextDatum(cleanup->name);
 	values[1] = CStringGetTextDatum(cleanup->maker);
-	values[2] = UUIDPGetDatum(&cleanup->lease_id);
+	values[2] = UUIDPGetDatum(&cleanup->call.lease_id);
 	return statement_execute(&find, values, NULL) > 0;
 }
 
@@ -557,9 +458,9 @@ make_call(Cleanup *cleanup, int row, bool of_another)
 	set_text(params, "driverKey", result_text(row, 7));
 	set_text(params, "pluginKey", result_text(row, 8));
 	set_text(params, "companyId", uuid_text(result_uuid(row, 9)));
-	set_text(params, "environmentId", uuid_text(&cleanup->environment_id));
+	set_text(params, "environmentId", uuid_text(&cleanup->call.environment_id));
 	set_text(params, "hostInstance", result_text(row, 10));
-	set_text(params, "leaseId", uuid_text(&cleanup->lease_id));
+	set_text(params, "leaseId", uuid_text(&cleanup->call.lease_id));
 	json_object_set_new(params, "fence", json_integer(cleanup->fence));
 	if (cleanup->keep)
 		json_object_set_new(params, "keep", json_true());
@@ -574,7 +475,7 @@ make_call(Cleanup *cleanup, int row, bool of_another)
 
 		/* The newest first; next, should that be what fails, those that it was made with. */
 		config =
-		    config_fill_secrets(config, &cleanup->lease_id,
+		    config_fill_secrets(config, &cleanup->call.lease_id,
 		                        cleanup->attempts % 2 == 1 ? &company_id : NULL, secrets, &values);
 		cleanup->values = json_incref(values);
 		json_object_set_new(params, "secrets", config_secrets_by_id(values));
@@ -610,12 +511,12 @@ take(List *chosen, TimestampTz now)
 	foreach (cell, chosen)
 	{
 		Cleanup *cleanup = lfirst(cell);
-		Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
+		Datum values[2] = {UUIDPGetDatum(&cleanup->call.lease_id)};
 		bool of_another = is_of_another(cleanup);
 
 		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, FORGOTTEN_MS));
 		if (statement_execute(&update, values, NULL) == 0)
-			elog(ERROR, "ledger row \"%s\" has vanished", uuid_text(&cleanup->lease_id));
+			elog(ERROR, "ledger row \"%s\" has vanished", uuid_text(&cleanup->call.lease_id));
 		make_call(cleanup, 0, of_another);
 	}
 }
@@ -640,7 +541,7 @@ take_unusable(Cleanup *cleanup, TimestampTz now, const char *error)
 	PG_TRY();
 	{
 		ApiCall call;
-		Datum values[2] = {UUIDPGetDatum(&cleanup->lease_id)};
+		Datum values[2] = {UUIDPGetDatum(&cleanup->call.lease_id)};
 		bool isnull;
 
 		ledger_begin(&call);
@@ -726,7 +627,7 @@ try_take(List *chosen, TimestampTz now)
 		Cleanup *cleanup = linitial(chosen);
 
 		if (!passing && take_unusable(cleanup, now, message))
-			dlist_push_tail(&answered, &cleanup->node);
+			dlist_push_tail(&cleanup_calls.answered, &cleanup->call.node);
 		else
 			cleanup_free(cleanup);
 		MemoryContextSwitchTo(context);
@@ -743,15 +644,12 @@ start(List *chosen)
 	{
 		Cleanup *cleanup = lfirst(cell);
 
-		dlist_push_tail(&in_flight, &cleanup->node);
-		nin_flight++;
+		call_begin(&cleanup_calls, &cleanup->call);
 		if (cleanup->params == NULL)
 		{
 			/* Only to be reported. */
 			cleanup->result = CLEANUP_DONE;
-			dlist_delete(&cleanup->node);
-			nin_flight--;
-			dlist_push_tail(&answered, &cleanup->node);
+			call_answered(&cleanup_calls, &cleanup->call);
 			continue;
 		}
 		FAULT_POINT("cleanup-before-call");
@@ -956,9 +854,9 @@ write_done(const Cleanup *cleanup)
 	    4,
 	    {UUIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID},
 	};
-	Datum values[4] = {UUIDPGetDatum(&cleanup->lease_id), Int64GetDatum(cleanup->fence)};
+	Datum values[4] = {UUIDPGetDatum(&cleanup->call.lease_id), Int64GetDatum(cleanup->fence)};
 
-	freed = true;
+	work_note(WORK_PARKED);
 	if (cleanup->lease_blocked)
 	{
 		int64 delay = cleanup->method != NULL
@@ -994,7 +892,7 @@ write_found(const Cleanup *cleanup)
 	const json_t *id = json_object_get(cleanup->found, "providerLeaseId");
 	json_t *metadata = json_object_get(cleanup->found, "metadata");
 	bool storable = json_is_string(id) && provider_id_is_storable(id);
-	Datum values[5] = {UUIDPGetDatum(&cleanup->lease_id), Int64GetDatum(cleanup->fence)};
+	Datum values[5] = {UUIDPGetDatum(&cleanup->call.lease_id), Int64GetDatum(cleanup->fence)};
 	char nulls[6] = "     ";
 
 	if (storable)
@@ -1024,14 +922,14 @@ write_not_done(const Cleanup *cleanup)
 	    3,
 	    {UUIDOID, INT8OID, TEXTOID},
 	};
-	Datum values[5] = {UUIDPGetDatum(&cleanup->lease_id), Int64GetDatum(cleanup->fence),
+	Datum values[5] = {UUIDPGetDatum(&cleanup->call.lease_id), Int64GetDatum(cleanup->fence),
 	                   CStringGetTextDatum(text_from_utf8(cleanup->error))};
 	TimestampTz now = GetCurrentTimestamp();
 	bool lost = cleanup->result == CLEANUP_LOST;
 	bool over = given_up(cleanup) && !cleanup->lease_blocked;
 
 	/* Who waits for its end need not wait for another try. */
-	freed = true;
+	work_note(WORK_PARKED);
 	if (cleanup->result == CLEANUP_UNKNOWN && !cleanup->lease_blocked)
 	{
 		statement_execute(&unresolved, values, NULL);
@@ -1093,26 +991,26 @@ log_failures(List *ended)
 		const Cleanup *cleanup = lfirst(cell);
 
 		if (cleanup->result == CLEANUP_UNKNOWN)
-			ereport(WARNING,
-			        (errmsg("provider lease \"%s\" is unresolved", uuid_text(&cleanup->lease_id)),
-			         errdetail_internal("%s", text_from_utf8(cleanup->error)),
-			         errhint("Look whether the provider has it, then SELECT "
-			                 "envrt_forget_provider_lease('%s').",
-			                 uuid_text(&cleanup->lease_id))));
+			ereport(WARNING, (errmsg("provider lease \"%s\" is unresolved",
+			                         uuid_text(&cleanup->call.lease_id)),
+			                  errdetail_internal("%s", text_from_utf8(cleanup->error)),
+			                  errhint("Look whether the provider has it, then SELECT "
+			                          "envrt_forget_provider_lease('%s').",
+			                          uuid_text(&cleanup->call.lease_id))));
 		else if (given_up(cleanup) && cleanup->keep)
 			ereport(
 			    WARNING,
 			    (errmsg("provider lease \"%s\" is kept for reuse though it could not be released",
-			            uuid_text(&cleanup->lease_id)),
+			            uuid_text(&cleanup->call.lease_id)),
 			     errdetail_internal("%s", text_from_utf8(cleanup->error)),
 			     errhint("Its provider may have left it running.")));
 		else if (given_up(cleanup))
 			ereport(WARNING,
 			        (errmsg("cleanup of provider lease \"%s\" has failed after %d attempts",
-			                uuid_text(&cleanup->lease_id), cleanup->attempts),
+			                uuid_text(&cleanup->call.lease_id), cleanup->attempts),
 			         errdetail_internal("%s", text_from_utf8(cleanup->error)),
 			         errhint("SELECT envrt_retry_cleanup('%s') when its cause is mended.",
-			                 uuid_text(&cleanup->lease_id))));
+			                 uuid_text(&cleanup->call.lease_id))));
 	}
 }
 
@@ -1149,7 +1047,7 @@ finish(List *ended, bool try_leases)
 	{
 		Cleanup *cleanup = lfirst(cell);
 
-		dlist_delete(&cleanup->node);
+		dlist_delete(&cleanup->call.node);
 		cleanup_free(cleanup);
 	}
 	return true;
@@ -1167,9 +1065,9 @@ finish_answered(void)
 	ListCell *cell;
 	bool finished;
 
-	dlist_foreach(iter, &answered)
+	dlist_foreach(iter, &cleanup_calls.answered)
 	{
-		ended = lappend(ended, dlist_container(Cleanup, node, iter.cur));
+		ended = lappend(ended, dlist_container(Cleanup, call.node, iter.cur));
 	}
 	FAULT_POINT("cleanup-after-call");
 	finished = finish(ended, true);
@@ -1219,7 +1117,7 @@ find_next_due(void)
 
 		ledger_begin(&call);
 		ledger_own_arguments(values);
-		values[4] = TimestampTzGetDatum(nin_flight > 0 ? now : DT_NOBEGIN);
+		values[4] = TimestampTzGetDatum(cleanup_calls.nin_flight > 0 ? now : DT_NOBEGIN);
 		if (statement_execute(&find, values, NULL) > 0)
 			due = DatumGetTimestampTz(result_datum(0, 1, &isnull));
 		ledger_commit(&call, false);
@@ -1233,13 +1131,6 @@ find_next_due(void)
 	return due <= now ? soon : due;
 }
 
-/* When the scheduler starts. */
-void
-cleanup_begin(void)
-{
-	look = freed = true;
-}
-
 /*
  * cleanup_tend
  *		Write down answers and start what is due; when to come again at the latest.
@@ -1249,20 +1140,22 @@ cleanup_tend(void)
 {
 	TimestampTz now = timer_now();
 
-	if (!dlist_is_empty(&answered))
+	if (!dlist_is_empty(&cleanup_calls.answered))
 	{
 		if (!finish_answered())
 			return TimestampTzPlusMilliseconds(now, REPORT_RETRY_MS);
-		look = true;
+		work_note(WORK_CLEANUPS);
 	}
-	if (!look && next_due > now)
+	if (!work_is_noted(WORK_CLEANUPS) && next_due > now)
 		return next_due;
 	/* Without a driver host nothing can be done; its coming wakes us. */
 	if (driver_client_instance() == NULL)
 		return driver_client_deadline();
+	(void) work_take(WORK_CLEANUPS);
 	while (start_due())
 		CHECK_FOR_INTERRUPTS();
-	look = !dlist_is_empty(&answered);
 	next_due = timer_at(find_next_due());
-	return look ? now : next_due;
+	if (!dlist_is_empty(&cleanup_calls.answered))
+		work_note(WORK_CLEANUPS);
+	return work_is_noted(WORK_CLEANUPS) ? now : next_due;
 }

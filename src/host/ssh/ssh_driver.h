@@ -1,0 +1,12 @@
+/*
+ * ssh_driver.h
+ *		The ssh driver.
+ */
+#ifndef ENVRT_HOST_SSH_DRIVER_H
+#define ENVRT_HOST_SSH_DRIVER_H
+
+#include "calls/driver.h"
+
+extern const Driver ssh_driver;
+
+#endif
