@@ -17,7 +17,7 @@
 #include "base/statement_log.h"
 #include "launcher/database_ddl.h"
 #include "launcher/launcher.h"
-#include "ledger/ledger_request.h"
+#include "ledger/requests.h"
 
 #include <sodium.h>
 

@@ -28,8 +28,8 @@
 
 #include "files/pack.h"
 #include "files/unpack.h"
-#include "files/known.h"
-#include "files/place.h"
+#include "files/already_there.h"
+#include "files/path_guard.h"
 #include "files/report.h"
 
 #define MEMORY ((rlim_t) 256 * 1024 * 1024)

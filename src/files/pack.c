@@ -32,8 +32,8 @@
 #include "files/pack.h"
 #include "files/unpack.h"
 #include "shared/files_protocol.h"
-#include "files/known.h"
-#include "files/place.h"
+#include "files/already_there.h"
+#include "files/path_guard.h"
 #include "files/report.h"
 #include "files/tar.h"
 

@@ -15,7 +15,7 @@ extern void files_pack(const char *path, const char *name, const char *seal);
 
 /*
  * Writes to stdout what is at path; from now on files_pack() reads such a list
- * from stdin first, and leaves out what is there already (known.c).
+ * from stdin first, and leaves out what is there already (already_there.c).
  */
 extern void files_list(const char *path);
 extern void files_know(void);

@@ -18,9 +18,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "sandbox/sandbox_files.h"
-#include "sandbox/sandbox_place.h"
-#include "sandbox/sandbox_root.h"
+#include "sandbox/sandbox_fixed_files.h"
+#include "sandbox/sandbox_directory.h"
+#include "sandbox/sandbox_file_system.h"
 #include "sandbox/sandbox_run.h"
 #include "shared/sandbox_spec.h"
 

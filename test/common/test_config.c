@@ -4,7 +4,7 @@
  */
 #include <stdlib.h>
 
-#include "shared/config.h"
+#include "shared/driver_config.h"
 #include "tap.h"
 
 #define BASE "\"host\":\"h\",\"username\":\"u\",\"remoteWorkspacePath\":\"/w\""

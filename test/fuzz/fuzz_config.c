@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "shared/config.h"
+#include "shared/driver_config.h"
 #include "shared/private_key.h"
 #include "shared/target.h"
 

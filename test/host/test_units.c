@@ -31,11 +31,11 @@
 #include "base/memory.h"
 #include "plugins/plugin_manifest.h"
 #include "sandbox/sandbox_cgroup.h"
-#include "sandbox/sandbox_folder.h"
+#include "sandbox/sandbox_lease_folder.h"
 #include "calls/secret_mask.h"
 #include "ssh/ssh_execute_script.h"
 #include "ssh/ssh_key.h"
-#include "ssh/ssh_script.h"
+#include "ssh/ssh_acquire_script.h"
 #include "tap.h"
 #include "base/worker_backoff.h"
 

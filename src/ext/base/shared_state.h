@@ -47,7 +47,7 @@ typedef struct SchedulerSlot
 	uint32 generation;       /* tells the slot's uses apart */
 	TimestampTz next_expiry; /* the scheduler's timer; DT_NOEND: none */
 	int64 left_behind; /* provider leases there were when it was asked to end; -1: not known */
-	/* What commits and rollbacks ask for; see ledger_hints.c. */
+	/* What commits and rollbacks ask for; see scheduler_wake.c. */
 	bool look_at_all;
 	bool look_at_idle;
 	bool look_at_requests;

@@ -2,7 +2,7 @@
  * canonical_config.c
  *		An environment's config in its canonical shape.
  *
- * shared/config.c checks a config and fills in its defaults, for the driver host
+ * shared/driver_config.c checks a config and fills in its defaults, for the driver host
  * as well; here its issues become errors, and what is stored keeps the numbers
  * that were given.
  */
@@ -11,7 +11,7 @@
 #include "base/json.h"
 #include "environments/builtin_providers.h"
 #include "environments/canonical_config.h"
-#include "shared/config.h"
+#include "shared/driver_config.h"
 #include "utils/builtins.h"
 
 static char *

@@ -11,7 +11,7 @@
 #include "postgres.h"
 
 #include "shared/target.h"
-#include "hostlink/driver_call.h"
+#include "hostlink/blocking_calls.h"
 #include "environments/drivers.h"
 #include "base/json.h"
 #include "secrets/secrets.h"

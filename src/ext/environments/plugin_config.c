@@ -22,14 +22,14 @@
  */
 #include "postgres.h"
 
-#include "secrets/config_secrets.h"
+#include "secrets/secret_references.h"
 #include "secrets/secrets.h"
-#include "hostlink/driver_call.h"
+#include "hostlink/blocking_calls.h"
 #include "environments/drivers.h"
 #include "base/json.h"
 #include "miscadmin.h"
 #include "environments/plugin_config.h"
-#include "environments/plugins.h"
+#include "environments/plugin_rows.h"
 #include "shared/protocol.h"
 #include "environments/provider_lease.h"
 #include "secrets/secret_fields.h"

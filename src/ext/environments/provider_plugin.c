@@ -16,12 +16,12 @@
  */
 #include "postgres.h"
 
-#include "hostlink/driver_call.h"
-#include "hostlink/driver_client.h"
+#include "hostlink/blocking_calls.h"
+#include "hostlink/async_calls.h"
 #include "environments/drivers.h"
 #include "base/json.h"
 #include "lib/ilist.h"
-#include "environments/plugins.h"
+#include "environments/plugin_rows.h"
 #include "environments/provider_plugin.h"
 #include "ledger/work_due.h"
 #include "base/settings.h"
@@ -73,7 +73,7 @@ forget(KnownPlugin *plugin)
 	pfree(plugin);
 }
 
-/* See driver_client.h. */
+/* See async_calls.h. */
 static void
 plugin_answered(void *data, const DriverAnswer *answer)
 {

@@ -9,12 +9,12 @@
  */
 #include "postgres.h"
 
-#include "secrets/config_secrets.h"
-#include "hostlink/driver_call.h"
+#include "secrets/secret_references.h"
+#include "hostlink/blocking_calls.h"
 #include "environments/drivers.h"
 #include "environments/provider_probe.h"
 #include "base/json.h"
-#include "environments/plugins.h"
+#include "environments/plugin_rows.h"
 #include "environments/provider_lease.h"
 #include "base/settings.h"
 #include "base/shared_state.h"

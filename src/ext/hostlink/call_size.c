@@ -4,7 +4,7 @@
  *
  * The driver host serves everybody, and what it is sent costs it time and
  * memory: bytes, and values even more.  So every request is measured before it
- * is sent, whoever sends it (driver_call.c, driver_client.c), and is refused
+ * is sent, whoever sends it (blocking_calls.c, async_calls.c), and is refused
  * with 54000 here, where it costs its own caller only.
  *
  * config and a provider's metadata have limits of their own, which together

@@ -36,7 +36,7 @@
 #include "base/compat.h"
 #include "executor/tuptable.h"
 #include "ledger/instance.h"
-#include "ledger/ledger_hints.h"
+#include "ledger/scheduler_wake.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "base/shared_state.h"

@@ -34,7 +34,7 @@
 #include "base/json.h"
 #include "leases/leases.h"
 #include "ledger/ledger.h"
-#include "ledger/ledger_hints.h"
+#include "ledger/scheduler_wake.h"
 #include "base/settings.h"
 #include "base/shared_state.h"
 #include "rights/tables.h"
@@ -348,7 +348,7 @@ envrt_acquire_lease(PG_FUNCTION_ARGS)
 
 /*
  * envrt_request_lease(as envrt_acquire_lease)
- *		Has the scheduler acquire the lease after the commit; see queued_leases.c.
+ *		Has the scheduler acquire the lease after the commit; see requested_leases.c.
  */
 Datum
 envrt_request_lease(PG_FUNCTION_ARGS)

@@ -9,9 +9,9 @@
 
 #include "access/transam.h"
 #include "datatype/timestamp.h"
-#include "ledger/ledger_hints.h"
+#include "ledger/scheduler_wake.h"
 #include "ledger/instance.h"
-#include "ledger/ledger_request.h"
+#include "ledger/requests.h"
 #include "ledger/transactions.h"
 #include "ledger/work_due.h"
 #include "rights/tables.h"

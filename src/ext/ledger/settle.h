@@ -8,7 +8,7 @@
 #include "postgres.h"
 
 #include "access/transam.h"
-#include "ledger/ledger_hints.h"
+#include "ledger/scheduler_wake.h"
 
 /* Whether a row's owner is a transaction that has not ended, or none of this server's. */
 extern bool settle_owner_undecided(FullTransactionId owner);

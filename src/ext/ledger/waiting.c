@@ -17,9 +17,9 @@
  *
  *	here						the function's timeout; a scheduler that is not there for long,
  *								or does no round for a minute (require_scheduler)
- *	ledger_request.c			a scheduler as above; what is held, returning or being ended has
+ *	requests.c			a scheduler as above; what is held, returning or being ended has
  *								envrt.reuse_wait_timeout or ledger_turn_ms
- *	driver_call.c				the call's time limit; for a driver host that starts START_WAIT_MS
+ *	blocking_calls.c				the call's time limit; for a driver host that starts START_WAIT_MS
  *	driver_provider.c			between two tries of a resume, for envrt.reuse_retry in all
  *	database_ddl.c				STOP_WAIT_MS for a scheduler to end; the statement then says itself
  *								who is in its way
@@ -37,7 +37,7 @@
 
 #include "base/arguments.h"
 #include "base/client.h"
-#include "ledger/ledger_request.h"
+#include "ledger/requests.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "base/shared_state.h"

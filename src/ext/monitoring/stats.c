@@ -10,7 +10,7 @@
 
 #include "base/arguments.h"
 #include "base/compat.h"
-#include "hostlink/driver_call.h"
+#include "hostlink/blocking_calls.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "base/json.h"

@@ -7,7 +7,7 @@
 
 #include "postgres.h"
 
-#include "running/commands.h"
+#include "running/command.h"
 #include "ledger/company_turns.h"
 #include "datatype/timestamp.h"
 #include "shared/json_library.h"

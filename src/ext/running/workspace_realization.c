@@ -15,9 +15,9 @@
 #include "postgres.h"
 
 #include "base/arguments.h"
-#include "hostlink/driver_call.h"
+#include "hostlink/blocking_calls.h"
 #include "base/json.h"
-#include "leases/lease_call.h"
+#include "leases/active_lease.h"
 #include "environments/provider_lease.h"
 #include "base/settings.h"
 #include "rights/tables.h"

@@ -8,7 +8,7 @@
  *	1.	Taken in a batch: attempts and fence go up and next_attempt_at goes
  *		past the call's time limit, in a transaction; so a row in flight is not
  *		due, and a successor of this scheduler can tell what was begun.
- *	2.	Called, by driver_client.c, with nothing open in the database: many
+ *	2.	Called, by async_calls.c, with nothing open in the database: many
  *		calls are in flight at once, limited per environment and provider, so
  *		that one that hangs holds up nobody but its like; and no company has
  *		more of them than its share (in_flight.c).  When more is due than a
@@ -28,8 +28,8 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "base/compat.h"
-#include "secrets/config_secrets.h"
-#include "hostlink/driver_client.h"
+#include "secrets/secret_references.h"
+#include "hostlink/async_calls.h"
 #include "base/fault_points.h"
 #include "base/json.h"
 #include "ledger/in_flight.h"
@@ -132,7 +132,7 @@ set_error(Cleanup *cleanup, const char *message, const char *detail)
 	cleanup->error[length] = '\0';
 }
 
-/* The answer, or that there is none; see driver_client.h. */
+/* The answer, or that there is none; see async_calls.h. */
 static void
 cleanup_answered(void *data, const DriverAnswer *answer)
 {

@@ -8,7 +8,7 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
-#include "ledger/ledger_hints.h"
+#include "ledger/scheduler_wake.h"
 #include "base/shared_state.h"
 
 extern void running_executions_hinted(const Hints *hints);

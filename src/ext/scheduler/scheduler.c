@@ -9,7 +9,7 @@
  * It keeps the ledger of provider leases (ledger.c), decides what becomes of
  * them when their transaction or lease has ended (settle.c), has them cleaned
  * up (cleanup.c), ends leases at their time (expiry.c), acquires those that
- * were requested for after a commit (queued_leases.c), and runs the commands that
+ * were requested for after a commit (requested_leases.c), and runs the commands that
  * were (running_executions.c).  Each part does what it
  * can without waiting and says when it wants to come again; then the scheduler
  * sleeps, on its latch and the socket to the driver host, until the earliest of
@@ -30,17 +30,17 @@
 #include "access/xact.h"
 #include "commands/extension.h"
 #include "base/compat.h"
-#include "hostlink/driver_client.h"
+#include "hostlink/async_calls.h"
 #include "ledger/failures.h"
 #include "base/fault_points.h"
 #include "ledger/ledger.h"
-#include "ledger/ledger_request.h"
+#include "ledger/requests.h"
 #include "secrets/master_key.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "scheduler/queued_leases.h"
+#include "scheduler/requested_leases.h"
 #include "scheduler/running_executions.h"
 #include "base/shared_state.h"
 #include "base/worker_signals.h"
@@ -262,7 +262,7 @@ do_what_is_due(void)
 		work_note(WORK_LEASE_REQUESTS);
 	next = Min(next, settle());
 	next = Min(next, expiry_tend(slot));
-	next = Min(next, queued_leases_tend());
+	next = Min(next, requested_leases_tend());
 	next = Min(next, running_executions_tend(slot));
 	next = Min(next, cleanup_tend());
 	if (master_key_at <= timer_now())

@@ -20,7 +20,7 @@
 #include "base/arguments.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "secrets/config_secrets.h"
+#include "secrets/secret_references.h"
 #include "base/json.h"
 #include "shared/jsonrpc.h"
 #include "secrets/master_key.h"

@@ -39,7 +39,7 @@
 #include "base/host_error.h"
 #include "plugins/lease_queue.h"
 #include "base/memory.h"
-#include "plugins/plugins.h"
+#include "plugins/plugin_registry.h"
 #include "shared/protocol.h"
 
 static LeaseOperation *first_operation;

@@ -18,7 +18,7 @@
 #include "base/memory.h"
 #include "plugins/plugin_call.h"
 #include "plugins/plugin_error.h"
-#include "plugins/plugins.h"
+#include "plugins/plugin_registry.h"
 #include "plugins/worker_request.h"
 #include "shared/protocol.h"
 #include "base/timer.h"

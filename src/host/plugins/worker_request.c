@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "calls/call_limits.h"
-#include "plugins/plugins.h"
+#include "plugins/plugin_registry.h"
 #include "plugins/worker_request.h"
 
 json_t *

@@ -2,7 +2,7 @@
  * sandbox_lease.c
  *		The leases of sandboxes: what is done to them, and what runs in them.
  *
- * A lease is a folder (sandbox_folder.c).  Here is what this process has to do with it: the
+ * A lease is a folder (sandbox_lease_folder.c).  Here is what this process has to do with it: the
  * operations that wait for their turn, one at a time in the order in which they came, and
  * the commands that run, any number.
  *
@@ -21,9 +21,9 @@
 #include "calls/lease_keys.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "sandbox/sandbox_folder.h"
+#include "sandbox/sandbox_lease_folder.h"
 #include "sandbox/sandbox_lease.h"
-#include "sandbox/sandbox_place.h"
+#include "sandbox/sandbox_directory.h"
 #include "base/timer.h"
 
 typedef struct Operation

@@ -22,8 +22,8 @@
 #include <sodium.h>
 
 #include "base/memory.h"
-#include "sandbox/sandbox_files.h"
-#include "sandbox/sandbox_folder.h"
+#include "sandbox/sandbox_fixed_files.h"
+#include "sandbox/sandbox_lease_folder.h"
 #include "sandbox/sandbox_program.h"
 
 #define FOLDER "init"

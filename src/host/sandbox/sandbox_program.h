@@ -5,7 +5,7 @@
 #ifndef ENVRT_HOST_SANDBOX_PROGRAM_H
 #define ENVRT_HOST_SANDBOX_PROGRAM_H
 
-#include "sandbox/sandbox_place.h"
+#include "sandbox/sandbox_directory.h"
 
 /* Blocking.  Its path, to be freed; NULL: it can't be there.  fd: of the place. */
 extern char *sandbox_program_path(const SandboxPlace *place, int fd);

@@ -38,7 +38,7 @@
 
 #include "base/log.h"
 #include "sandbox/sandbox_cgroup.h"
-#include "sandbox/sandbox_files.h"
+#include "sandbox/sandbox_fixed_files.h"
 #include "sandbox/sandbox_run.h"
 #include "base/timer.h"
 

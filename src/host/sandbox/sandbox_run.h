@@ -34,7 +34,7 @@ typedef struct SandboxRunEvents
 } SandboxRunEvents;
 
 /*
- * Starts it.  arguments: the file system (sandbox_root.h); spec: see
+ * Starts it.  arguments: the file system (sandbox_file_system.h); spec: see
  * sandbox_spec.h; input: stdin, which must stay until the end; drain_ms: how long, after
  * the command's end, other processes may hold its output open.  Nothing happens
  * from within.  NULL with *error set.

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "plugins/plugin_call.h"
-#include "sandbox/bubblewrap_driver.h"
+#include "sandbox/sandbox_driver.h"
 #include "server/driver_table.h"
 #include "shared/protocol.h"
 #include "ssh/ssh_driver.h"

@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "shared/config.h"
+#include "shared/driver_config.h"
 #include "shared/target.h"
 #include "ssh/known_hosts.h"
 #include "base/memory.h"

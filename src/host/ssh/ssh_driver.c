@@ -3,7 +3,7 @@
  *		The ssh driver: environmentAcquireLease and environmentProbe; for
  *		environmentExecute see ssh_execute.c, for transfers of files ssh_transfer.c.
  *
- * Both run the one remote command of ssh_script.c, which makes and enters the
+ * Both run the one remote command of ssh_acquire_script.c, which makes and enters the
  * workspace path and, for an acquire, looks for an API that answers there.  An ssh
  * lease is nothing on the remote side but that directory, so there is
  * nothing to release or to undo; cancelling ends the command.
@@ -24,7 +24,7 @@
 #include "ssh/ssh_destination.h"
 #include "ssh/ssh_execute.h"
 #include "ssh/ssh_execute_script.h"
-#include "ssh/ssh_script.h"
+#include "ssh/ssh_acquire_script.h"
 #include "ssh/ssh_transfer.h"
 
 #define MAX_OUTPUT (256 * 1024)

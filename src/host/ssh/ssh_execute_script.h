@@ -11,7 +11,7 @@
 
 #include "calls/execute_request.h"
 #include "base/memory.h"
-#include "ssh/ssh_script.h"
+#include "ssh/ssh_acquire_script.h"
 
 /* The command line for the login shell, the same for whatever is started; to be freed. */
 extern char *ssh_execute_command_line(const char *marker);
