@@ -44,11 +44,11 @@
 #define CLOCK_OF_FILES 100000000LL
 #define SECOND 1000000000LL
 
-typedef struct Moment
+typedef struct FileMoment
 {
 	long long seconds;
 	long nanoseconds;
-} Moment;
+} FileMoment;
 
 typedef struct Known
 {
@@ -56,7 +56,7 @@ typedef struct Known
 	char kind;
 	bool trusted;
 	long long size;
-	Moment modified;
+	FileMoment modified;
 	unsigned mode;
 	char path[];
 } Known;
@@ -66,8 +66,8 @@ typedef struct Record
 {
 	char kind;
 	long long size;
-	Moment modified;
-	Moment changed;
+	FileMoment modified;
+	FileMoment changed;
 	unsigned mode;
 	const char *path;
 } Record;
@@ -111,14 +111,14 @@ bucket_of(const char *path)
 
 /* "-1.25", with as many digits as there are. */
 static bool
-parse_moment(const char **text, Moment *moment)
+parse_moment(const char **text, FileMoment *moment)
 {
 	const char *digit = *text;
 	bool negative = *digit == '-';
 	long unit = SECOND / 10;
 	int count = 0;
 
-	*moment = (Moment){0};
+	*moment = (FileMoment){0};
 	for (digit += negative; *digit >= '0' && *digit <= '9' && count < 18; digit++, count++)
 		moment->seconds = moment->seconds * 10 + (*digit - '0');
 	if (*digit == '.')
@@ -159,15 +159,15 @@ parse(const char *text, Record *record)
 	return true;
 }
 
-static Moment
+static FileMoment
 moment_of(const struct timespec *time)
 {
-	return (Moment){.seconds = time->tv_sec, .nanoseconds = time->tv_nsec};
+	return (FileMoment){.seconds = time->tv_sec, .nanoseconds = time->tv_nsec};
 }
 
 /* Where one end has whole seconds only, more is not known. */
 static bool
-is_same_moment(const Moment *one, const Moment *other)
+is_same_moment(const FileMoment *one, const FileMoment *other)
 {
 	return one->seconds == other->seconds && (one->nanoseconds == other->nanoseconds ||
 	                                          one->nanoseconds == 0 || other->nanoseconds == 0);
@@ -175,7 +175,7 @@ is_same_moment(const Moment *one, const Moment *other)
 
 /* Of what the target has. */
 static bool
-can_be_trusted(const char *path, const Moment *modified, const Moment *changed)
+can_be_trusted(const char *path, const FileMoment *modified, const FileMoment *changed)
 {
 	long long seconds = changed->seconds - modified->seconds;
 	long long margin = modified->nanoseconds == 0 ? CLOCK_OF_SECONDS : CLOCK_OF_FILES;
@@ -328,10 +328,10 @@ known_reads_pax(void)
 
 /* Size, time and permissions, as far as they count for what kind of thing it is. */
 static bool
-is_equal(const char *path, char kind, long long size, const Moment *modified, unsigned mode,
+is_equal(const char *path, char kind, long long size, const FileMoment *modified, unsigned mode,
          const struct stat *info, mode_t mask)
 {
-	Moment own = moment_of(&info->st_mtim);
+	FileMoment own = moment_of(&info->st_mtim);
 
 	switch (info->st_mode & S_IFMT)
 	{
@@ -435,8 +435,8 @@ static bool
 has(const Record *record)
 {
 	struct stat info;
-	Moment own;
-	Moment changed;
+	FileMoment own;
+	FileMoment changed;
 
 	if (force || (record->kind != 'f' && record->kind != 'l') || git_refs_include(record->path) ||
 	    !look_at(record->path, &info) || S_ISDIR(info.st_mode) || place_is_protected(&info))

@@ -31,7 +31,7 @@ is(const char *name, size_t length, const char *expected)
 }
 
 static bool
-is_setting(const char *name, size_t length)
+git_settings_is_setting(const char *name, size_t length)
 {
 	static const char *const settings[] = {"config",       "config.worktree", "hooks",
 	                                       "rebase-merge", "commondir",       "gitdir"};
@@ -43,10 +43,10 @@ is_setting(const char *name, size_t length)
 }
 
 static GitPlace
-step(GitPlace place, const char *name, size_t length)
+git_settings_step(GitPlace place, const char *name, size_t length)
 {
 	if (place == GIT_SETTING ||
-	    ((place == GIT_DIRECTORY || place == GIT_MODULE) && is_setting(name, length)))
+	    ((place == GIT_DIRECTORY || place == GIT_MODULE) && git_settings_is_setting(name, length)))
 		return GIT_SETTING;
 	if (is(name, length, ".git") || place == GIT_WORKTREES)
 		return GIT_DIRECTORY;
@@ -69,7 +69,7 @@ git_place_of(const char *path)
 		size_t length = strcspn(name, "/");
 
 		if (!(length == 1 && name[0] == '.'))
-			place = step(place, name, length);
+			place = git_settings_step(place, name, length);
 		name += length;
 	}
 	return place;
@@ -81,7 +81,7 @@ git_is_setting(GitPlace place, char *const *names, int count, mode_t kind)
 	if (count == 0)
 		return place == GIT_SETTING;
 	for (int i = 0; i < count; i++)
-		place = step(place, names[i], strlen(names[i]));
+		place = git_settings_step(place, names[i], strlen(names[i]));
 	switch (place)
 	{
 		case GIT_SETTING:

@@ -285,7 +285,7 @@ close_keeping_errno(int fd)
 
 /* One step down; takes the directory.  -1: errno. */
 static int
-step(int directory, const char *name, bool make)
+path_guard_step(int directory, const char *name, bool make)
 {
 	int fd;
 
@@ -326,7 +326,7 @@ walk(const char *path, bool make, char **last)
 			fail_state("22023", "\"%s\" leads out of the workspace", path);
 		if (*last != NULL)
 		{
-			fd = step(fd, *last, make);
+			fd = path_guard_step(fd, *last, make);
 			if (fd < 0)
 				fail_step(errno, path);
 			free(*last);

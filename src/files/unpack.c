@@ -24,7 +24,8 @@
  *
  * What comes from a workspace is without what would have a git run its programs (git_settings.c),
  * by what the place is called on either side; it is writable for nobody but its owner, and
- * directories that were there keep their mode.  What the source's git has packed goes (git_branches.c).
+ * directories that were there keep their mode.  What the source's git has packed goes
+ *(git_branches.c).
  *
  * An archive whose first entry is "." is that of a directory; else it is one file, and its
  * name is the target's or, when that is a directory, that in it.
@@ -224,7 +225,7 @@ read_names(const char *path)
 
 /* kind: of the current entry, an S_IF. */
 static bool
-is_setting(mode_t kind)
+unpack_is_setting(mode_t kind)
 {
 	return from_workspace && (git_is_setting(source_place, names, name_count, kind) ||
 	                          git_is_setting(target_place, names, name_count, kind));
@@ -632,7 +633,7 @@ make_name(struct archive_entry *entry, const char *path)
 {
 	const char *target = archive_entry_hardlink(entry);
 	struct stat info;
-	bool may_be_link = !is_setting(S_IFLNK);
+	bool may_be_link = !unpack_is_setting(S_IFLNK);
 	char *name;
 	int found;
 
@@ -715,7 +716,8 @@ unpack_entry(struct archive_entry *entry)
 	/* Of any kind, and also when it is not taken: the source has it. */
 	if (archive_entry_hardlink(entry) != NULL || archive_entry_filetype(entry) != AE_IFDIR)
 		git_refs_note(names, name_count);
-	if (is_setting(archive_entry_hardlink(entry) != NULL ? S_IFREG : archive_entry_filetype(entry)))
+	if (unpack_is_setting(archive_entry_hardlink(entry) != NULL ? S_IFREG
+	                                                            : archive_entry_filetype(entry)))
 		;
 	else if (archive_entry_hardlink(entry) == NULL && archive_entry_filetype(entry) == AE_IFDIR)
 		make_directory(entry, path);
@@ -742,7 +744,7 @@ unpack_directory(struct archive_entry *entry, const char *target)
 
 	levels[0].fd = place_open_target(target, &made);
 	find_git_place(levels[0].fd);
-	if (is_setting(S_IFDIR))
+	if (unpack_is_setting(S_IFDIR))
 		fail_setting(target);
 	depth = 0;
 	levels[0].has_meta = made;

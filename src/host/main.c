@@ -242,7 +242,7 @@ terminated(uv_signal_t *handle, int number)
 }
 
 static void
-close_handle(uv_handle_t *handle, void *unused)
+main_close_handle(uv_handle_t *handle, void *unused)
 {
 	(void) unused;
 	if (!uv_is_closing(handle))
@@ -311,7 +311,7 @@ shut_down(void)
 	sandbox_place_clear();
 	sandbox_files_close();
 	sandbox_cgroups_close();
-	uv_walk(uv_default_loop(), close_handle, NULL);
+	uv_walk(uv_default_loop(), main_close_handle, NULL);
 	while (uv_run(uv_default_loop(), UV_RUN_NOWAIT) != 0 && now_ms() < end)
 		pause_briefly();
 	if (uv_loop_close(uv_default_loop()) < 0)

@@ -205,7 +205,7 @@ rpc_reader_feed(RpcReader *reader, const char *bytes, size_t length)
 }
 
 static bool
-is_blank(const char *bytes, size_t length)
+jsonrpc_is_blank(const char *bytes, size_t length)
 {
 	for (size_t i = 0; i < length; i++)
 	{
@@ -323,7 +323,7 @@ rpc_reader_next(RpcReader *reader, const char **line, size_t *length)
 		line_length--;
 		if (line_length > 0 && newline[-1] == '\r')
 			line_length--;
-		if (is_blank(reader->buffer + reader->start, line_length))
+		if (jsonrpc_is_blank(reader->buffer + reader->start, line_length))
 			continue;
 
 		*line = reader->buffer + reader->start;

@@ -56,7 +56,7 @@ static const char *const problem_hardware =
     "the private key is bound to a hardware token; use one that is not";
 
 static bool
-is_blank(char c)
+private_key_is_blank(char c)
 {
 	return c == ' ' || (c >= '\t' && c <= '\r');
 }
@@ -153,7 +153,7 @@ openssh_problem(const char *body, const char *end)
 
 	for (const char *p = body; p < end && digits < sizeof(base64); p++)
 	{
-		if (!is_blank(*p))
+		if (!private_key_is_blank(*p))
 			base64[digits++] = *p;
 	}
 	digits -= digits % 4;
@@ -257,13 +257,14 @@ is_one_line(const char *text, const char *begin, const char *body, const char *a
 {
 	const char *line = begin;
 
-	while (line > text && line[-1] != '\n' && line[-1] != '\r' && is_blank(line[-1]))
+	while (line > text && line[-1] != '\n' && line[-1] != '\r' && private_key_is_blank(line[-1]))
 		line--;
 	while (body < armour_end && (*body == ' ' || *body == '\t'))
 		body++;
 	return (line > text && line[-1] != '\n' && line[-1] != '\r') ||
 	       (body < armour_end && *body != '\n' && *body != '\r') ||
-	       (armour_end[-1] != '\n' && armour_end[-1] != '\r' && !is_blank(armour_end[-1]));
+	       (armour_end[-1] != '\n' && armour_end[-1] != '\r' &&
+	        !private_key_is_blank(armour_end[-1]));
 }
 
 const char *
@@ -273,7 +274,7 @@ private_key_problem(const char *text, size_t length)
 	const char *end = text + length;
 	const char *begin;
 
-	while (text < end && is_blank(*text))
+	while (text < end && private_key_is_blank(*text))
 		text++;
 	if (text == end)
 		return problem_empty;

@@ -22,7 +22,7 @@ key_is(const RpcScanner *scanner, const char *key)
 }
 
 static bool
-is_space(char c)
+rpc_identity_is_space(char c)
 {
 	return c == ' ' || c == '\t' || c == '\r' || c == '\n';
 }
@@ -37,7 +37,7 @@ end_member(RpcScanner *scanner)
 	if (!scanner->in_value)
 		return;
 	scanner->in_value = false;
-	while (length > 0 && is_space(scanner->value[length - 1]))
+	while (length > 0 && rpc_identity_is_space(scanner->value[length - 1]))
 		length--;
 	if (key_is(scanner, "method"))
 		scanner->has_method = true;
@@ -86,7 +86,7 @@ scan_byte(RpcScanner *scanner, char c)
 
 	if (!scanner->begun)
 	{
-		if (is_space(c))
+		if (rpc_identity_is_space(c))
 			return;
 		scanner->begun = true;
 		scanner->is_object = c == '{';
@@ -95,7 +95,7 @@ scan_byte(RpcScanner *scanner, char c)
 		return;
 	}
 	if (outermost && scanner->in_value && scanner->keeps && c != ',' && c != '}' &&
-	    !(scanner->value_length == 0 && is_space(c)))
+	    !(scanner->value_length == 0 && rpc_identity_is_space(c)))
 		keep(scanner->value, &scanner->value_length, sizeof scanner->value, c);
 	switch (c)
 	{

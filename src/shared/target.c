@@ -19,7 +19,7 @@
 #define MAX_HOST 253
 
 static bool
-is_space(char c)
+target_is_space(char c)
 {
 	return c == ' ' || (c >= '\t' && c <= '\r');
 }
@@ -80,9 +80,9 @@ api_origin(const char *url, char *origin, size_t size)
 	int port = 0;
 	int written;
 
-	while (url < end && is_space(*url))
+	while (url < end && target_is_space(*url))
 		url++;
-	while (end > url && is_space(end[-1]))
+	while (end > url && target_is_space(end[-1]))
 		end--;
 	for (const char *p = url; p < end; p++)
 	{

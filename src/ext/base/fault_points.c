@@ -39,7 +39,7 @@ static const char *const actions[] = {
 
 /* The armed point of that name, or NULL; the caller holds the lock. */
 static FaultPoint *
-find(const char *name)
+fault_points_find(const char *name)
 {
 	for (int i = 0; i < MAX_FAULT_POINTS; i++)
 		if (shared_state->fault_points[i].action != FAULT_NONE &&
@@ -96,7 +96,7 @@ fault_point_reached(const char *name)
 	uint32 arming = 0;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	point = find(name);
+	point = fault_points_find(name);
 	if (point != NULL)
 	{
 		action = point->action;
@@ -163,7 +163,7 @@ envrt_arm_fault_point(PG_FUNCTION_ARGS)
 		         errmsg("name must have 1 to %d characters", (int) sizeof(point->name) - 1)));
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	point = find(name);
+	point = fault_points_find(name);
 	for (int i = 0; point == NULL && i < MAX_FAULT_POINTS; i++)
 		if (shared_state->fault_points[i].action == FAULT_NONE)
 		{
@@ -197,7 +197,7 @@ envrt_disarm_fault_point(PG_FUNCTION_ARGS)
 
 	require_superuser();
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	point = find(name);
+	point = fault_points_find(name);
 	if (point != NULL)
 	{
 		point->action = FAULT_NONE;

@@ -70,7 +70,7 @@ report_cleaned_up(void)
 
 /* A request to the ledger about one row that must be there. */
 static void
-tell_ledger(LedgerVerb verb, const json_t *row)
+driver_provider_tell_ledger(LedgerVerb verb, const json_t *row)
 {
 	LedgerReply reply;
 
@@ -81,7 +81,7 @@ tell_ledger(LedgerVerb verb, const json_t *row)
 
 /* Whether an error says for sure that nothing was made. */
 static bool
-nothing_was_made(const json_t *error)
+driver_provider_nothing_was_made(const json_t *error)
 {
 	const char *outcome =
 	    json_string_value(json_object_get(json_object_get(error, "data"), "outcome"));
@@ -127,7 +127,7 @@ resume(AcquireRequest *request)
 			case RESUME_DONE:
 				return result;
 			case RESUME_GONE:
-				tell_ledger(LEDGER_GONE, provider_row_name(request));
+				driver_provider_tell_ledger(LEDGER_GONE, provider_row_name(request));
 				/* Not a NOTICE: to callers that read all that they are told, it is no news. */
 				ereport(LOG, (errmsg("the sandbox of environment \"%s\" is gone and is replaced",
 				                     request->environment->name),
@@ -138,7 +138,7 @@ resume(AcquireRequest *request)
 				other.key = uuid_generate();
 				stray = provider_stray_row(&other, result, &params);
 				if (stray != NULL)
-					tell_ledger(LEDGER_STRAY, stray);
+					driver_provider_tell_ledger(LEDGER_STRAY, stray);
 				provider_report_not_resumed(request->environment->name, reason, NULL);
 			case RESUME_FAILED:
 				until = TimestampTzPlusMilliseconds(begun, envrt_reuse_retry);
@@ -158,8 +158,8 @@ make(const AcquireRequest *request, json_t *params)
 
 	if (error != NULL)
 	{
-		if (nothing_was_made(error))
-			tell_ledger(LEDGER_NOTHING_MADE, provider_row_name(request));
+		if (driver_provider_nothing_was_made(error))
+			driver_provider_tell_ledger(LEDGER_NOTHING_MADE, provider_row_name(request));
 		driver_host_raise(error);
 	}
 	return result;
@@ -209,7 +209,7 @@ report_turning(const AcquireRequest *request, LedgerOutcome outcome)
  * be destroyed is not waited for any longer, unless it has the same name.
  */
 static void
-reserve(const AcquireRequest *request, const json_t *row, LedgerReply *reply)
+driver_provider_reserve(const AcquireRequest *request, const json_t *row, LedgerReply *reply)
 {
 	bool reuses = provider_policy_reuses(json_string_value(json_object_get(row, "lease_policy")));
 	LedgerVerb verb = reuses ? LEDGER_REUSE : LEDGER_CREATE;
@@ -253,7 +253,7 @@ provider_acquire(const AcquireRequest *request, AcquiredLease *lease)
 		hint_forbid_prepare();
 		hint_lease(request->lease_id);
 		FAULT_POINT("acquire-before-ledger");
-		reserve(&asked, row, &reply);
+		driver_provider_reserve(&asked, row, &reply);
 		FAULT_POINT("acquire-after-ledger");
 		resumed = reply.outcome == LEDGER_CLAIMED;
 		of = asked;

@@ -79,7 +79,7 @@ call_params(const Environment *environment)
 		                        "in its config.")));
 	params = json_guard(json_pack("{s:s, s:s, s:O, s:o}", "driverKey", "ssh", "companyId",
 	                              uuid_text(environment->company_id), "config", config, "limits",
-	                              call_limits()));
+	                              host_call_limits()));
 	if (environment->id != NULL)
 		json_object_set_new(params, "environmentId", json_string(uuid_text(environment->id)));
 	return params;

@@ -240,7 +240,8 @@ report_rejected(const PluginConfig *config, const char *subject, const json_t *r
 
 /* What the plugin makes of the config (guarded); NULL: it has no opinion. */
 static json_t *
-ask(const PluginConfig *config, const PluginDriver *plugin, const char *driver_key, json_t *filled)
+plugin_config_ask(const PluginConfig *config, const PluginDriverRow *plugin, const char *driver_key,
+                  json_t *filled)
 {
 	const char *driver_name =
 	    strcmp(config->driver, "plugin") == 0
@@ -304,7 +305,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 	json_t *given =
 	    of_plugin ? json_object_get(config->canonical, "driverConfig") : config->canonical;
 	Secrets secrets = {.config = config, .pairs = json_guard(json_array())};
-	PluginDriver plugin;
+	PluginDriverRow plugin;
 	char *problem;
 	int sqlstate;
 	json_t *schema;
@@ -332,7 +333,7 @@ plugin_config_validate(PluginConfig *config, bool required)
 	config->hidden = json_guard(json_copy(values));
 	secret_fields_visit(schema, filled, hide_raw, config);
 
-	normalized = ask(config, &plugin, driver_key, filled);
+	normalized = plugin_config_ask(config, &plugin, driver_key, filled);
 	if (normalized == NULL)
 		normalized = filled;
 	normalized = json_guard(json_deep_copy(normalized));

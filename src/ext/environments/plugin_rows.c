@@ -110,7 +110,7 @@ unusable_plugins(void)
 }
 
 static bool
-has_text(const json_t *array, const char *text)
+plugin_rows_has_text(const json_t *array, const char *text)
 {
 	size_t i;
 	json_t *entry;
@@ -140,7 +140,7 @@ plugins_restrict(json_t *params)
 	if (plugin_key == NULL && provider_is_builtin(driver_key))
 		return;
 	unusable = unusable_plugins();
-	if (plugin_key != NULL && has_text(unusable, plugin_key))
+	if (plugin_key != NULL && plugin_rows_has_text(unusable, plugin_key))
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 		                errmsg_internal("%s", not_ready(plugin_key, driver_key)),
 		                errhint("Its row in %s has another status than ready.",
@@ -158,7 +158,7 @@ installed_plugins(const char *method)
 }
 
 static const char *
-text_of(const json_t *object, const char *key)
+plugin_rows_text_of(const json_t *object, const char *key)
 {
 	return json_string_value(json_object_get(object, key));
 }
@@ -166,7 +166,7 @@ text_of(const json_t *object, const char *key)
 static bool
 is_invalid(const json_t *plugin)
 {
-	const char *state = text_of(plugin, "state");
+	const char *state = plugin_rows_text_of(plugin, "state");
 
 	return state != NULL && strcmp(state, "invalid") == 0;
 }
@@ -181,8 +181,8 @@ declared_driver(const json_t *plugin, const char *driver_key, bool provider_only
 
 	json_array_foreach(drivers, i, driver)
 	{
-		const char *key = text_of(driver, "driverKey");
-		const char *kind = text_of(driver, "kind");
+		const char *key = plugin_rows_text_of(driver, "driverKey");
+		const char *kind = plugin_rows_text_of(driver, "kind");
 
 		if (key != NULL && strcmp(key, driver_key) == 0 &&
 		    (!provider_only || (kind != NULL && strcmp(kind, "sandbox_provider") == 0)))
@@ -192,7 +192,7 @@ declared_driver(const json_t *plugin, const char *driver_key, bool provider_only
 }
 
 bool
-plugin_driver_find(const char *plugin_key, const char *driver_key, PluginDriver *found,
+plugin_driver_find(const char *plugin_key, const char *driver_key, PluginDriverRow *found,
                    char **problem, int *sqlstate)
 {
 	json_t *plugins = installed_plugins("envrt/plugins");
@@ -204,12 +204,12 @@ plugin_driver_find(const char *plugin_key, const char *driver_key, PluginDriver 
 	*sqlstate = ERRCODE_UNDEFINED_OBJECT;
 	json_array_foreach(plugins, i, plugin)
 	{
-		const char *key = text_of(plugin, "key");
+		const char *key = plugin_rows_text_of(plugin, "key");
 
 		if (key == NULL || is_invalid(plugin) ||
 		    (plugin_key != NULL && strcmp(plugin_key, key) != 0))
 			continue;
-		if (has_text(unusable, key))
+		if (plugin_rows_has_text(unusable, key))
 		{
 			*sqlstate = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
 			continue;
@@ -254,16 +254,17 @@ is_shadowed(const json_t *plugins, const json_t *plugin)
 		return false;
 	json_array_foreach(unconstify(json_t *, plugins), i, other)
 	{
-		const char *key = text_of(other, "key");
+		const char *key = plugin_rows_text_of(other, "key");
 
-		if (key != NULL && !is_invalid(other) && strcmp(key, text_of(plugin, "key")) == 0)
+		if (key != NULL && !is_invalid(other) &&
+		    strcmp(key, plugin_rows_text_of(plugin, "key")) == 0)
 			return true;
 	}
 	return false;
 }
 
 static void
-write_row(const json_t *plugin, TimestampTz now)
+plugin_rows_write_row(const json_t *plugin, TimestampTz now)
 {
 	static Statement upsert = {
 	    "INSERT INTO @plugins@ AS p (id, plugin_key, package_name, version, api_version, "
@@ -279,9 +280,9 @@ write_row(const json_t *plugin, TimestampTz now)
 	    {UUIDOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, JSONBOID, JSONBOID, TEXTOID, TEXTOID,
 	     TIMESTAMPTZOID},
 	};
-	const char *key = text_of(plugin, "key");
-	const char *package = text_of(json_object_get(plugin, "manifest"), "packageName");
-	const char *error = text_of(plugin, "lastError");
+	const char *key = plugin_rows_text_of(plugin, "key");
+	const char *package = plugin_rows_text_of(json_object_get(plugin, "manifest"), "packageName");
+	const char *error = plugin_rows_text_of(plugin, "lastError");
 	json_t *manifest = json_object_get(plugin, "manifest");
 	json_t *api_version = json_object_get(manifest, "apiVersion");
 	json_t *categories = json_object_get(manifest, "categories");
@@ -295,7 +296,7 @@ write_row(const json_t *plugin, TimestampTz now)
 	values[0] = UUIDPGetDatum(derived_id(key));
 	values[1] = text_column(key, "");
 	values[2] = text_column(package != NULL ? package : key, "");
-	values[3] = text_column(text_of(plugin, "version"), "");
+	values[3] = text_column(plugin_rows_text_of(plugin, "version"), "");
 	values[4] =
 	    Int32GetDatum(json_is_integer(api_version) ? (int32) json_integer_value(api_version) : 1);
 	values[5] = JsonbPGetDatum(jsonb_from_json(categories));
@@ -367,10 +368,10 @@ envrt_reload_plugins(PG_FUNCTION_ARGS)
 	json_array_foreach(plugins, i, plugin)
 	{
 		/* What has no key can't be referred to; the server log has it. */
-		if (text_of(plugin, "key") == NULL || is_shadowed(plugins, plugin))
+		if (plugin_rows_text_of(plugin, "key") == NULL || is_shadowed(plugins, plugin))
 			continue;
-		write_row(plugin, now);
-		keys[nkeys++] = text_column(text_of(plugin, "key"), "");
+		plugin_rows_write_row(plugin, now);
+		keys[nkeys++] = text_column(plugin_rows_text_of(plugin, "key"), "");
 	}
 	values[0] = PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
 	values[1] = TimestampTzGetDatum(now);

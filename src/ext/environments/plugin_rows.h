@@ -21,11 +21,11 @@ extern pg_uuid_t *plugin_id(const char *plugin_key);
 extern void plugins_restrict(json_t *params);
 
 /* What a plugin declares, as the driver host has read it. */
-typedef struct PluginDriver
+typedef struct PluginDriverRow
 {
 	const char *plugin_key; /* UTF-8 */
 	json_t *declaration;
-} PluginDriver;
+} PluginDriverRow;
 
 /*
  * plugin_driver_find
@@ -35,7 +35,7 @@ typedef struct PluginDriver
  * be used here.  False when there is none; *problem then is the message to
  * give, and *sqlstate its state.  Asks the driver host.
  */
-extern bool plugin_driver_find(const char *plugin_key, const char *driver_key, PluginDriver *found,
-                               char **problem, int *sqlstate);
+extern bool plugin_driver_find(const char *plugin_key, const char *driver_key,
+                               PluginDriverRow *found, char **problem, int *sqlstate);
 
 #endif

@@ -92,7 +92,7 @@ plugin_answered(void *data, const DriverAnswer *answer)
 
 /* What is known about it, if anything; what was known too long ago is forgotten. */
 static KnownPlugin *
-find(json_t *params)
+provider_plugin_find(json_t *params)
 {
 	TimestampTz now = timer_now();
 	KnownPlugin *found = NULL;
@@ -111,7 +111,7 @@ find(json_t *params)
 }
 
 static void
-ask(json_t *params)
+provider_plugin_ask(json_t *params)
 {
 	KnownPlugin *plugin;
 
@@ -134,9 +134,9 @@ provider_plugin_is_known(const char *driver_key)
 
 	if (params == NULL)
 		return true;
-	plugin = find(params);
+	plugin = provider_plugin_find(params);
 	if (plugin == NULL)
-		ask(params);
+		provider_plugin_ask(params);
 	return plugin != NULL && plugin->plugin != NULL;
 }
 
@@ -154,7 +154,7 @@ provider_plugin(const char *driver_key)
 		answer = driver_host_call("envrt/findPlugin", params, 2 * (int64) envrt_provider_timeout);
 		return json_string_value(json_object_get(answer, "pluginKey"));
 	}
-	plugin = find(params);
+	plugin = provider_plugin_find(params);
 	if (plugin == NULL || plugin->plugin == NULL)
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 		                errmsg("the driver host has not said yet who has this provider")));

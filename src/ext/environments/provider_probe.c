@@ -31,8 +31,8 @@ failed(ProbeResult *probe, json_t *details, char *summary)
 
 /* Asks, and fills in what is there to say; `subject` is what the texts are about. */
 static void
-ask(const Environment *environment, const char *driver_key, const char *plugin_key, json_t *config,
-    const char *subject, json_t *details, ProbeResult *probe)
+provider_probe_ask(const Environment *environment, const char *driver_key, const char *plugin_key,
+                   json_t *config, const char *subject, json_t *details, ProbeResult *probe)
 {
 	json_t *values;
 	json_t *filled = config_resolve_secrets(config, environment->company_id, &values);
@@ -77,7 +77,7 @@ provider_probe(const Environment *environment, ProbeResult *probe)
 	const char *key = json_string_value(json_object_get(config, "provider"));
 	const char *provider = text_from_utf8(key);
 	json_t *details = json_guard(json_object_new());
-	PluginDriver plugin = {0};
+	PluginDriverRow plugin = {0};
 	char *problem;
 	int sqlstate;
 
@@ -101,8 +101,8 @@ provider_probe(const Environment *environment, ProbeResult *probe)
 		}
 		json_object_set_new(details, "pluginKey", json_string(plugin.plugin_key));
 	}
-	ask(environment, key, plugin.plugin_key, config, psprintf("Sandbox provider \"%s\"", provider),
-	    details, probe);
+	provider_probe_ask(environment, key, plugin.plugin_key, config,
+	                   psprintf("Sandbox provider \"%s\"", provider), details, probe);
 }
 
 void
@@ -113,7 +113,7 @@ plugin_probe(const Environment *environment, ProbeResult *probe)
 	const char *driver_key = json_string_value(json_object_get(config, "driverKey"));
 	char *name = text_from_utf8(psprintf("%s:%s", plugin_key, driver_key));
 	json_t *details = json_guard(json_object_new());
-	PluginDriver plugin;
+	PluginDriverRow plugin;
 	char *problem;
 	int sqlstate;
 
@@ -126,6 +126,7 @@ plugin_probe(const Environment *environment, ProbeResult *probe)
 	else if (!plugin_driver_find(plugin_key, driver_key, &plugin, &problem, &sqlstate))
 		failed(probe, details, problem);
 	else
-		ask(environment, driver_key, plugin_key, json_object_get(config, "driverConfig"),
-		    psprintf("Plugin environment driver \"%s\"", name), details, probe);
+		provider_probe_ask(environment, driver_key, plugin_key,
+		                   json_object_get(config, "driverConfig"),
+		                   psprintf("Plugin environment driver \"%s\"", name), details, probe);
 }

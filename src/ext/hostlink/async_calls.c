@@ -67,7 +67,7 @@ static TimestampTz connect_at = 0;
 static bool delivered = false; /* in this tend */
 
 static void
-connection_close(void)
+async_calls_connection_close(void)
 {
 	static const DriverAnswer lost = {NULL, NULL};
 
@@ -160,7 +160,7 @@ answer_refused(void)
 }
 
 static void
-try_connect(void)
+async_calls_try_connect(void)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	bool running;
@@ -213,7 +213,7 @@ write_lines(void)
 			return;
 		if (n < 0)
 		{
-			connection_close();
+			async_calls_connection_close();
 			return;
 		}
 		line->sent += n;
@@ -228,7 +228,7 @@ write_lines(void)
 
 /* False when it is no answer to a call of ours. */
 static bool
-take_answer(const RpcMessage *message)
+async_calls_take_answer(const RpcMessage *message)
 {
 	dlist_iter iter;
 
@@ -264,7 +264,7 @@ take_lines(void)
 		bool ours;
 
 		rpc_parse(text, length, &message);
-		ours = take_answer(&message);
+		ours = async_calls_take_answer(&message);
 		rpc_message_clear(&message);
 		if (!ours)
 			return false;
@@ -286,7 +286,7 @@ read_lines(void)
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 			return;
 		if (n <= 0 || rpc_reader_feed(reader, buffer, n) == RPC_READ_TOO_LONG || !take_lines())
-			connection_close();
+			async_calls_connection_close();
 	}
 }
 
@@ -304,7 +304,7 @@ give_up_overdue(void)
 		shared_state->host_suspect = true;
 		LWLockRelease(shared_state->lock);
 		launcher_wake();
-		connection_close();
+		async_calls_connection_close();
 		return;
 	}
 }
@@ -315,7 +315,7 @@ driver_client_tend(void)
 	delivered = false;
 	answer_refused();
 	if (connection == PGINVALID_SOCKET)
-		try_connect();
+		async_calls_try_connect();
 	write_lines();
 	read_lines();
 	if (connection != PGINVALID_SOCKET)

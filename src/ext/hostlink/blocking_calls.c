@@ -52,7 +52,7 @@ static RpcReader *reader = NULL;
 static json_int_t last_id = 0;
 
 static void
-connection_close(void)
+blocking_calls_connection_close(void)
 {
 	if (connection != PGINVALID_SOCKET)
 	{
@@ -102,7 +102,7 @@ wait_for(int events, TimestampTz deadline)
 
 /* One try; the socket, or PGINVALID_SOCKET with errno. */
 static pgsocket
-try_connect(void)
+blocking_calls_try_connect(void)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd;
@@ -150,7 +150,7 @@ connection_open(void)
 
 			if (state == HOST_RUNNING)
 			{
-				connection = try_connect();
+				connection = blocking_calls_try_connect();
 				if (connection != PGINVALID_SOCKET)
 					break;
 				/* Just died, or its backlog is full: both pass. */
@@ -181,7 +181,7 @@ connection_open(void)
 	reader = rpc_reader_new(ENVRT_MAX_LINE);
 	if (reader == NULL)
 	{
-		connection_close();
+		blocking_calls_connection_close();
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	}
 }
@@ -277,7 +277,7 @@ driver_host_raise(const json_t *error)
 
 /* Read until the answer is there; *answer is guarded. */
 static CallOutcome
-await_answer(json_int_t id, TimestampTz deadline, json_t **answer)
+blocking_calls_await_answer(json_int_t id, TimestampTz deadline, json_t **answer)
 {
 	for (;;)
 	{
@@ -323,7 +323,7 @@ await_answer(json_int_t id, TimestampTz deadline, json_t **answer)
 }
 
 json_t *
-call_limits(void)
+host_call_limits(void)
 {
 	return json_pack("{s:i, s:i, s:i}", "connectMs", envrt_ssh_connect_timeout, "commandMs",
 	                 envrt_ssh_command_timeout, "apiProbeMs", envrt_api_probe_timeout);
@@ -346,17 +346,17 @@ exchange(const char *method, json_t *params, int64 timeout_ms, bool suspect, jso
 	{
 		outcome = send_request(request, deadline);
 		if (outcome == CALL_ANSWERED)
-			outcome = await_answer(id, deadline, answer);
+			outcome = blocking_calls_await_answer(id, deadline, answer);
 	}
 	PG_CATCH();
 	{
-		connection_close();
+		blocking_calls_connection_close();
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
 
 	if (outcome != CALL_ANSWERED)
-		connection_close();
+		blocking_calls_connection_close();
 	if (outcome == CALL_NO_ANSWER && suspect)
 	{
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
@@ -373,7 +373,7 @@ driver_host_connect(void)
 	forbid_in_scheduler();
 	if (connection_alive())
 		return;
-	connection_close();
+	blocking_calls_connection_close();
 	connection_open();
 }
 
@@ -430,17 +430,17 @@ driver_host_ask(const char *method, int64 timeout_ms)
 		return NULL;
 	if (!connection_alive())
 	{
-		connection_close();
+		blocking_calls_connection_close();
 		if (!AcquireExternalFD())
 			return NULL;
-		connection = try_connect();
+		connection = blocking_calls_try_connect();
 		if (connection != PGINVALID_SOCKET)
 			reader = rpc_reader_new(ENVRT_MAX_LINE);
 		else
 			ReleaseExternalFD();
 		if (reader == NULL)
 		{
-			connection_close();
+			blocking_calls_connection_close();
 			return NULL;
 		}
 	}

@@ -16,7 +16,7 @@
 	"folders that could not be read."
 
 /* The time limits of a call's phases, as {connectMs, commandMs, apiProbeMs}. */
-extern json_t *call_limits(void);
+extern json_t *host_call_limits(void);
 
 /*
  * driver_host_call

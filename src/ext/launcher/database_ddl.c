@@ -146,7 +146,7 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 }
 
 static void
-transaction_end(XactEvent event, void *arg)
+database_ddl_transaction_end(XactEvent event, void *arg)
 {
 	bool committed = event == XACT_EVENT_COMMIT;
 	bool wake = false;
@@ -305,5 +305,5 @@ database_ddl_install_hooks(void)
 	object_access_hook = object_access;
 	previous_utility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
-	RegisterXactCallback(transaction_end, NULL);
+	RegisterXactCallback(database_ddl_transaction_end, NULL);
 }

@@ -87,7 +87,7 @@ static struct
 
 /* host_state in shared memory, and whoever waits for it. */
 static void
-publish(HostState state, const char *last_exit)
+host_process_publish(HostState state, const char *last_exit)
 {
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	if (state == HOST_STOPPED && shared_state->host_state != HOST_STOPPED)
@@ -109,7 +109,7 @@ publish(HostState state, const char *last_exit)
 }
 
 static void
-make_directory(const char *path)
+host_process_make_directory(const char *path)
 {
 	if (mkdir(path, S_IRWXU) != 0 && errno != EEXIST)
 		ereport(ERROR,
@@ -260,15 +260,15 @@ socket_is_gone(void)
 }
 
 static void
-start(void)
+host_process_start(void)
 {
 	char program[MAXPGPATH];
 	int control[2];
 	int log[2];
 	pid_t pid;
 
-	make_directory(ENVRT_DIRECTORY);
-	make_directory(ENVRT_RUN_DIRECTORY);
+	host_process_make_directory(ENVRT_DIRECTORY);
+	host_process_make_directory(ENVRT_RUN_DIRECTORY);
 	snprintf(program, sizeof(program), "%s/%s", pkglib_path, ENVRT_HOST_PROGRAM);
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, control) != 0)
 		ereport(ERROR, (errcode_for_socket_access(),
@@ -307,7 +307,7 @@ start(void)
 	host.ready_deadline = TimestampTzPlusMilliseconds(host.started, READY_TIMEOUT_MS);
 	host.ping_deadline = DT_NOEND;
 	host.changed = true;
-	publish(HOST_STARTING, NULL);
+	host_process_publish(HOST_STARTING, NULL);
 	host_process_configure();
 }
 
@@ -477,7 +477,7 @@ bury(const char *reason)
 	if (host.failures > 1)
 		host.start_at = TimestampTzPlusMilliseconds(
 		    host.start_at, Min(100 << Min(host.failures, 16), MAX_DELAY_MS));
-	publish(HOST_STOPPED, why);
+	host_process_publish(HOST_STOPPED, why);
 	if (!ended)
 		ereport(LOG, (errmsg("envrt driver host (PID %d) was killed and has not ended within %d ms",
 		                     (int) pid, KILL_MS),
@@ -526,7 +526,7 @@ read_control(void)
 			if (!host.ready)
 			{
 				host.ready = true;
-				publish(HOST_RUNNING, NULL);
+				host_process_publish(HOST_RUNNING, NULL);
 				ereport(LOG, (errmsg("envrt driver host is running as PID %d", (int) host.pid)));
 			}
 		}
@@ -619,7 +619,7 @@ host_process_tend(void)
 	bool suspect;
 
 	if (host.pid == 0 && now >= host.start_at && !is_unending(now))
-		start();
+		host_process_start();
 	if (host.pid == 0)
 		return host.start_at;
 

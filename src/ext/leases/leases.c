@@ -128,7 +128,7 @@ expiry(TimestampTz now, const Interval *expires_in)
 
 /* Whether another active lease of the company holds what this one is to hold. */
 static bool
-is_held(const pg_uuid_t *company_id, const AcquiredLease *lease)
+leases_is_held(const pg_uuid_t *company_id, const AcquiredLease *lease)
 {
 	static Statement find = {
 	    "SELECT 1 FROM @environment_leases@ WHERE provider OPERATOR(pg_catalog.=) $1"
@@ -224,7 +224,7 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 	if (statement_write(TABLE_ENVIRONMENT_LEASES, reusable ? &insert_holder : &insert, values,
 	                    nulls) == 0)
 	{
-		if (!reusable || !is_held(request->environment->company_id, lease))
+		if (!reusable || !leases_is_held(request->environment->company_id, lease))
 			ereport_without_effect("the lease", shared_table(TABLE_ENVIRONMENT_LEASES));
 		ereport(
 		    ERROR,

@@ -198,7 +198,7 @@ envrt_on_heartbeat_run(PG_FUNCTION_ARGS)
 
 /* Runs a utility statement with the caller's own rights. */
 static void
-execute(const char *statement)
+run_trigger_execute(const char *statement)
 {
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
@@ -298,7 +298,7 @@ envrt_attach_runs(PG_FUNCTION_ARGS)
 	require_table_of_its_own(relid);
 	require_column(relid, "id", UUIDOID);
 	require_status(relid);
-	execute(psprintf(
+	run_trigger_execute(psprintf(
 	    "CREATE OR REPLACE TRIGGER " OVER_TRIGGER " AFTER UPDATE ON %s FOR EACH ROW"
 	    " WHEN (NEW.status::pg_catalog.text OPERATOR(pg_catalog.=)"
 	    " ANY (ARRAY['succeeded', 'failed', 'cancelled', 'timed_out']::pg_catalog.text[])"
@@ -306,21 +306,21 @@ envrt_attach_runs(PG_FUNCTION_ARGS)
 	    " OR OLD.status::pg_catalog.text OPERATOR(pg_catalog.<>) NEW.status::pg_catalog.text))"
 	    " EXECUTE FUNCTION %s()",
 	    table, function));
-	execute(psprintf("CREATE OR REPLACE TRIGGER \"" DELETED_TRIGGER
-	                 "\" BEFORE DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s()",
-	                 table, function));
-	execute(psprintf("CREATE OR REPLACE TRIGGER " TRUNCATED_TRIGGER
-	                 " BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION %s()",
-	                 table, function));
-	execute(psprintf("COMMENT ON TRIGGER " TRUNCATED_TRIGGER
-	                 " ON %s IS 'envrt: a run that is deleted holds no lease'",
-	                 table));
-	execute(psprintf("COMMENT ON TRIGGER " OVER_TRIGGER
-	                 " ON %s IS 'envrt: a run that is over holds no lease'",
-	                 table));
-	execute(psprintf("COMMENT ON TRIGGER \"" DELETED_TRIGGER
-	                 "\" ON %s IS 'envrt: a run that is deleted holds no lease'",
-	                 table));
+	run_trigger_execute(psprintf("CREATE OR REPLACE TRIGGER \"" DELETED_TRIGGER
+	                             "\" BEFORE DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s()",
+	                             table, function));
+	run_trigger_execute(psprintf("CREATE OR REPLACE TRIGGER " TRUNCATED_TRIGGER
+	                             " BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION %s()",
+	                             table, function));
+	run_trigger_execute(psprintf("COMMENT ON TRIGGER " TRUNCATED_TRIGGER
+	                             " ON %s IS 'envrt: a run that is deleted holds no lease'",
+	                             table));
+	run_trigger_execute(psprintf("COMMENT ON TRIGGER " OVER_TRIGGER
+	                             " ON %s IS 'envrt: a run that is over holds no lease'",
+	                             table));
+	run_trigger_execute(psprintf("COMMENT ON TRIGGER \"" DELETED_TRIGGER
+	                             "\" ON %s IS 'envrt: a run that is deleted holds no lease'",
+	                             table));
 	PG_RETURN_VOID();
 }
 
@@ -334,8 +334,8 @@ envrt_detach_runs(PG_FUNCTION_ARGS)
 
 	require_argument(0, "runs");
 	table = table_name(PG_GETARG_OID(0));
-	execute(psprintf("DROP TRIGGER IF EXISTS " OVER_TRIGGER " ON %s", table));
-	execute(psprintf("DROP TRIGGER IF EXISTS " TRUNCATED_TRIGGER " ON %s", table));
-	execute(psprintf("DROP TRIGGER IF EXISTS \"" DELETED_TRIGGER "\" ON %s", table));
+	run_trigger_execute(psprintf("DROP TRIGGER IF EXISTS " OVER_TRIGGER " ON %s", table));
+	run_trigger_execute(psprintf("DROP TRIGGER IF EXISTS " TRUNCATED_TRIGGER " ON %s", table));
+	run_trigger_execute(psprintf("DROP TRIGGER IF EXISTS \"" DELETED_TRIGGER "\" ON %s", table));
 	PG_RETURN_VOID();
 }

@@ -37,7 +37,7 @@ find_turn(const CompanyTurns *turns, const pg_uuid_t *company_id)
 
 /* Adds those that are not in the list yet; how many there are. */
 static int
-list_companies(CompanyTurns *turns)
+company_turns_list_companies(CompanyTurns *turns)
 {
 	Datum values[1] = {UUIDPGetDatum(&turns->from)};
 	int found = statement_execute(turns->find, values, NULL);
@@ -67,17 +67,17 @@ company_turns_begin(CompanyTurns *turns)
 	turns->from =
 	    turns->count == COMPANY_TURNS_LIMIT ? turns->turns[turns->count - 1].company_id : first;
 	turns->count = 0;
-	if (list_companies(turns) == 0 && memcmp(&turns->from, &first, UUID_LEN) != 0)
+	if (company_turns_list_companies(turns) == 0 && memcmp(&turns->from, &first, UUID_LEN) != 0)
 	{
 		turns->from = first;
-		(void) list_companies(turns);
+		(void) company_turns_list_companies(turns);
 	}
 }
 
 void
 company_turns_join(CompanyTurns *turns)
 {
-	(void) list_companies(turns);
+	(void) company_turns_list_companies(turns);
 }
 
 void

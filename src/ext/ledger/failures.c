@@ -57,13 +57,13 @@ typedef struct Key
 	pg_uuid_t id; /* all zero: the activity as a whole */
 } Key;
 
-typedef struct Entry
+typedef struct FailureEntry
 {
 	Key key;
 	int attempts;
 	TimestampTz retry_at;
 	int shown; /* its place in shared memory, or -1 */
-} Entry;
+} FailureEntry;
 
 static Activity activities[MAX_ACTIVITIES];
 static int nactivities = 0;
@@ -84,41 +84,41 @@ find_activity(const char *name)
 }
 
 static void
-make_key(Key *key, const char *activity, const pg_uuid_t *id)
+failures_make_key(Key *key, const char *activity, const pg_uuid_t *id)
 {
 	memset(key, 0, sizeof(Key));
 	key->activity = find_activity(activity);
 	key->id = id != NULL ? *id : no_id;
 }
 
-static Entry *
+static FailureEntry *
 find_entry(const char *activity, const pg_uuid_t *id)
 {
 	Key key;
 
 	if (entries == NULL)
 		return NULL;
-	make_key(&key, activity, id);
+	failures_make_key(&key, activity, id);
 	return hash_search(entries, &key, HASH_FIND, NULL);
 }
 
 /* NULL when there is no room for another one. */
-static Entry *
+static FailureEntry *
 make_entry(const char *activity, const pg_uuid_t *id)
 {
 	Key key;
 	bool found;
-	Entry *entry;
+	FailureEntry *entry;
 
 	if (entries == NULL)
 	{
 		HASHCTL control = {
-		    .keysize = sizeof(Key), .entrysize = sizeof(Entry), .hcxt = TopMemoryContext};
+		    .keysize = sizeof(Key), .entrysize = sizeof(FailureEntry), .hcxt = TopMemoryContext};
 
 		entries =
 		    hash_create("envrt failures", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
-	make_key(&key, activity, id);
+	failures_make_key(&key, activity, id);
 	entry = hash_search(entries, &key, HASH_FIND, NULL);
 	if (entry != NULL || hash_get_num_entries(entries) >= MAX_ENTRIES)
 		return entry;
@@ -132,7 +132,7 @@ make_entry(const char *activity, const pg_uuid_t *id)
 
 /* Copies the entry to shared memory. */
 static void
-show(Entry *entry, int sqlstate, const char *message)
+show(FailureEntry *entry, int sqlstate, const char *message)
 {
 	SchedulerSlot *slot;
 	TimestampTz now = GetCurrentTimestamp();
@@ -168,7 +168,7 @@ show(Entry *entry, int sqlstate, const char *message)
 }
 
 static void
-drop_entry(Entry *entry)
+drop_entry(FailureEntry *entry)
 {
 	Activity *activity = entry->key.activity;
 	SchedulerSlot *slot;
@@ -203,7 +203,7 @@ static void
 drop_old(TimestampTz now)
 {
 	HASH_SEQ_STATUS scan;
-	Entry *entry;
+	FailureEntry *entry;
 
 	hash_seq_init(&scan, entries);
 	while ((entry = hash_seq_search(&scan)) != NULL)
@@ -222,11 +222,11 @@ error_is_passing(const ErrorData *error)
 
 /* Counts a failure; *news: it is to be logged. */
 static TimestampTz
-note(const char *activity, const pg_uuid_t *id, const ErrorData *error, bool *news)
+failures_note(const char *activity, const pg_uuid_t *id, const ErrorData *error, bool *news)
 {
 	TimestampTz now = timer_now();
 	bool passing = error_is_passing(error);
-	Entry *entry;
+	FailureEntry *entry;
 	int64 delay;
 	char message[sizeof(((ShownFailure *) NULL)->message)];
 
@@ -278,7 +278,7 @@ failure_caught(const char *activity, const pg_uuid_t *id)
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
-	retry_at = note(activity, id, error, &news);
+	retry_at = failures_note(activity, id, error, &news);
 	if (news)
 	{
 		add_context(activity, id);
@@ -296,7 +296,7 @@ TimestampTz
 failure_noted(const char *activity, const pg_uuid_t *id, const ErrorData *error)
 {
 	bool news;
-	TimestampTz retry_at = note(activity, id, error, &news);
+	TimestampTz retry_at = failures_note(activity, id, error, &news);
 
 	if (news)
 		ereport(WARNING,
@@ -332,7 +332,7 @@ ereport_without_effect(const char *what, const char *table)
 void
 failure_put_off(const char *activity, const pg_uuid_t *id, int64 ms)
 {
-	Entry *entry = find_entry(activity, id);
+	FailureEntry *entry = find_entry(activity, id);
 
 	if (entry != NULL)
 		entry->retry_at = TimestampTzPlusMilliseconds(timer_now(), ms);
@@ -341,7 +341,7 @@ failure_put_off(const char *activity, const pg_uuid_t *id, int64 ms)
 void
 failure_over(const char *activity, const pg_uuid_t *id)
 {
-	Entry *entry = find_entry(activity, id);
+	FailureEntry *entry = find_entry(activity, id);
 
 	if (entry != NULL)
 		drop_entry(entry);
@@ -350,7 +350,7 @@ failure_over(const char *activity, const pg_uuid_t *id)
 bool
 failure_holds(const char *activity, const pg_uuid_t *id, TimestampTz *retry_at)
 {
-	Entry *entry = find_entry(activity, id);
+	FailureEntry *entry = find_entry(activity, id);
 
 	if (entries == NULL)
 		return false;
@@ -359,10 +359,10 @@ failure_holds(const char *activity, const pg_uuid_t *id, TimestampTz *retry_at)
 }
 
 /* The next entry of a row of the activity; NULL at the end. */
-static Entry *
+static FailureEntry *
 next_entry(HASH_SEQ_STATUS *scan, const Activity *activity)
 {
-	Entry *entry;
+	FailureEntry *entry;
 
 	while ((entry = hash_seq_search(scan)) != NULL)
 		if (entry->key.activity == activity &&
@@ -378,7 +378,7 @@ failures_array(const char *activity)
 	Datum *ids = palloc(sizeof(Datum) * (of->nentries + 1));
 	int count = 0;
 	HASH_SEQ_STATUS scan;
-	Entry *entry;
+	FailureEntry *entry;
 
 	if (of->nentries > 0)
 		hash_seq_init(&scan, entries);
@@ -394,7 +394,7 @@ failures_due(const char *activity, pg_uuid_t *ids, int most)
 	TimestampTz now = timer_now();
 	int count = 0;
 	HASH_SEQ_STATUS scan;
-	Entry *entry;
+	FailureEntry *entry;
 
 	if (of->nentries > 0)
 		hash_seq_init(&scan, entries);
@@ -410,7 +410,7 @@ failures_next(const char *activity)
 	Activity *of = find_activity(activity);
 	TimestampTz next = DT_NOEND;
 	HASH_SEQ_STATUS scan;
-	Entry *entry;
+	FailureEntry *entry;
 
 	if (of->nentries > 0)
 		hash_seq_init(&scan, entries);

@@ -31,23 +31,23 @@ CallSet acquire_calls = {
 };
 
 void
-call_begin(CallSet *set, CallInFlight *call)
+in_flight_begin(CallSet *set, CallInFlight *call)
 {
 	dlist_push_tail(&set->in_flight, &call->node);
 	set->nin_flight++;
 }
 
 void
-call_withdraw(CallSet *set, CallInFlight *call)
+in_flight_withdraw(CallSet *set, CallInFlight *call)
 {
 	dlist_delete(&call->node);
 	set->nin_flight--;
 }
 
 void
-call_answered(CallSet *set, CallInFlight *call)
+in_flight_answered(CallSet *set, CallInFlight *call)
 {
-	call_withdraw(set, call);
+	in_flight_withdraw(set, call);
 	dlist_push_tail(&set->answered, &call->node);
 }
 
@@ -67,7 +67,7 @@ is_in_list(const dlist_head *list, const pg_uuid_t *lease_id)
 }
 
 bool
-call_is_under_way(const CallSet *set, const pg_uuid_t *lease_id)
+in_flight_has(const CallSet *set, const pg_uuid_t *lease_id)
 {
 	return is_in_list(&set->in_flight, lease_id) || is_in_list(&set->answered, lease_id) ||
 	       is_in_list(&set->later, lease_id);
@@ -99,7 +99,7 @@ add_load(CallLoad *load, const CallInFlight *other, const CallInFlight *call)
 }
 
 bool
-call_is_allowed(const CallSet *set, const CallInFlight *call, const List *chosen)
+in_flight_allows(const CallSet *set, const CallInFlight *call, const List *chosen)
 {
 	CallLoad load = {0};
 	dlist_iter iter;
@@ -119,7 +119,7 @@ call_is_allowed(const CallSet *set, const CallInFlight *call, const List *chosen
 }
 
 bool
-call_company_is_allowed(const CallSet *set, int own)
+in_flight_allows_company(const CallSet *set, int own)
 {
 	return fair_share_allows(own, set->nin_flight, MAX_IN_FLIGHT);
 }

@@ -32,20 +32,20 @@ typedef struct CallSet
 extern CallSet cleanup_calls;
 extern CallSet acquire_calls; /* of requested leases */
 
-extern void call_begin(CallSet *set, CallInFlight *call);
-extern void call_answered(CallSet *set, CallInFlight *call);
+extern void in_flight_begin(CallSet *set, CallInFlight *call);
+extern void in_flight_answered(CallSet *set, CallInFlight *call);
 /* A call that has begun belongs to no list any more. */
-extern void call_withdraw(CallSet *set, CallInFlight *call);
+extern void in_flight_withdraw(CallSet *set, CallInFlight *call);
 
 /* Whether any list of the set has a call about this lease. */
-extern bool call_is_under_way(const CallSet *set, const pg_uuid_t *lease_id);
+extern bool in_flight_has(const CallSet *set, const pg_uuid_t *lease_id);
 
 /*
  * Whether the limits let `call` be made beside those in flight and the chosen ones (CallInFlight),
  * itself not counted.
  */
-extern bool call_is_allowed(const CallSet *set, const CallInFlight *call, const List *chosen);
+extern bool in_flight_allows(const CallSet *set, const CallInFlight *call, const List *chosen);
 /* Whether they let its company make one to any provider. */
-extern bool call_company_is_allowed(const CallSet *set, int own);
+extern bool in_flight_allows_company(const CallSet *set, int own);
 
 #endif

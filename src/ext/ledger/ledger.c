@@ -247,7 +247,7 @@ read_reusable(LedgerRequest *request)
  * been settled yet (settle.c) does not count: it is about to be.
  */
 static bool
-is_held(const ReusableRow *row)
+ledger_is_held(const ReusableRow *row)
 {
 	static Statement find = {
 	    "SELECT 1 FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1"
@@ -262,7 +262,7 @@ is_held(const ReusableRow *row)
 		return false;
 	if (U64FromFullTransactionId(row->owner) != 0 && settle_owner_undecided(row->owner))
 		return true;
-	if (call_is_under_way(&acquire_calls, &row->holder_id))
+	if (in_flight_has(&acquire_calls, &row->holder_id))
 		return true;
 	return statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &count) && count > 0;
 }
@@ -318,7 +318,7 @@ reuse_row(LedgerRequest *request)
 			ending = ending || wait_for_end;
 		else if (strcmp(row->state, "idle") != 0)
 		{
-			if (is_held(row))
+			if (ledger_is_held(row))
 			{
 				reply->outcome = LEDGER_BUSY;
 				reply->lease_id = row->holder_id;

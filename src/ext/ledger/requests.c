@@ -282,7 +282,7 @@ ledger_turn_ms(void)
 
 /* Wait for the answer, or until the time for waiting for something held is over. */
 static void
-await_answer(RequestSlot *slot, int64 wait_ms)
+requests_await_answer(RequestSlot *slot, int64 wait_ms)
 {
 	TimestampTz now = timer_now();
 	TimestampTz busy_until = TimestampTzPlusMilliseconds(now, wait_ms);
@@ -345,7 +345,7 @@ ledger_ask(LedgerVerb verb, Jsonb *content, int64 wait_ms, LedgerReply *reply)
 	slot = submit(verb, dsm_segment_handle(segment), wait_ms > 0);
 	PG_ENSURE_ERROR_CLEANUP(withdraw_at_exit, PointerGetDatum(slot));
 	{
-		await_answer(slot, wait_ms);
+		requests_await_answer(slot, wait_ms);
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(withdraw_at_exit, PointerGetDatum(slot));
 	withdraw(slot, reply);

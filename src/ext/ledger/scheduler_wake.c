@@ -84,7 +84,7 @@ hand_over(void)
 }
 
 static void
-transaction_end(XactEvent event, void *arg)
+scheduler_wake_transaction_end(XactEvent event, void *arg)
 {
 	switch (event)
 	{
@@ -129,7 +129,7 @@ begin(void)
 		return false;
 	if (!registered)
 	{
-		RegisterXactCallback(transaction_end, NULL);
+		RegisterXactCallback(scheduler_wake_transaction_end, NULL);
 		RegisterSubXactCallback(subtransaction_end, NULL);
 		registered = true;
 	}

@@ -71,7 +71,7 @@ typedef enum Decision
 } Decision;
 
 static ArrayType *
-uuid_array(Datum *ids, int count)
+settle_uuid_array(Datum *ids, int count)
 {
 	return construct_array(ids, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
 }
@@ -96,7 +96,7 @@ settle_owner_undecided(FullTransactionId owner)
  * of the given, some have no such row.
  */
 static int
-read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
+settle_read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
 {
 #define READ_ROWS                                                                                  \
 	"SELECT lease_id, holder_id, state OPERATOR(pg_catalog.=) 'creating', resumed, doomed,"        \
@@ -121,7 +121,7 @@ read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
 	{
 		for (int i = 0; i < hints->nleases; i++)
 			ids[i] = UUIDPGetDatum(&hints->leases[i]);
-		values[4] = PointerGetDatum(uuid_array(ids, hints->nleases));
+		values[4] = PointerGetDatum(settle_uuid_array(ids, hints->nleases));
 	}
 	else
 		values[4] = UUIDPGetDatum(last);
@@ -140,7 +140,7 @@ read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
 		row->lease_id = *last;
 		row->holder_id = *result_uuid(i, 2);
 		/* Ours to decide, and not yet. */
-		if (call_is_under_way(&acquire_calls, &row->holder_id))
+		if (in_flight_has(&acquire_calls, &row->holder_id))
 			continue;
 		row->creating = DatumGetBool(result_datum(i, 3, &isnull));
 		row->resumed = DatumGetBool(result_datum(i, 4, &isnull));
@@ -169,7 +169,7 @@ read_leases(Row *rows, int count)
 
 	for (int i = 0; i < count; i++)
 		ids[i] = UUIDPGetDatum(&rows[i].holder_id);
-	values[0] = PointerGetDatum(uuid_array(ids, count));
+	values[0] = PointerGetDatum(settle_uuid_array(ids, count));
 	if (!statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found))
 		return false;
 	for (int i = 0; i < found; i++)
@@ -240,7 +240,7 @@ write_decisions(const Row *rows, int count)
 				ids[nids++] = UUIDPGetDatum(&rows[i].lease_id);
 		if (nids == 0)
 			continue;
-		values[0] = PointerGetDatum(uuid_array(ids, nids));
+		values[0] = PointerGetDatum(settle_uuid_array(ids, nids));
 		if (decision == DECISION_HELD)
 			statement_execute(&hold, values, NULL);
 		else
@@ -268,7 +268,7 @@ settle_batch(const Hints *hints, pg_uuid_t *last, bool *more)
 
 	ledger_begin(&call);
 	rows = palloc(sizeof(Row) * BATCH);
-	count = read_rows(hints, last, rows, more);
+	count = settle_read_rows(hints, last, rows, more);
 	if (count > 0)
 	{
 		FAULT_POINT("settle-before-look");
@@ -348,7 +348,7 @@ compare_with_now(IdleEnvironment *idle, int count)
 
 	for (int i = 0; i < count; i++)
 		ids[i] = UUIDPGetDatum(&idle[i].id);
-	values[0] = PointerGetDatum(uuid_array(ids, count));
+	values[0] = PointerGetDatum(settle_uuid_array(ids, count));
 	if (!statement_try_read(TABLE_ENVIRONMENTS, &find, values, NULL, &found))
 		return false;
 	qsort(idle, count, sizeof(IdleEnvironment), compare_environments);
@@ -457,7 +457,7 @@ filter_unknown(Datum *ids, int count, bool own)
 	if (count == 0)
 		return 0;
 	ledger_own_arguments(values);
-	values[4] = PointerGetDatum(uuid_array(ids, count));
+	values[4] = PointerGetDatum(settle_uuid_array(ids, count));
 	found = statement_execute(own ? &not_own : &unknown, values, NULL);
 	for (int i = 0; i < found; i++)
 		ids[i] = UUIDPGetDatum(result_uuid(i, 1));
@@ -483,7 +483,7 @@ static void
 update_leases(Statement *statement, Datum *ids, int count)
 {
 	ApiCall owner;
-	Datum values[1] = {PointerGetDatum(uuid_array(ids, count))};
+	Datum values[1] = {PointerGetDatum(settle_uuid_array(ids, count))};
 
 	if (count == 0 ||
 	    !ConditionalLockRelationOid(shared_table_oid(TABLE_ENVIRONMENT_LEASES), RowExclusiveLock))
@@ -545,7 +545,7 @@ report_hinted(const Hints *hints)
 		ledger_begin(&call);
 		for (int i = 0; i < hints->nleases; i++)
 			ids[i] = UUIDPGetDatum(&hints->leases[i]);
-		values[0] = PointerGetDatum(uuid_array(ids, hints->nleases));
+		values[0] = PointerGetDatum(settle_uuid_array(ids, hints->nleases));
 		done = statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found);
 		if (done && found > 0)
 		{

@@ -19,13 +19,12 @@
  *								or does no round for a minute (require_scheduler)
  *	requests.c			a scheduler as above; what is held, returning or being ended has
  *								envrt.reuse_wait_timeout or ledger_turn_ms
- *	blocking_calls.c				the call's time limit; for a driver host that starts START_WAIT_MS
- *	driver_provider.c			between two tries of a resume, for envrt.reuse_retry in all
- *	database_ddl.c				STOP_WAIT_MS for a scheduler to end; the statement then says itself
- *								who is in its way
- *	fault_points.c				for tests: whoever armed the point disarms it
- *	locks of a caller's tables	as in any statement of his: lock_timeout, the deadlock detector
- *	the scheduler's locks		its lock_timeout, a second; it waits for no lock that it can avoid
+ *	blocking_calls.c				the call's time limit; for a driver host that starts
+ *START_WAIT_MS driver_provider.c			between two tries of a resume, for envrt.reuse_retry in
+ *all database_ddl.c				STOP_WAIT_MS for a scheduler to end; the statement then says
+ *itself who is in its way fault_points.c				for tests: whoever armed the point disarms
+ *it locks of a caller's tables	as in any statement of his: lock_timeout, the deadlock detector the
+ *scheduler's locks		its lock_timeout, a second; it waits for no lock that it can avoid
  *	scheduler.c, launcher.c		are idle until something is due, and can be woken; who waits for
  *								them has a limit of his own, above
  *	host_process.c				STOP_MS for the driver host's orderly end, then SIGKILL, after
@@ -54,7 +53,7 @@
 #define LOOK_MS CLIENT_LOOK_MS
 
 static void
-prepare(Waiting *waiting, TimestampTz deadline)
+waiting_prepare(Waiting *waiting, TimestampTz deadline)
 {
 	if (shared_state == NULL)
 		ereport_not_preloaded();
@@ -67,7 +66,7 @@ prepare(Waiting *waiting, TimestampTz deadline)
 void
 waiting_begin_endless(Waiting *waiting)
 {
-	prepare(waiting, DT_NOEND);
+	waiting_prepare(waiting, DT_NOEND);
 }
 
 void
@@ -92,7 +91,8 @@ waiting_begin(Waiting *waiting, FunctionCallInfo fcinfo, int argument)
 	if (seconds < 0)
 		ereport(ERROR,
 		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("timeout must not be negative")));
-	prepare(waiting, timer_now() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC));
+	waiting_prepare(waiting,
+	                timer_now() + (TimestampTz) (Min(seconds, 366 * 86400.0) * USECS_PER_SEC));
 }
 
 bool

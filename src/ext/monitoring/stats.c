@@ -54,7 +54,7 @@ timestamp_member(const json_t *object, const char *key, bool *isnull)
 }
 
 static Datum
-text_member(const json_t *object, const char *key, bool *isnull)
+stats_text_member(const json_t *object, const char *key, bool *isnull)
 {
 	const char *value = json_string_value(json_object_get(object, key));
 
@@ -138,10 +138,10 @@ envrt_call_stats(PG_FUNCTION_ARGS)
 
 		nulls[0] = !json_is_integer(json_object_get(call, "pid"));
 		values[0] = Int32GetDatum((int32) integer_member(call, "pid"));
-		values[1] = text_member(call, "method", &nulls[1]);
-		values[2] = text_member(call, "driver", &nulls[2]);
-		values[3] = text_member(call, "target", &nulls[3]);
-		values[4] = text_member(call, "state", &nulls[4]);
+		values[1] = stats_text_member(call, "method", &nulls[1]);
+		values[2] = stats_text_member(call, "driver", &nulls[2]);
+		values[3] = stats_text_member(call, "target", &nulls[3]);
+		values[4] = stats_text_member(call, "state", &nulls[4]);
 		values[5] = timestamp_member(call, "startedAt", &nulls[5]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
@@ -165,8 +165,8 @@ envrt_latency_stats(PG_FUNCTION_ARGS)
 		Datum values[9];
 		bool nulls[9] = {false};
 
-		values[0] = text_member(latency, "driver", &nulls[0]);
-		values[1] = text_member(latency, "method", &nulls[1]);
+		values[0] = stats_text_member(latency, "driver", &nulls[0]);
+		values[1] = stats_text_member(latency, "method", &nulls[1]);
 		values[2] = Int64GetDatum(integer_member(latency, "calls"));
 		values[3] = Int64GetDatum(integer_member(latency, "errors"));
 		for (int j = 0; j < (int) lengthof(times); j++)
@@ -192,9 +192,9 @@ envrt_ssh_session_stats(PG_FUNCTION_ARGS)
 		Datum values[7];
 		bool nulls[7] = {false};
 
-		values[0] = text_member(session, "host", &nulls[0]);
+		values[0] = stats_text_member(session, "host", &nulls[0]);
 		values[1] = Int32GetDatum((int32) integer_member(session, "port"));
-		values[2] = text_member(session, "user", &nulls[2]);
+		values[2] = stats_text_member(session, "user", &nulls[2]);
 		values[3] = uuid_member(session, "companyId", &nulls[3]);
 		values[4] = Int32GetDatum((int32) integer_member(session, "channels"));
 		values[5] = timestamp_member(session, "idleSince", &nulls[5]);
@@ -221,7 +221,7 @@ envrt_sandbox_stats(PG_FUNCTION_ARGS)
 		bool nulls[4] = {false};
 
 		values[0] = uuid_member(sandbox, "leaseId", &nulls[0]);
-		values[1] = text_member(sandbox, "image", &nulls[1]);
+		values[1] = stats_text_member(sandbox, "image", &nulls[1]);
 		values[2] = Int32GetDatum((int32) integer_member(sandbox, "commands"));
 		values[3] = timestamp_member(sandbox, "since", &nulls[3]);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
@@ -247,10 +247,10 @@ envrt_transfer_stats(PG_FUNCTION_ARGS)
 
 		values[0] = Int32GetDatum((int32) integer_member(transfer, "pid"));
 		values[1] = uuid_member(transfer, "leaseId", &nulls[1]);
-		values[2] = text_member(transfer, "driver", &nulls[2]);
-		values[3] = text_member(transfer, "direction", &nulls[3]);
-		values[4] = text_member(transfer, "localPath", &nulls[4]);
-		values[5] = text_member(transfer, "remotePath", &nulls[5]);
+		values[2] = stats_text_member(transfer, "driver", &nulls[2]);
+		values[3] = stats_text_member(transfer, "direction", &nulls[3]);
+		values[4] = stats_text_member(transfer, "localPath", &nulls[4]);
+		values[5] = stats_text_member(transfer, "remotePath", &nulls[5]);
 		values[6] = Int64GetDatum(integer_member(transfer, "files"));
 		values[7] = Int64GetDatum(integer_member(transfer, "bytes"));
 		values[8] = timestamp_member(transfer, "startedAt", &nulls[8]);
@@ -350,16 +350,16 @@ envrt_plugins(PG_FUNCTION_ARGS)
 		Datum values[12];
 		bool nulls[12] = {false};
 
-		values[0] = text_member(plugin, "key", &nulls[0]);
-		values[1] = text_member(plugin, "version", &nulls[1]);
-		values[2] = text_member(plugin, "displayName", &nulls[2]);
-		values[3] = text_member(plugin, "path", &nulls[3]);
-		values[4] = text_member(plugin, "state", &nulls[4]);
+		values[0] = stats_text_member(plugin, "key", &nulls[0]);
+		values[1] = stats_text_member(plugin, "version", &nulls[1]);
+		values[2] = stats_text_member(plugin, "displayName", &nulls[2]);
+		values[3] = stats_text_member(plugin, "path", &nulls[3]);
+		values[4] = stats_text_member(plugin, "state", &nulls[4]);
 		nulls[5] = !json_is_integer(json_object_get(plugin, "pid"));
 		values[5] = Int32GetDatum((int32) integer_member(plugin, "pid"));
 		values[6] = timestamp_member(plugin, "startedAt", &nulls[6]);
 		values[7] = Int64GetDatum(integer_member(plugin, "restarts"));
-		values[8] = text_member(plugin, "lastError", &nulls[8]);
+		values[8] = stats_text_member(plugin, "lastError", &nulls[8]);
 		values[9] = Int64GetDatum(integer_member(plugin, "calls"));
 		values[10] = Int64GetDatum(integer_member(plugin, "failedCalls"));
 		values[11] = Int32GetDatum((int32) integer_member(plugin, "activeCalls"));
@@ -387,8 +387,8 @@ envrt_plugin_metric_stats(PG_FUNCTION_ARGS)
 		Datum values[7];
 		bool nulls[7] = {false};
 
-		values[0] = text_member(metric, "plugin", &nulls[0]);
-		values[1] = text_member(metric, "name", &nulls[1]);
+		values[0] = stats_text_member(metric, "plugin", &nulls[0]);
+		values[1] = stats_text_member(metric, "name", &nulls[1]);
 		nulls[2] = !json_is_object(tags);
 		if (!nulls[2])
 			values[2] = JsonbPGetDatum(jsonb_from_json(tags));

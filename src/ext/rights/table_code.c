@@ -165,7 +165,7 @@ watch(UsedTables *set)
 
 /* Before the object is read. */
 static void
-note(UsedTables *set, Oid classid, Oid objid)
+table_code_note(UsedTables *set, Oid classid, Oid objid)
 {
 	MemoryContext saved = MemoryContextSwitchTo(set->context);
 
@@ -504,7 +504,7 @@ visit_relation(Walk *walk, const Code *code)
 		reach_used(walk, code, false, 0);
 		return;
 	}
-	note(walk->set, RelationRelationId, code->key.objid);
+	table_code_note(walk->set, RelationRelationId, code->key.objid);
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(code->key.objid));
 	if (!HeapTupleIsValid(tuple))
 		return; /* dropped meanwhile, which makes the check void */
@@ -569,7 +569,7 @@ owner_of(Oid classid, Oid objid)
 }
 
 static void
-visit(Walk *walk, const Code *code)
+table_code_visit(Walk *walk, const Code *code)
 {
 	Oid owner;
 
@@ -578,7 +578,7 @@ visit(Walk *walk, const Code *code)
 		visit_relation(walk, code);
 		return;
 	}
-	note(walk->set, code->key.classid, code->key.objid);
+	table_code_note(walk->set, code->key.classid, code->key.objid);
 	owner = owner_of(code->key.classid, code->key.objid);
 	if (OidIsValid(owner))
 		require_trusted(walk, code, owner);
@@ -637,7 +637,7 @@ check(UsedTables *set)
 		Oid relid = used_table_oid(set, table);
 
 		set->oids[table] = relid;
-		note(set, RelationRelationId, relid);
+		table_code_note(set, RelationRelationId, relid);
 		check_table(set, table, relid);
 		reach(&walk, NULL, RelationRelationId, relid,
 		      (set->tables[table].written ? CODE_WRITTEN : 0) |
@@ -645,7 +645,7 @@ check(UsedTables *set)
 	}
 	while (done < list_length(walk.todo))
 	{
-		visit(&walk, list_nth(walk.todo, done++));
+		table_code_visit(&walk, list_nth(walk.todo, done++));
 		if (done == list_length(walk.todo))
 			reach_casts(&walk);
 	}

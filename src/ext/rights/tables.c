@@ -440,7 +440,7 @@ find_tables(const Statement *statement, const UsedTables *set, const char *mark,
 }
 
 static void
-prepare(Statement *statement)
+tables_prepare(Statement *statement)
 {
 	char *text;
 	SPIPlanPtr plan;
@@ -503,7 +503,7 @@ hold(UsedTables *set, int owning_table, uint32 used, uint32 written)
 static void
 make_ready(Statement *statement)
 {
-	prepare(statement);
+	tables_prepare(statement);
 	hold(&shared_set, TABLE_ENVIRONMENT_LEASES, statement->shared, statement->shared_written);
 	hold(&own_set, OWNING_OWN_TABLE, statement->own, statement->own_written);
 	plan_on_index(statement);
@@ -514,7 +514,7 @@ execute_plan(Statement *statement, Datum *values, const char *nulls)
 {
 	int status;
 
-	prepare(statement);
+	tables_prepare(statement);
 	status = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (status < 0)
 		elog(ERROR, "could not execute \"%s\": %s", statement->text,
@@ -563,7 +563,7 @@ execute_latest(Statement *statement, Datum *values, const char *nulls)
 {
 	int count;
 
-	prepare(statement);
+	tables_prepare(statement);
 	count = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(),
 	                             InvalidSnapshot, true, false, 0);
 	if (count < 0)
@@ -602,7 +602,7 @@ statement_try_read(SharedTable table, Statement *statement, Datum *values, const
 	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 	                         true, 0, false);
 	SetUserIdAndSecContext(table_owner(relid), context);
-	prepare(statement);
+	tables_prepare(statement);
 	plan_on_index(statement);
 	*count = execute_plan(statement, values, nulls);
 	SetUserIdAndSecContext(role, context);

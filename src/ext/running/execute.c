@@ -94,7 +94,7 @@ result_row_of(FunctionCallInfo fcinfo, const json_t *result, bool raw)
 }
 
 static Datum
-execute(FunctionCallInfo fcinfo, const char *function, bool raw)
+execute_execute(FunctionCallInfo fcinfo, const char *function, bool raw)
 {
 	ApiCall call;
 	CalledLease lease;
@@ -125,7 +125,7 @@ execute(FunctionCallInfo fcinfo, const char *function, bool raw)
  */
 DEFINE_UNLOGGED_FUNCTION(envrt_execute)
 {
-	return execute(fcinfo, "envrt_execute()", false);
+	return execute_execute(fcinfo, "envrt_execute()", false);
 }
 
 /*
@@ -133,5 +133,5 @@ DEFINE_UNLOGGED_FUNCTION(envrt_execute)
  */
 DEFINE_UNLOGGED_FUNCTION(envrt_execute_raw)
 {
-	return execute(fcinfo, "envrt_execute_raw()", true);
+	return execute_execute(fcinfo, "envrt_execute_raw()", true);
 }

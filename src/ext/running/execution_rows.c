@@ -80,7 +80,7 @@ execution_rows_begin(ApiCall *call)
 	"e.company_id, e.environment_id," LEDGER_OWN_OF("e.") " FROM envrt.executions e"
 
 static ExecutionRow *
-read_rows(MemoryContext context, int count)
+execution_rows_read_rows(MemoryContext context, int count)
 {
 	ExecutionRow *rows;
 	bool isnull;
@@ -120,7 +120,7 @@ execution_rows_running(MemoryContext context, TimestampTz after_time, const pg_u
 	values[4] = TimestampTzGetDatum(after_time);
 	values[5] = UUIDPGetDatum(after_id);
 	*count = statement_execute(&find, values, NULL);
-	return read_rows(context, *count);
+	return execution_rows_read_rows(context, *count);
 }
 
 ExecutionRow *
@@ -141,7 +141,7 @@ execution_rows_queued(MemoryContext context, const CompanyTurn *turn, int *count
 	values[5] = UUIDPGetDatum(&turn->at_id);
 	values[6] = UUIDPGetDatum(&turn->company_id);
 	*count = statement_execute(&find, values, NULL);
-	return read_rows(context, *count);
+	return execution_rows_read_rows(context, *count);
 }
 
 void
@@ -221,8 +221,8 @@ typedef enum Written
  * `values` has room for the id, which goes first.
  */
 static Written
-write_row(Statement *statement, Statement *open, const pg_uuid_t *id, Datum *values,
-          const char *nulls)
+execution_rows_write_row(Statement *statement, Statement *open, const pg_uuid_t *id, Datum *values,
+                         const char *nulls)
 {
 	static Statement lock = {
 	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
@@ -269,7 +269,7 @@ execution_row_start(const pg_uuid_t *id, const char *host_instance)
 	                                 " AND cancel_requested_at IS NULL");
 	Datum values[2] = {0, CStringGetTextDatum(host_instance)};
 
-	return write_row(&start, &open, id, values, NULL) == WRITTEN;
+	return execution_rows_write_row(&start, &open, id, values, NULL) == WRITTEN;
 }
 
 bool
@@ -284,7 +284,7 @@ execution_row_accepted(const pg_uuid_t *id)
 	static Statement open = OPEN_ROW("env IS NOT NULL");
 	Datum values[1];
 
-	return write_row(&accepted, &open, id, values, NULL) != ROW_LOCKED;
+	return execution_rows_write_row(&accepted, &open, id, values, NULL) != ROW_LOCKED;
 }
 
 bool
@@ -333,7 +333,7 @@ execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
 		nulls[6 + i] = texts[i] != NULL ? ' ' : 'n';
 		values[6 + i] = texts[i] != NULL ? CStringGetTextDatum(texts[i]) : (Datum) 0;
 	}
-	return write_row(&finish, &open, id, values, nulls) != ROW_LOCKED;
+	return execution_rows_write_row(&finish, &open, id, values, nulls) != ROW_LOCKED;
 }
 
 /* A piece's bytes; NULL when they are none. */

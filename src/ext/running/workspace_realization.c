@@ -32,7 +32,7 @@ PG_FUNCTION_INFO_V1(envrt_realize_workspace);
 
 /* A member's text without blanks around it (a new reference); NULL: none, or blank. */
 static json_t *
-text_member(const json_t *object, const char *key)
+workspace_realization_text_member(const json_t *object, const char *key)
 {
 	const char *text = json_string_value(json_object_get(object, key));
 	size_t length;
@@ -50,7 +50,7 @@ text_member(const json_t *object, const char *key)
 static json_t *
 text_or_null(const json_t *object, const char *key)
 {
-	json_t *text = text_member(object, key);
+	json_t *text = workspace_realization_text_member(object, key);
 
 	return text != NULL ? text : json_null();
 }
@@ -63,9 +63,9 @@ copy_texts(json_t *to, const json_t *from, const char *const *keys, int count)
 }
 
 static bool
-has_text(const json_t *object, const char *key)
+workspace_realization_has_text(const json_t *object, const char *key)
 {
-	json_t *text = text_member(object, key);
+	json_t *text = workspace_realization_text_member(object, key);
 
 	json_decref(text);
 	return text != NULL;
@@ -115,10 +115,10 @@ is_valid_request(const json_t *request)
 	const json_t *version = json_object_get(request, "version");
 
 	if (!json_is_integer(version) || json_integer_value(version) != RECORD_VERSION ||
-	    !has_text(json_object_get(request, "source"), "localPath"))
+	    !workspace_realization_has_text(json_object_get(request, "source"), "localPath"))
 		return false;
 	for (int i = 0; i < (int) lengthof(required); i++)
-		if (!has_text(request, required[i]))
+		if (!workspace_realization_has_text(request, required[i]))
 			return false;
 	return true;
 }
@@ -126,7 +126,7 @@ is_valid_request(const json_t *request)
 static json_t *
 one_of(const json_t *object, const char *key, const char *const *names, int count)
 {
-	json_t *text = text_member(object, key);
+	json_t *text = workspace_realization_text_member(object, key);
 
 	for (int i = 0; text != NULL && i < count; i++)
 		if (strcmp(json_string_value(text), names[i]) == 0)
@@ -142,7 +142,7 @@ workspace_path(const json_t *workspace)
 
 	for (int i = 0; i < (int) lengthof(keys); i++)
 	{
-		json_t *path = text_member(workspace, keys[i]);
+		json_t *path = workspace_realization_text_member(workspace, keys[i]);
 
 		if (path != NULL)
 			return path;
@@ -230,31 +230,31 @@ static json_t *
 remote_side(const json_t *metadata, const json_t *provider_metadata)
 {
 	json_t *remote = json_object_new();
-	json_t *path = text_member(provider_metadata, "remoteCwd");
-	json_t *sandbox_id = text_member(metadata, "sandboxId");
+	json_t *path = workspace_realization_text_member(provider_metadata, "remoteCwd");
+	json_t *sandbox_id = workspace_realization_text_member(metadata, "sandboxId");
 	const json_t *port = json_object_get(metadata, "port");
 	json_t *text;
 
 	if (path == NULL)
-		path = text_member(metadata, "remoteCwd");
+		path = workspace_realization_text_member(metadata, "remoteCwd");
 	if (path == NULL)
-		path = text_member(provider_metadata, "remotePath");
+		path = workspace_realization_text_member(provider_metadata, "remotePath");
 	json_object_set_new(remote, "path", path != NULL ? path : json_null());
-	if ((text = text_member(metadata, "host")) != NULL)
+	if ((text = workspace_realization_text_member(metadata, "host")) != NULL)
 		json_object_set_new(remote, "host", text);
 	if (json_is_integer(port) && json_integer_value(port) != 0)
 		json_object_set(remote, "port", (json_t *) port);
-	if ((text = text_member(metadata, "username")) != NULL)
+	if ((text = workspace_realization_text_member(metadata, "username")) != NULL)
 		json_object_set_new(remote, "username", text);
 	if (sandbox_id == NULL)
-		sandbox_id = text_member(provider_metadata, "sandboxId");
+		sandbox_id = workspace_realization_text_member(provider_metadata, "sandboxId");
 	if (sandbox_id != NULL)
 		json_object_set_new(remote, "sandboxId", sandbox_id);
 	return remote;
 }
 
 static const char *
-text_of(const json_t *object, const char *key, const char *otherwise)
+workspace_realization_text_of(const json_t *object, const char *key, const char *otherwise)
 {
 	const char *text = json_string_value(json_object_get(object, key));
 
@@ -266,16 +266,18 @@ static char *
 summary(const char *driver, const char *local_path, const json_t *remote)
 {
 	const json_t *port = json_object_get(remote, "port");
-	const char *sandbox_id = text_of(remote, "sandboxId", NULL);
+	const char *sandbox_id = workspace_realization_text_of(remote, "sandboxId", NULL);
 
 	if (strcmp(driver, "local") == 0)
 		return psprintf("Local workspace realized at %s.", local_path);
 	if (strcmp(driver, "ssh") == 0)
 		return psprintf("SSH workspace realized at %s@%s:%d:%s.",
-		                text_of(remote, "username", "user"), text_of(remote, "host", "host"),
+		                workspace_realization_text_of(remote, "username", "user"),
+		                workspace_realization_text_of(remote, "host", "host"),
 		                json_is_integer(port) ? (int) json_integer_value(port) : 22,
-		                text_of(remote, "path", local_path));
-	return psprintf("Sandbox workspace realized at %s%s%s.", text_of(remote, "path", "/"),
+		                workspace_realization_text_of(remote, "path", local_path));
+	return psprintf("Sandbox workspace realized at %s%s%s.",
+	                workspace_realization_text_of(remote, "path", "/"),
 	                sandbox_id != NULL ? " in " : "", sandbox_id != NULL ? sandbox_id : "");
 }
 
@@ -346,7 +348,8 @@ realization_record(const CalledLease *lease, const Transport *transport, const j
 	json_object_set_new(record, "rebuild", rebuild);
 	json_object_set_new(
 	    record, "summary",
-	    json_string(summary(transport->driver, text_of(source, "localPath", "/"), remote)));
+	    json_string(summary(transport->driver,
+	                        workspace_realization_text_of(source, "localPath", "/"), remote)));
 	return json_incref(record);
 }
 
@@ -364,9 +367,9 @@ realize_built_in(const CalledLease *lease, const Transport *transport, const jso
 	json_object_set_new(result, "metadata", json_pack("{s:o}", "workspaceRealization", record));
 	if (strcmp(transport->driver, "local") == 0)
 	{
-		cwd = text_member(workspace, "localPath");
+		cwd = workspace_realization_text_member(workspace, "localPath");
 		if (cwd == NULL)
-			cwd = text_member(workspace, "remotePath");
+			cwd = workspace_realization_text_member(workspace, "remotePath");
 		if (cwd == NULL)
 			cwd = json_string("/");
 	}

@@ -97,7 +97,7 @@ typedef struct Cleanup
 static TimestampTz next_due; /* when no work is noted */
 
 static ArrayType *
-uuid_array(Datum *ids, int count)
+cleanup_uuid_array(Datum *ids, int count)
 {
 	return construct_array(ids, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
 }
@@ -171,7 +171,7 @@ cleanup_answered(void *data, const DriverAnswer *answer)
 	}
 	else
 		cleanup->result = CLEANUP_DONE;
-	call_answered(&cleanup_calls, &cleanup->call);
+	in_flight_answered(&cleanup_calls, &cleanup->call);
 }
 
 static bool
@@ -217,10 +217,10 @@ full_environments(void)
 		Cleanup *cleanup = dlist_container(Cleanup, call.node, iter.cur);
 		CallInFlight another = {.environment_id = cleanup->call.environment_id};
 
-		if (!call_is_allowed(&cleanup_calls, &another, NIL))
+		if (!in_flight_allows(&cleanup_calls, &another, NIL))
 			ids[count++] = UUIDPGetDatum(&cleanup->call.environment_id);
 	}
-	return uuid_array(ids, count);
+	return cleanup_uuid_array(ids, count);
 }
 
 /* Companies that have their share in flight. */
@@ -236,10 +236,10 @@ full_companies(int *count)
 		Cleanup *cleanup = dlist_container(Cleanup, call.node, iter.cur);
 		CallInFlight another = {.company_id = cleanup->call.company_id};
 
-		if (!call_is_allowed(&cleanup_calls, &another, NIL))
+		if (!in_flight_allows(&cleanup_calls, &another, NIL))
 			ids[(*count)++] = UUIDPGetDatum(&cleanup->call.company_id);
 	}
-	return uuid_array(ids, *count);
+	return cleanup_uuid_array(ids, *count);
 }
 
 /* Providers that have as many calls in flight as they may, and those with a company before. */
@@ -259,9 +259,9 @@ full_providers(void)
 		strlcpy(another.provider, cleanup->call.provider, sizeof(another.provider));
 		of_company = another;
 		of_company.company_id = cleanup->call.company_id;
-		if (!call_is_allowed(&cleanup_calls, &another, NIL))
+		if (!in_flight_allows(&cleanup_calls, &another, NIL))
 			names[count++] = CStringGetTextDatum(cleanup->call.provider);
-		else if (!call_is_allowed(&cleanup_calls, &of_company, NIL))
+		else if (!in_flight_allows(&cleanup_calls, &of_company, NIL))
 			names[count++] = CStringGetTextDatum(
 			    psprintf("%s:%s", uuid_text(&cleanup->call.company_id), cleanup->call.provider));
 	}
@@ -352,8 +352,8 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 
 		strlcpy(call.provider, result_text(row, 4), sizeof(call.provider));
 		/* A person's retry may have made it due while it is tried. */
-		if (call_is_under_way(&cleanup_calls, &call.lease_id) ||
-		    !call_is_allowed(&cleanup_calls, &call, chosen))
+		if (in_flight_has(&cleanup_calls, &call.lease_id) ||
+		    !in_flight_allows(&cleanup_calls, &call, chosen))
 			continue;
 		if (thing_is_under_way(maker, name, chosen))
 		{
@@ -376,7 +376,7 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 	}
 	if (nothers > 0)
 	{
-		values[0] = PointerGetDatum(uuid_array(others, nothers));
+		values[0] = PointerGetDatum(cleanup_uuid_array(others, nothers));
 		values[1] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(now, SAME_RETRY_MS));
 		statement_execute(&postpone, values, NULL);
 		MemoryContextSwitchTo(context);
@@ -636,7 +636,7 @@ try_take(List *chosen, TimestampTz now)
 }
 
 static void
-start(List *chosen)
+cleanup_start(List *chosen)
 {
 	ListCell *cell;
 
@@ -644,12 +644,12 @@ start(List *chosen)
 	{
 		Cleanup *cleanup = lfirst(cell);
 
-		call_begin(&cleanup_calls, &cleanup->call);
+		in_flight_begin(&cleanup_calls, &cleanup->call);
 		if (cleanup->params == NULL)
 		{
 			/* Only to be reported. */
 			cleanup->result = CLEANUP_DONE;
-			call_answered(&cleanup_calls, &cleanup->call);
+			in_flight_answered(&cleanup_calls, &cleanup->call);
 			continue;
 		}
 		FAULT_POINT("cleanup-before-call");
@@ -708,7 +708,7 @@ start_due(void)
 				if (try_take(list_make1(lfirst(cell)), now))
 					taken = lappend(taken, lfirst(cell));
 			}
-		start(taken);
+		cleanup_start(taken);
 	}
 	more = more && taken != NIL;
 	MemoryContextSwitchTo(previous);
@@ -753,7 +753,7 @@ report_to_leases(List *ended, bool try, const char *status)
 		if (cleanup->has_holder)
 			ids[count++] = UUIDPGetDatum(&cleanup->holder_id);
 	}
-	values[0] = PointerGetDatum(uuid_array(ids, count));
+	values[0] = PointerGetDatum(cleanup_uuid_array(ids, count));
 	if (count == 0 || !statement_try_read(TABLE_ENVIRONMENT_LEASES, &find, values, NULL, &found))
 		return;
 	/* What has no such lease has nothing to report to. */
@@ -777,7 +777,7 @@ report_to_leases(List *ended, bool try, const char *status)
 	{
 		ApiCall owner;
 
-		values[0] = PointerGetDatum(uuid_array(ids, found));
+		values[0] = PointerGetDatum(cleanup_uuid_array(ids, found));
 		owner_enter(&owner);
 		found = statement_write(TABLE_ENVIRONMENT_LEASES, &update, values, NULL);
 		for (int row = 0; row < found; row++)
@@ -1036,7 +1036,7 @@ try_write_answers(List *ended, bool try_leases)
 
 /* Write these down and forget them; false when that failed. */
 static bool
-finish(List *ended, bool try_leases)
+cleanup_finish(List *ended, bool try_leases)
 {
 	ListCell *cell;
 
@@ -1070,7 +1070,7 @@ finish_answered(void)
 		ended = lappend(ended, dlist_container(Cleanup, call.node, iter.cur));
 	}
 	FAULT_POINT("cleanup-after-call");
-	finished = finish(ended, true);
+	finished = cleanup_finish(ended, true);
 	if (!finished)
 	{
 		/* One of the leases can't be updated, for a trigger say: the others must not suffer for it.
@@ -1080,7 +1080,7 @@ finish_answered(void)
 		{
 			List *one = list_make1(lfirst(cell));
 
-			finished = (finish(one, true) || finish(one, false)) && finished;
+			finished = (cleanup_finish(one, true) || cleanup_finish(one, false)) && finished;
 		}
 	}
 	FAULT_POINT("cleanup-after-commit");

@@ -117,7 +117,7 @@ envrt_on_lease_expiry(PG_FUNCTION_ARGS)
  * In the scheduler.
  */
 /* Leases that are to be ended, and why. */
-typedef struct Ending
+typedef struct LeaseEnding
 {
 	const char *activity;
 	const char *status; /* that they get */
@@ -127,7 +127,7 @@ typedef struct Ending
 	Statement list_and_lock;
 	Statement given; /* those, where they are to be ended */
 	Statement given_and_lock;
-} Ending;
+} LeaseEnding;
 
 #define DUE(of)                                                                                    \
 	" " of "status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                       \
@@ -149,7 +149,7 @@ typedef struct Ending
 		TIMESTAMPTZOID, UUIDARRAYOID                                                               \
 	}
 
-static Ending expiries = {
+static LeaseEnding expiries = {
     .activity = "ending leases that have expired",
     .status = "expired",
     .list = {LIST_DUE, LIST_TYPES},
@@ -162,7 +162,7 @@ static Ending expiries = {
                                "LOCKED",
                        LIST_TYPES},
 };
-static Ending run_ends = {
+static LeaseEnding run_ends = {
     .activity = "ending leases of runs that are over",
     .status = "released",
     .reads_runs = true,
@@ -186,7 +186,7 @@ array_of(const pg_uuid_t *ids, int count)
 
 /* Runs one of the statements; the number of leases, -1 when the tables are locked. */
 static int
-find_leases(const Ending *ending, Statement *statement, ArrayType *of, pg_uuid_t *ids)
+find_leases(const LeaseEnding *ending, Statement *statement, ArrayType *of, pg_uuid_t *ids)
 {
 	Datum values[2];
 	int count;
@@ -205,7 +205,7 @@ find_leases(const Ending *ending, Statement *statement, ArrayType *of, pg_uuid_t
 
 /* End a batch of them, or `only` that one, in one transaction; how many, -1 as above. */
 static int
-end_batch(Ending *ending, pg_uuid_t *ids, const pg_uuid_t *only)
+end_batch(LeaseEnding *ending, pg_uuid_t *ids, const pg_uuid_t *only)
 {
 	ApiCall call;
 	int count;
@@ -225,7 +225,7 @@ end_batch(Ending *ending, pg_uuid_t *ids, const pg_uuid_t *only)
 
 /* Which of the leases are to be ended still; how many, -1 as above. */
 static int
-find_remaining(Ending *ending, const pg_uuid_t *ids, int count, pg_uuid_t *remaining)
+find_remaining(LeaseEnding *ending, const pg_uuid_t *ids, int count, pg_uuid_t *remaining)
 {
 	ApiCall call;
 	int found;
@@ -247,7 +247,7 @@ contains(const pg_uuid_t *ids, int count, const pg_uuid_t *id)
 
 /* After a batch, note for each of its leases whether it has ended. */
 static void
-check_batch(Ending *ending, const pg_uuid_t *ids, int count)
+check_batch(LeaseEnding *ending, const pg_uuid_t *ids, int count)
 {
 	pg_uuid_t remaining[BATCH];
 	int nremaining = find_remaining(ending, ids, count, remaining);
@@ -269,7 +269,7 @@ typedef enum Ended
 
 /* A lease that was not among those to be ended, or is locked. */
 static void
-check_one(Ending *ending, const pg_uuid_t *id, bool locked)
+check_one(LeaseEnding *ending, const pg_uuid_t *id, bool locked)
 {
 	pg_uuid_t remaining[1];
 
@@ -281,7 +281,7 @@ check_one(Ending *ending, const pg_uuid_t *id, bool locked)
 
 /* As end_batch.  When it fails, that is noted for `only`. */
 static Ended
-try_batch(Ending *ending, const pg_uuid_t *only)
+try_batch(LeaseEnding *ending, const pg_uuid_t *only)
 {
 	volatile Ended ended = ENDED_NONE;
 
@@ -316,7 +316,7 @@ try_batch(Ending *ending, const pg_uuid_t *only)
 
 /* After a batch that failed: each of its leases by itself.  ENDED_NONE: they can't be listed. */
 static Ended
-end_one_by_one(Ending *ending, TimestampTz until)
+end_one_by_one(LeaseEnding *ending, TimestampTz until)
 {
 	pg_uuid_t ids[BATCH];
 	volatile int count = 0;
@@ -353,7 +353,7 @@ end_one_by_one(Ending *ending, TimestampTz until)
 
 /* End what is to be ended, as far as a round goes. */
 static Ended
-end_due(Ending *ending)
+end_due(LeaseEnding *ending)
 {
 	TimestampTz until = TimestampTzPlusMilliseconds(timer_now(), ROUND_MS);
 	pg_uuid_t due[BATCH];

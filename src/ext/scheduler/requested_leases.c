@@ -153,7 +153,7 @@ requested_lease_free(RequestedLease *lease)
 }
 
 static void
-look_later(int64 ms)
+requested_leases_look_later(int64 ms)
 {
 	look_at = Min(look_at, TimestampTzPlusMilliseconds(timer_now(), ms));
 }
@@ -183,16 +183,16 @@ lease_answered(void *data, const DriverAnswer *answer)
 	lease->result = json_incref(unconstify(json_t *, answer->result));
 	lease->error = json_incref(unconstify(json_t *, answer->error));
 	provider_mask_answer(lease->result, lease->error, lease->values);
-	call_answered(&acquire_calls, &lease->call);
+	in_flight_answered(&acquire_calls, &lease->call);
 	if (limited)
-		look_later(LIMITED_RETRY_MS);
+		requested_leases_look_later(LIMITED_RETRY_MS);
 }
 
 /* Whether one more call may be made: one slow provider is not to be in everybody's way. */
 static bool
 may_call(const RequestedLease *lease)
 {
-	if (call_is_allowed(&acquire_calls, &lease->call, NIL))
+	if (in_flight_allows(&acquire_calls, &lease->call, NIL))
 		return true;
 	limited = true;
 	skip_environment(&lease->call.environment_id);
@@ -200,16 +200,16 @@ may_call(const RequestedLease *lease)
 }
 
 /* A queued request. */
-typedef struct Request
+typedef struct LeaseRequest
 {
 	pg_uuid_t lease_id;
 	pg_uuid_t environment_id;
 	TimestampTz created_at;
-} Request;
+} LeaseRequest;
 
 /* The companies of the pass, or those that have come during it; false: not now. */
 static bool
-list_companies(bool begin)
+requested_leases_list_companies(bool begin)
 {
 	static Statement purge = {
 	    "DELETE FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'failed'"
@@ -258,7 +258,7 @@ skipped_environments(void)
 
 /* The next of a company's requests; false: not now. */
 static bool
-read_page(CompanyTurn *turn)
+requested_leases_read_page(CompanyTurn *turn)
 {
 	static Statement find = {
 	    "SELECT lease_id, created_at, environment_id FROM envrt.lease_requests"
@@ -270,7 +270,7 @@ read_page(CompanyTurn *turn)
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID, UUIDOID, UUIDARRAYOID},
 	};
 	MemoryContext context = CurrentMemoryContext;
-	Request *requests = palloc(sizeof(Request) * PAGE);
+	LeaseRequest *requests = palloc(sizeof(LeaseRequest) * PAGE);
 	volatile bool done = false;
 
 	PG_TRY();
@@ -429,7 +429,7 @@ lock_all(const AcquireRequest *request)
 
 /* Write the ledger's row; false when what is wanted is held. */
 static bool
-reserve(RequestedLease *lease, const AcquireRequest *of, const json_t *row)
+requested_leases_reserve(RequestedLease *lease, const AcquireRequest *of, const json_t *row)
 {
 	LedgerRequest request = {.verb = LEDGER_CREATE};
 	ApiCall ledger;
@@ -457,7 +457,7 @@ reserve(RequestedLease *lease, const AcquireRequest *of, const json_t *row)
 
 /* Step 1.  The call to make is in *params; false when there is none now. */
 static bool
-prepare(RequestedLease *lease, json_t **params, int64 *timeout_ms)
+requested_leases_prepare(RequestedLease *lease, json_t **params, int64 *timeout_ms)
 {
 	ApiCall call;
 	AcquireRequest request;
@@ -504,7 +504,7 @@ prepare(RequestedLease *lease, json_t **params, int64 *timeout_ms)
 			{
 				/* The answer wakes us, if there is one. */
 				skip_environment(&lease->call.environment_id);
-				look_later(LOCKED_RETRY_MS);
+				requested_leases_look_later(LOCKED_RETRY_MS);
 			}
 			else if (driver->makes_provider_leases)
 			{
@@ -512,7 +512,7 @@ prepare(RequestedLease *lease, json_t **params, int64 *timeout_ms)
 
 				if (lease->awaited != NULL)
 					json_object_set(row, "provider_lease_id", lease->awaited);
-				to_call = reserve(lease, &request, row);
+				to_call = requested_leases_reserve(lease, &request, row);
 				if (to_call && lease->resumed)
 				{
 					const char *id;
@@ -547,7 +547,7 @@ prepare(RequestedLease *lease, json_t **params, int64 *timeout_ms)
 
 /* Have the ledger change the row of a lease by what the driver said. */
 static LedgerOutcome
-tell_ledger(LedgerVerb verb, const json_t *row)
+requested_leases_tell_ledger(LedgerVerb verb, const json_t *row)
 {
 	LedgerRequest request = {.verb = verb, .content = jsonb_from_json(row)};
 	ApiCall ledger;
@@ -569,7 +569,7 @@ discard_other(const AcquireRequest *request, RequestedLease *lease)
 	stray.key = uuid_generate();
 	row = provider_stray_row(&stray, lease->result, &params);
 	if (row != NULL)
-		(void) tell_ledger(LEDGER_STRAY, row);
+		(void) requested_leases_tell_ledger(LEDGER_STRAY, row);
 }
 
 /*
@@ -613,7 +613,7 @@ complete(RequestedLease *lease, bool *again)
 		{
 			provider_acquired(&request, lease->result, lease->resumed, &acquired);
 			learnt = provider_learnt(&request, lease->result, &acquired);
-			*again = tell_ledger(LEDGER_LEARN, learnt) == LEDGER_ENDING;
+			*again = requested_leases_tell_ledger(LEDGER_LEARN, learnt) == LEDGER_ENDING;
 		}
 		else
 			driver->acquire_result(&request, lease->result, &acquired);
@@ -646,7 +646,7 @@ complete(RequestedLease *lease, bool *again)
 
 /* Whether the driver said for sure that it has made nothing. */
 static bool
-nothing_was_made(const RequestedLease *lease)
+requested_leases_nothing_was_made(const RequestedLease *lease)
 {
 	const char *outcome =
 	    json_string_value(json_object_get(json_object_get(lease->error, "data"), "outcome"));
@@ -669,7 +669,7 @@ write_failure(const RequestedLease *lease, const ErrorData *error)
 	ApiCall call;
 
 	ledger_begin(&call);
-	if (nothing_was_made(lease))
+	if (requested_leases_nothing_was_made(lease))
 	{
 		LedgerRequest forget = {.verb = LEDGER_NOTHING_MADE};
 		JsonbObject content;
@@ -756,7 +756,7 @@ write_resume(RequestedLease *lease, ResumeVerdict verdict)
 		{
 			AcquireRequest of = {.key = &lease->key, .lease_id = &lease->call.lease_id};
 
-			(void) tell_ledger(LEDGER_GONE, provider_row_name(&of));
+			(void) requested_leases_tell_ledger(LEDGER_GONE, provider_row_name(&of));
 		}
 		else if (load_request(&call, &lease->call.lease_id, &request, &arguments))
 			discard_other(&request, lease);
@@ -772,7 +772,7 @@ write_resume(RequestedLease *lease, ResumeVerdict verdict)
 
 /* Whether the request has failed a short while ago. */
 static bool
-is_put_off(const pg_uuid_t *lease_id)
+requested_leases_is_put_off(const pg_uuid_t *lease_id)
 {
 	TimestampTz retry_at;
 
@@ -802,7 +802,7 @@ try_later(RequestedLease *lease, long ms)
 	if (lease->since == 0)
 		lease->since = now;
 	lease->again_at = TimestampTzPlusMilliseconds(now, ms);
-	look_later(ms);
+	requested_leases_look_later(ms);
 	dlist_push_tail(&acquire_calls.later, &lease->call.node);
 }
 
@@ -881,7 +881,7 @@ begin_try(RequestedLease *lease)
 	ErrorData *volatile error = NULL;
 
 	/* From here on what is reserved is not to be settled by its missing lease. */
-	call_begin(&acquire_calls, &lease->call);
+	in_flight_begin(&acquire_calls, &lease->call);
 	PG_TRY();
 	{
 		json_t *made = NULL;
@@ -893,7 +893,7 @@ begin_try(RequestedLease *lease)
 			to_call = true;
 		}
 		else
-			to_call = prepare(lease, &made, &timeout_ms);
+			to_call = requested_leases_prepare(lease, &made, &timeout_ms);
 		params = made;
 	}
 	PG_CATCH();
@@ -910,12 +910,12 @@ begin_try(RequestedLease *lease)
 		if (!driver_client_call(method, params, timeout_ms, lease_answered, lease))
 		{
 			lease_answered(lease, &(DriverAnswer){NULL, NULL});
-			look_later(0);
+			requested_leases_look_later(0);
 			return false;
 		}
 		return true;
 	}
-	call_withdraw(&acquire_calls, &lease->call);
+	in_flight_withdraw(&acquire_calls, &lease->call);
 	if (error != NULL && error_is_passing(error))
 		put_off(&lease->call.lease_id, error);
 	else if (error != NULL)
@@ -991,7 +991,7 @@ go_on(RequestedLease *lease)
 		return;
 	}
 	if (lost)
-		look_later(LOST_RETRY_MS);
+		requested_leases_look_later(LOST_RETRY_MS);
 	else if (error != NULL)
 		fail_request(lease, error);
 	if (!completed)
@@ -1015,41 +1015,41 @@ begin_round(void)
 
 /* A round's part of the pass; false: it can't go on now. */
 static bool
-pass_on(bool begin)
+requested_leases_pass_on(bool begin)
 {
 	CompanyTurn *turn = NULL;
 	TimestampTz began = timer_now();
 
-	if ((begin || joining) && !list_companies(begin))
+	if ((begin || joining) && !requested_leases_list_companies(begin))
 		return false;
 	joining = false;
 	begin_round();
 	for (int begun = 0; begun < BATCH && (turn = company_turns_next(&turns)) != NULL;)
 	{
-		Request *request;
+		LeaseRequest *request;
 
 		CHECK_FOR_INTERRUPTS();
 		/* Its other requests come when calls of its own have ended. */
-		if (!call_company_is_allowed(&acquire_calls, turn->serving))
+		if (!in_flight_allows_company(&acquire_calls, turn->serving))
 		{
 			turn->over = limited = true;
 			continue;
 		}
-		if (turn->page_next == turn->page_length && !read_page(turn))
+		if (turn->page_next == turn->page_length && !requested_leases_read_page(turn))
 			return false;
 		if (turn->page_length == 0)
 		{
 			turn->over = true;
 			continue;
 		}
-		request = (Request *) turn->page + turn->page_next++;
+		request = (LeaseRequest *) turn->page + turn->page_next++;
 		/* What others do in their triggers may take long: the rest has its turn first. */
 		if (TimestampDifferenceExceeds(began, timer_now(), ROUND_MS))
 			return true;
 		turn->at = request->created_at;
 		turn->at_id = request->lease_id;
-		if (call_is_under_way(&acquire_calls, &request->lease_id) ||
-		    is_skipped(&request->environment_id) || is_put_off(&request->lease_id))
+		if (in_flight_has(&acquire_calls, &request->lease_id) ||
+		    is_skipped(&request->environment_id) || requested_leases_is_put_off(&request->lease_id))
 			continue;
 		turn->serving += begin_request(&request->lease_id, &turn->company_id);
 		begun++;
@@ -1084,7 +1084,7 @@ requested_leases_tend(void)
 		RequestedLease *lease = dlist_container(RequestedLease, call.node, iter.cur);
 
 		CHECK_FOR_INTERRUPTS();
-		if (!is_put_off(&lease->call.lease_id))
+		if (!requested_leases_is_put_off(&lease->call.lease_id))
 			go_on(lease);
 	}
 	dlist_foreach_modify(iter, &acquire_calls.later)
@@ -1093,7 +1093,7 @@ requested_leases_tend(void)
 
 		CHECK_FOR_INTERRUPTS();
 		if (lease->again_at > now)
-			look_later(TimestampDifferenceMilliseconds(now, lease->again_at));
+			requested_leases_look_later(TimestampDifferenceMilliseconds(now, lease->again_at));
 		else
 		{
 			dlist_delete(&lease->call.node);
@@ -1106,10 +1106,10 @@ requested_leases_tend(void)
 		passing = begin = true;
 		nskipped = 0;
 	}
-	if (passing && !pass_on(begin))
+	if (passing && !requested_leases_pass_on(begin))
 	{
 		passing = false;
-		look_later(LOST_RETRY_MS);
+		requested_leases_look_later(LOST_RETRY_MS);
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);

@@ -161,7 +161,7 @@ running_executions_hinted(const Hints *hints)
 }
 
 static Running *
-find(const pg_uuid_t *id)
+running_executions_find(const pg_uuid_t *id)
 {
 	dlist_iter iter;
 
@@ -177,7 +177,7 @@ find(const pg_uuid_t *id)
 
 /* Backends wake the scheduler for a lease's end only where this is not 0. */
 static void
-publish(SchedulerSlot *slot)
+running_executions_publish(SchedulerSlot *slot)
 {
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	slot->executions = nexecutions;
@@ -198,7 +198,7 @@ add(SchedulerSlot *slot, const ExecutionRow *row)
 	running->to_cancel = row->to_cancel;
 	dlist_push_tail(&executions, &running->node);
 	nexecutions++;
-	publish(slot);
+	running_executions_publish(slot);
 	return running;
 }
 
@@ -523,7 +523,7 @@ load_lease(const ApiCall *call, const Running *running, CalledLease *lease)
  * running; without params: it is no more, or locked.
  */
 static void
-prepare(Running *running, bool queued)
+running_executions_prepare(Running *running, bool queued)
 {
 	ApiCall call;
 	CalledLease lease;
@@ -565,13 +565,13 @@ tell(Running *running)
  * (rows_at or leases_at say so) or of its row.
  */
 static bool
-start(Running *running, bool queued)
+running_executions_start(Running *running, bool queued)
 {
 	MemoryContext context = CurrentMemoryContext;
 
 	PG_TRY();
 	{
-		prepare(running, queued);
+		running_executions_prepare(running, queued);
 	}
 	PG_CATCH();
 	{
@@ -814,7 +814,7 @@ take_end(Running *running, json_t *end)
 }
 
 static void
-take_answer(Running *running)
+running_executions_take_answer(Running *running)
 {
 	json_t *pieces = json_object_get(running->result, "pieces");
 	json_t *end = json_object_get(running->result, "end");
@@ -927,7 +927,7 @@ cancel(Running *running)
 
 /* Writes down how it ended; the driver host can forget it, whatever it knew of it. */
 static void
-finish(Running *running)
+running_executions_finish(Running *running)
 {
 	if (!write_end(running))
 	{
@@ -958,13 +958,13 @@ advance(Running *running)
 	if (running->end == NULL && running->check_lease)
 		(void) check_lease(running);
 	if (running->phase == PHASE_ANSWERED && running->end == NULL)
-		take_answer(running);
+		running_executions_take_answer(running);
 	if (running->end == NULL && running->phase == PHASE_START && running->to_cancel &&
 	    !running->told)
 		set_cancelled(running);
 	if (running->end != NULL && !is_in_flight(running))
 	{
-		finish(running);
+		running_executions_finish(running);
 		return;
 	}
 	/* Before it has said who it is, a driver host may be another one. */
@@ -974,7 +974,7 @@ advance(Running *running)
 		cancel(running);
 	if (running->phase == PHASE_START)
 	{
-		if (leases_at <= timer_now() && !start(running, false))
+		if (leases_at <= timer_now() && !running_executions_start(running, false))
 			retry_later(running, LOCKED_RETRY_MS);
 	}
 	else if (running->phase == PHASE_READ && running->retry_at == DT_NOBEGIN)
@@ -993,14 +993,14 @@ advance(Running *running)
  */
 
 static void
-look_later(int64 ms)
+running_executions_look_later(int64 ms)
 {
 	look_at = Min(look_at, TimestampTzPlusMilliseconds(timer_now(), ms));
 }
 
 /* Whether its start has failed a short while ago. */
 static bool
-is_put_off(const pg_uuid_t *id)
+running_executions_is_put_off(const pg_uuid_t *id)
 {
 	TimestampTz retry_at;
 
@@ -1028,16 +1028,16 @@ take_queued(Running *running)
 		taken = NONE_NOW;
 	else if (running->to_cancel)
 		set_cancelled(running);
-	else if (!start(running, true))
+	else if (!running_executions_start(running, true))
 		taken = leases_at > timer_now() ? NONE_NOW : NOT_NOW;
 	/* Not begun: the row says it all, next time. */
 	if (running->phase == PHASE_START && running->end == NULL && taken != STARTED)
 	{
-		bool put_off = is_put_off(&running->id);
+		bool put_off = running_executions_is_put_off(&running->id);
 
 		drop(running);
 		if (!put_off)
-			look_later(LOCKED_RETRY_MS);
+			running_executions_look_later(LOCKED_RETRY_MS);
 	}
 	return taken;
 }
@@ -1048,7 +1048,7 @@ take_row(SchedulerSlot *slot, const ExecutionRow *row)
 {
 	Running *running;
 
-	if (!row->running && is_put_off(&row->id))
+	if (!row->running && running_executions_is_put_off(&row->id))
 		return NOT_NOW;
 	running = add(slot, row);
 	if (!row->own)
@@ -1078,7 +1078,7 @@ look_at_cancels(void)
 	ids = execution_rows_to_cancel(&count);
 	for (int i = 0; i < count; i++)
 	{
-		Running *running = find(&ids[i]);
+		Running *running = running_executions_find(&ids[i]);
 
 		if (running != NULL)
 			running->to_cancel = true;
@@ -1109,7 +1109,7 @@ end_cancelled(void)
 
 /* The next page of what runs, or of a company's that are queued; NULL: not now. */
 static ExecutionRow *
-read_page(const CompanyTurn *turn, int *count)
+running_executions_read_page(const CompanyTurn *turn, int *count)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ExecutionRow *volatile rows = NULL;
@@ -1139,7 +1139,7 @@ read_page(const CompanyTurn *turn, int *count)
 
 /* Who has queued executions; false: not now. */
 static bool
-list_companies(bool begin)
+running_executions_list_companies(bool begin)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool listed = false;
@@ -1171,18 +1171,18 @@ static bool
 pass_running(SchedulerSlot *slot)
 {
 	int count;
-	ExecutionRow *rows = read_page(NULL, &count);
+	ExecutionRow *rows = running_executions_read_page(NULL, &count);
 
 	if (rows == NULL)
 		return false;
 	for (int i = 0; i < count; i++)
 	{
-		if (find(&rows[i].id) == NULL)
+		if (running_executions_find(&rows[i].id) == NULL)
 			(void) take_row(slot, &rows[i]);
 		pass_time = rows[i].created_at;
 		pass_id = rows[i].id;
 	}
-	return count < EXECUTION_PAGE && list_companies(true);
+	return count < EXECUTION_PAGE && running_executions_list_companies(true);
 }
 
 /* The next one that is queued, in `*row`; NULL: none (rows_at says whether that is for now only).
@@ -1198,7 +1198,7 @@ next_queued(const ExecutionRow **row)
 			full = turn->over = true;
 		else if (turn->page_next == turn->page_length)
 		{
-			turn->page = read_page(turn, &turn->page_length);
+			turn->page = running_executions_read_page(turn, &turn->page_length);
 			turn->page_next = 0;
 			if (turn->page == NULL)
 			{
@@ -1219,7 +1219,7 @@ next_queued(const ExecutionRow **row)
 
 /* A round's part of the pass. */
 static void
-pass_on(SchedulerSlot *slot)
+running_executions_pass_on(SchedulerSlot *slot)
 {
 	const ExecutionRow *row;
 	CompanyTurn *turn;
@@ -1229,7 +1229,7 @@ pass_on(SchedulerSlot *slot)
 
 	if (!passed_running && !(passed_running = pass_running(slot)))
 		return;
-	if (joining && !list_companies(false))
+	if (joining && !running_executions_list_companies(false))
 		return;
 	joining = false;
 	company_turns_round(&turns);
@@ -1240,7 +1240,7 @@ pass_on(SchedulerSlot *slot)
 	while (started < MAX_STARTS && tried < MAX_TRIES && (turn = next_queued(&row)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (find(&row->id) == NULL)
+		if (running_executions_find(&row->id) == NULL)
 		{
 			int before = nexecutions;
 			Taken taken = take_row(slot, row);
@@ -1361,7 +1361,7 @@ running_executions_tend(SchedulerSlot *slot)
 	}
 	if (is_due)
 	{
-		pass_on(slot);
+		running_executions_pass_on(slot);
 		ConditionVariableBroadcast(&shared_state->leases_changed);
 	}
 	dlist_foreach_modify(iter, &executions)
@@ -1383,7 +1383,7 @@ running_executions_tend(SchedulerSlot *slot)
 	if (purge_at <= now && rows_at <= now)
 		purge();
 	if (nexecutions != before)
-		publish(slot);
+		running_executions_publish(slot);
 	next = Max(purge_at, rows_at);
 	if (is_connected)
 		next = Min(next, look || passing ? now : look_at);

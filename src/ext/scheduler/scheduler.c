@@ -212,7 +212,7 @@ look_at_master_key(void)
  * tables locked.
  */
 static TimestampTz
-start(void)
+scheduler_start(void)
 {
 	static const char activity[] = "looking at the ledger when the scheduler starts";
 	static TimestampTz retry_at = DT_NOBEGIN;
@@ -474,7 +474,7 @@ envrt_scheduler_main(Datum argument)
 				look_at_master_key();
 		}
 
-		next = started ? do_what_is_due() : start();
+		next = started ? do_what_is_due() : scheduler_start();
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 		slot->rounds++;
 		LWLockRelease(shared_state->lock);

@@ -239,7 +239,7 @@ remember_fingerprint(const char *text)
 }
 
 static void
-make_directory(void)
+master_key_make_directory(void)
 {
 	if (MakePGDirectory(ENVRT_DIRECTORY) != 0 && errno != EEXIST)
 		ereport(ERROR, (errcode_for_file_access(),
@@ -253,7 +253,7 @@ write_fingerprint(const char *text)
 	unsigned char fingerprint[FINGERPRINT_BYTES];
 	size_t length;
 
-	make_directory();
+	master_key_make_directory();
 	if (sodium_hex2bin(fingerprint, sizeof(fingerprint), text, strlen(text), NULL, &length, NULL) ==
 	        0 &&
 	    length == sizeof(fingerprint))
@@ -315,7 +315,7 @@ tell_schedulers(void)
 
 /* Make the key file; somebody else may be doing so too. */
 static void
-make_key(unsigned char *master)
+master_key_make_key(unsigned char *master)
 {
 	const char *path = key_file();
 	unsigned char fingerprint[FINGERPRINT_BYTES];
@@ -339,7 +339,7 @@ make_key(unsigned char *master)
 		    " in the data directory, and in each database the row "
 		    "master_key_fingerprint of envrt.settings, to have a new key made.");
 
-	make_directory();
+	master_key_make_directory();
 	crypto_kdf_keygen(master);
 	if (!write_hex_file(path, master, KEY_BYTES) && !read_hex_file(path, master, KEY_BYTES, true))
 		report_unusable(path, "was there and is gone again", "Try again.");
@@ -380,7 +380,7 @@ static void
 load_master(unsigned char *master)
 {
 	if (!read_hex_file(key_file(), master, KEY_BYTES, true))
-		make_key(master);
+		master_key_make_key(master);
 	check_fingerprint(master);
 }
 

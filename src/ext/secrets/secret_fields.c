@@ -30,7 +30,8 @@ typedef struct Walk
 	int steps;
 } Walk;
 
-static json_t *visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth);
+static json_t *secret_fields_walk(Walk *walk, json_t *schema, json_t *value, const char *path,
+                                  int depth);
 
 /* Of a JSON pointer: ~1 is a slash and ~0 a tilde. */
 static void
@@ -92,16 +93,16 @@ visit_members(Walk *walk, const json_t *schema, json_t *object, const char *path
 	json_object_foreach_safe(object, next, key, member)
 	{
 		json_t *of_member = json_object_get(properties, key);
-		json_t *other = visit(walk, of_member != NULL ? of_member : others, member,
-		                      below(path, key), depth + 1);
+		json_t *other = secret_fields_walk(walk, of_member != NULL ? of_member : others, member,
+		                                   below(path, key), depth + 1);
 
 		json_object_foreach(patterns, pattern, of_pattern)
 		{
 			if (other == NULL)
-				other = visit(walk, of_pattern, member, below(path, key), depth + 1);
+				other = secret_fields_walk(walk, of_pattern, member, below(path, key), depth + 1);
 		}
 		if (other == NULL && of_member == NULL)
-			other = visit(walk, unevaluated, member, below(path, key), depth + 1);
+			other = secret_fields_walk(walk, unevaluated, member, below(path, key), depth + 1);
 		if (other != NULL)
 			json_object_set(object, key, other);
 	}
@@ -121,13 +122,13 @@ visit_elements(Walk *walk, const json_t *schema, json_t *array, const char *path
 	{
 		const char *element_path = below(path, psprintf("%zu", index));
 		json_t *of_element = json_array_get(tuple, index);
-		json_t *other = visit(walk, of_element, element, element_path, depth + 1);
+		json_t *other = secret_fields_walk(walk, of_element, element, element_path, depth + 1);
 
 		for (int i = 0; of_element == NULL && other == NULL && i < (int) lengthof(others); i++)
-			other =
-			    visit(walk, json_object_get(schema, others[i]), element, element_path, depth + 1);
+			other = secret_fields_walk(walk, json_object_get(schema, others[i]), element,
+			                           element_path, depth + 1);
 		if (other == NULL)
-			other = visit(walk, contains, element, element_path, depth + 1);
+			other = secret_fields_walk(walk, contains, element, element_path, depth + 1);
 		if (other != NULL)
 			json_array_set(array, index, other);
 	}
@@ -135,7 +136,7 @@ visit_elements(Walk *walk, const json_t *schema, json_t *array, const char *path
 
 /* What is to stand in the value's place, or NULL. */
 static json_t *
-visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth)
+secret_fields_walk(Walk *walk, json_t *schema, json_t *value, const char *path, int depth)
 {
 	static const char *const lists[] = {"allOf", "anyOf", "oneOf"};
 	static const char *const singles[] = {"if", "then", "else"};
@@ -163,10 +164,11 @@ visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth)
 		json_t *list = json_object_get(schema, lists[i]);
 
 		for (size_t j = 0; other == NULL && j < json_array_size(list); j++)
-			other = visit(walk, json_array_get(list, j), value, path, depth + 1);
+			other = secret_fields_walk(walk, json_array_get(list, j), value, path, depth + 1);
 	}
 	for (int i = 0; other == NULL && i < (int) lengthof(singles); i++)
-		other = visit(walk, json_object_get(schema, singles[i]), value, path, depth + 1);
+		other =
+		    secret_fields_walk(walk, json_object_get(schema, singles[i]), value, path, depth + 1);
 	for (int i = 0; i < (int) lengthof(maps); i++)
 	{
 		const char *key;
@@ -175,11 +177,11 @@ visit(Walk *walk, json_t *schema, json_t *value, const char *path, int depth)
 		json_object_foreach(json_object_get(schema, maps[i]), key, member)
 		{
 			if (other == NULL)
-				other = visit(walk, member, value, path, depth + 1);
+				other = secret_fields_walk(walk, member, value, path, depth + 1);
 		}
 	}
 	if (other == NULL && reference != NULL)
-		other = visit(walk, follow(walk, reference), value, path, depth + 1);
+		other = secret_fields_walk(walk, follow(walk, reference), value, path, depth + 1);
 	return other;
 }
 
@@ -189,5 +191,5 @@ secret_fields_visit(json_t *schema, json_t *config, SecretFieldVisitor visitor, 
 	Walk walk = {.root = schema, .visitor = visitor, .data = data};
 
 	if (json_is_object(config))
-		(void) visit(&walk, schema, config, "", 0);
+		(void) secret_fields_walk(&walk, schema, config, "", 0);
 }

@@ -32,7 +32,7 @@ struct FairCompany
 };
 
 static FairCompany *
-find_or_make(FairQueue *queue, const char *id)
+fair_queue_find_or_make(FairQueue *queue, const char *id)
 {
 	FairCompany *company = queue->companies;
 	size_t size = strlen(id) + 1;
@@ -85,7 +85,7 @@ unlink_waiting(FairQueue *queue, FairItem *item)
 void
 fair_queue_add(FairQueue *queue, FairItem *item, const char *company_id, void *data)
 {
-	FairCompany *company = find_or_make(queue, company_id ? company_id : "");
+	FairCompany *company = fair_queue_find_or_make(queue, company_id ? company_id : "");
 
 	*item = (FairItem){.company = company, .previous = company->last, .data = data};
 	if (company->last != NULL)

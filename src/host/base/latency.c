@@ -39,7 +39,7 @@ static int count;
 
 /* Below 2 * PARTS each bucket is one microsecond. */
 static size_t
-bucket_of(uint64_t microseconds)
+latency_bucket_of(uint64_t microseconds)
 {
 	int power;
 
@@ -71,7 +71,7 @@ is_same(const char *one, const char *other)
 }
 
 static Latency *
-find(const char *driver, const char *method)
+latency_find(const char *driver, const char *method)
 {
 	Latency *latency = first_latency;
 
@@ -84,13 +84,13 @@ find(const char *driver, const char *method)
 static Latency *
 get(const char *driver, const char *method)
 {
-	Latency *latency = find(driver, method);
+	Latency *latency = latency_find(driver, method);
 
 	if (latency == NULL && count >= MAX_ROWS)
 	{
 		driver = "other";
 		method = "other";
-		latency = find(driver, method);
+		latency = latency_find(driver, method);
 	}
 	if (latency != NULL)
 		return latency;
@@ -114,7 +114,7 @@ latency_note(const char *driver, const char *method, uint64_t microseconds, bool
 	latency->total += microseconds;
 	if (microseconds > latency->longest)
 		latency->longest = microseconds;
-	latency->buckets[bucket_of(microseconds)]++;
+	latency->buckets[latency_bucket_of(microseconds)]++;
 }
 
 static uint64_t

@@ -254,7 +254,7 @@ forgotten(uv_work_t *work, int status)
 }
 
 static void
-read_done(uv_work_t *work, int status)
+message_io_read_done(uv_work_t *work, int status)
 {
 	Reading *reading = work->data;
 
@@ -281,7 +281,8 @@ message_read(RpcReader *reader, const char *text, size_t length, MessageRead rea
 			reading->take = take;
 			reading->owner = owner;
 			reading->work.data = reading;
-			(void) uv_queue_work(uv_default_loop(), &reading->work, read_there, read_done);
+			(void) uv_queue_work(uv_default_loop(), &reading->work, read_there,
+			                     message_io_read_done);
 			return true;
 		}
 		free(reading);

@@ -16,10 +16,10 @@ typedef struct DriverMethod
 	void (*start)(Call *call, const json_t *params);
 } DriverMethod;
 
-typedef struct Driver
+typedef struct HostDriver
 {
 	const char *key;
 	const DriverMethod *methods; /* up to one without a name */
-} Driver;
+} HostDriver;
 
 #endif

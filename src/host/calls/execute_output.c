@@ -242,7 +242,7 @@ execute_output_detach(ExecuteOutput *output)
 }
 
 static void
-keep(Stream *stream, size_t max_output, const char *bytes, size_t length)
+execute_output_keep(Stream *stream, size_t max_output, const char *bytes, size_t length)
 {
 	size_t most_last = max_output / 2;
 	size_t room = max_output - most_last - stream->first.length;
@@ -286,7 +286,7 @@ execute_output_write(ExecuteOutput *output, bool is_stderr, const char *bytes, s
 		stream_bytes(output, is_stderr, bytes, length);
 		return !output->behind;
 	}
-	keep(stream, output->max_output, bytes, length);
+	execute_output_keep(stream, output->max_output, bytes, length);
 	return true;
 }
 

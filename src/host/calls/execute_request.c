@@ -34,7 +34,7 @@
 
 /* A string without NUL in it, to be freed; else NULL and, if it is there, *error. */
 static char *
-take_text(const json_t *value, const char *field, HostError **error)
+execute_request_take_text(const json_t *value, const char *field, HostError **error)
 {
 	if (value == NULL || json_is_null(value))
 		return NULL;
@@ -98,7 +98,7 @@ take_args(ExecuteRequest *request, const json_t *list, HostError **error)
 		char field[40];
 
 		snprintf(field, sizeof field, "args[%zu]", index);
-		request->args[index] = take_text(value, field, error);
+		request->args[index] = execute_request_take_text(value, field, error);
 		if (request->args[index] == NULL && *error == NULL)
 			*error = error_new("22023", "%s must be a string", field);
 		if (*error != NULL)
@@ -150,7 +150,7 @@ take_env(ExecuteRequest *request, const json_t *env, HostError **error)
 			return;
 		}
 		field = xformat("env.%s", name);
-		variable->value = take_text(value, field, error);
+		variable->value = execute_request_take_text(value, field, error);
 		if (variable->value == NULL && *error == NULL)
 			*error = error_new("22023", "%s must be a string", field);
 		free(field);
@@ -313,7 +313,7 @@ take_cwd(ExecuteRequest *request, const json_t *params, const char *default_cwd,
 {
 	const json_t *metadata = json_object_get(json_object_get(params, "lease"), "metadata");
 	const char *base = json_string_value(json_object_get(metadata, "remoteCwd"));
-	char *cwd = take_text(json_object_get(params, "cwd"), "cwd", error);
+	char *cwd = execute_request_take_text(json_object_get(params, "cwd"), "cwd", error);
 
 	if (base == NULL || base[0] != '/')
 		base = default_cwd;
@@ -355,7 +355,8 @@ execute_request_new(const json_t *params, const char *default_cwd, HostError **e
 	*error = NULL;
 	check_words(params, error);
 	if (*error == NULL)
-		request->command = take_text(json_object_get(params, "command"), "command", error);
+		request->command =
+		    execute_request_take_text(json_object_get(params, "command"), "command", error);
 	if (*error == NULL && (request->command == NULL || request->command[0] == '\0'))
 		*error = error_new("22023", "command must be a string that is not empty");
 	if (*error == NULL)

@@ -48,7 +48,7 @@ static bool incomplete;
  */
 
 static LeaseKey **
-bucket_of(const char *id)
+lease_keys_bucket_of(const char *id)
 {
 	static unsigned char secret[crypto_shorthash_KEYBYTES];
 	static bool has_secret;
@@ -79,7 +79,7 @@ grow(void)
 
 		for (LeaseKey *key = old[i]; key != NULL; key = next)
 		{
-			LeaseKey **bucket = bucket_of(key->id);
+			LeaseKey **bucket = lease_keys_bucket_of(key->id);
 
 			next = key->in_bucket;
 			key->in_bucket = *bucket;
@@ -90,9 +90,9 @@ grow(void)
 }
 
 static void
-forget(LeaseKey *key)
+lease_keys_forget(LeaseKey *key)
 {
-	LeaseKey **link = bucket_of(key->id);
+	LeaseKey **link = lease_keys_bucket_of(key->id);
 
 	while (*link != key)
 		link = &(*link)->in_bucket;
@@ -110,7 +110,7 @@ forget(LeaseKey *key)
  */
 
 static void
-list_append(KeyList *list, LeaseKey *key)
+lease_keys_list_append(KeyList *list, LeaseKey *key)
 {
 	key->list = list;
 	key->newer = NULL;
@@ -124,7 +124,7 @@ list_append(KeyList *list, LeaseKey *key)
 }
 
 static void
-list_remove(LeaseKey *key)
+lease_keys_list_remove(LeaseKey *key)
 {
 	KeyList *list = key->list;
 
@@ -143,12 +143,12 @@ list_remove(LeaseKey *key)
 }
 
 static void
-drop_oldest(KeyList *list)
+lease_keys_drop_oldest(KeyList *list)
 {
 	LeaseKey *key = list->oldest;
 
-	list_remove(key);
-	forget(key);
+	lease_keys_list_remove(key);
+	lease_keys_forget(key);
 }
 
 static void
@@ -156,11 +156,11 @@ drop_surplus(uint64_t now)
 {
 	while (settled.oldest != NULL &&
 	       (settled.count > max_kept || now - settled.oldest->kept_since > SETTLED_MS))
-		drop_oldest(&settled);
+		lease_keys_drop_oldest(&settled);
 	while (open_keys.count > max_kept)
 	{
 		incomplete = true;
-		drop_oldest(&open_keys);
+		lease_keys_drop_oldest(&open_keys);
 	}
 }
 
@@ -175,11 +175,11 @@ lease_key_pin(const char *id)
 
 	if (key_count >= bucket_count)
 		grow();
-	for (key = *bucket_of(id); key != NULL && strcmp(key->id, id) != 0;)
+	for (key = *lease_keys_bucket_of(id); key != NULL && strcmp(key->id, id) != 0;)
 		key = key->in_bucket;
 	if (key == NULL)
 	{
-		LeaseKey **bucket = bucket_of(id);
+		LeaseKey **bucket = lease_keys_bucket_of(id);
 
 		key = xcalloc(1, sizeof *key);
 		key->id = xstrdup(id);
@@ -187,7 +187,7 @@ lease_key_pin(const char *id)
 		*bucket = key;
 		key_count++;
 	}
-	list_remove(key);
+	lease_keys_list_remove(key);
 	key->pins++;
 	return key;
 }
@@ -201,15 +201,15 @@ lease_key_unpin(LeaseKey *key, uint64_t now)
 	switch (key->knowledge)
 	{
 		case LEASE_UNSEEN:
-			forget(key);
+			lease_keys_forget(key);
 			break;
 		case LEASE_ABSENT:
 		case LEASE_ENDED:
-			list_append(&settled, key);
+			lease_keys_list_append(&settled, key);
 			break;
 		case LEASE_UNKNOWN:
 		case LEASE_HELD:
-			list_append(&open_keys, key);
+			lease_keys_list_append(&open_keys, key);
 			break;
 	}
 	drop_surplus(now);
@@ -254,9 +254,9 @@ void
 lease_keys_clear(void)
 {
 	while (settled.oldest != NULL)
-		drop_oldest(&settled);
+		lease_keys_drop_oldest(&settled);
 	while (open_keys.oldest != NULL)
-		drop_oldest(&open_keys);
+		lease_keys_drop_oldest(&open_keys);
 	free(buckets);
 	buckets = NULL;
 	bucket_count = 0;

@@ -136,7 +136,7 @@ power_of(const SecretMask *mask, size_t length)
  */
 
 static uint32_t *
-bucket_of(const Index *index, uint64_t key)
+secret_mask_bucket_of(const Index *index, uint64_t key)
 {
 	return &index->buckets[(key ^ key >> 32) & (index->bucket_count - 1)];
 }
@@ -153,7 +153,7 @@ with_key(const Index *index, uint32_t number, uint64_t key)
 static uint32_t
 index_find(const Index *index, uint64_t key)
 {
-	return index->count > 0 ? with_key(index, *bucket_of(index, key), key) : NONE;
+	return index->count > 0 ? with_key(index, *secret_mask_bucket_of(index, key), key) : NONE;
 }
 
 static uint32_t
@@ -165,7 +165,7 @@ index_next(const Index *index, uint32_t number)
 static void
 index_enter(Index *index, uint32_t number)
 {
-	uint32_t *bucket = bucket_of(index, index->keys[number]);
+	uint32_t *bucket = secret_mask_bucket_of(index, index->keys[number]);
 
 	index->next[number] = *bucket;
 	*bucket = number;
@@ -275,7 +275,7 @@ add_size(SecretMask *mask, uint64_t head, uint32_t length)
 }
 
 static void
-add(SecretMask *mask, uint64_t hash, const Pattern *pattern)
+secret_mask_add(SecretMask *mask, uint64_t hash, const Pattern *pattern)
 {
 	bool grown;
 	uint32_t number = index_add(&mask->by_hash, hash, &grown);
@@ -289,7 +289,7 @@ add(SecretMask *mask, uint64_t hash, const Pattern *pattern)
 }
 
 static Pattern *
-find(const SecretMask *mask, uint64_t hash, uint32_t length)
+secret_mask_find(const SecretMask *mask, uint64_t hash, uint32_t length)
 {
 	uint32_t number = index_find(&mask->by_hash, hash);
 
@@ -300,7 +300,7 @@ find(const SecretMask *mask, uint64_t hash, uint32_t length)
 
 /* Forgets what was last learned before `before`: of a company, not after `last`; NULL: of all. */
 static void
-forget(SecretMask *mask, const uint64_t *company, uint64_t before, uint64_t last)
+secret_mask_forget(SecretMask *mask, const uint64_t *company, uint64_t before, uint64_t last)
 {
 	Index by_hash = mask->by_hash;
 	Pattern *patterns = mask->patterns;
@@ -314,7 +314,7 @@ forget(SecretMask *mask, const uint64_t *company, uint64_t before, uint64_t last
 		bool ours = company == NULL || (!pattern->shared && pattern->company == *company);
 
 		if (!ours || pattern->learned >= before || pattern->learned > last)
-			add(mask, by_hash.keys[i], pattern);
+			secret_mask_add(mask, by_hash.keys[i], pattern);
 	}
 	index_free(&by_hash);
 	free(patterns);
@@ -361,7 +361,7 @@ learn_piece(SecretMask *mask, uint64_t company, const char *text, size_t length)
 			pattern.head = hash;
 	}
 	pattern.learned = ++mask->learned;
-	known = find(mask, hash, pattern.length);
+	known = secret_mask_find(mask, hash, pattern.length);
 	if (known != NULL)
 	{
 		known->learned = pattern.learned;
@@ -376,7 +376,7 @@ learn_piece(SecretMask *mask, uint64_t company, const char *text, size_t length)
 	else if (mask->by_hash.count >= MAX_PATTERNS)
 		mask->full = true;
 	else
-		add(mask, hash, &pattern);
+		secret_mask_add(mask, hash, &pattern);
 }
 
 static void
@@ -430,7 +430,7 @@ make_room(SecretMask *mask, uint64_t company, uint64_t before)
 {
 	Account *account;
 
-	forget(mask, &company, before, median_of(mask, company));
+	secret_mask_forget(mask, &company, before, median_of(mask, company));
 	account = account_of(mask, company);
 	/* When they are all in use, it makes no sense to try each time. */
 	account->enough = account->count > MAX_OF_COMPANY ? account->count + MAX_OF_COMPANY / 2 : 0;
@@ -486,7 +486,7 @@ secret_mask_worker_ended(SecretMask *mask)
 {
 	if (!mask->full && mask->by_hash.count < MAX_PATTERNS / 2)
 		return;
-	forget(mask, NULL, learn_again(mask), UINT64_MAX);
+	secret_mask_forget(mask, NULL, learn_again(mask), UINT64_MAX);
 	mask->full = false;
 }
 
@@ -509,7 +509,8 @@ end_of_pattern(const SecretMask *mask, const uint64_t *hashes, size_t start, siz
 		size_t end = start + size->length;
 
 		if (end > last && end <= length &&
-		    find(mask, between(hashes[start], hashes[end], size->power), size->length) != NULL)
+		    secret_mask_find(mask, between(hashes[start], hashes[end], size->power),
+		                     size->length) != NULL)
 			last = end;
 	}
 	return last;

@@ -62,7 +62,7 @@ success(const LeaseOperation *operation)
 }
 
 static void
-ended(LeaseOperation *operation, const char *outcome)
+lease_end_ended(LeaseOperation *operation, const char *outcome)
 {
 	if (!operation->keep)
 		lease_key_ended(operation->key, outcome);
@@ -87,7 +87,7 @@ answer_found(LeaseOperation *operation, json_t *lease)
 
 /* Takes the error. */
 static void
-failed(LeaseOperation *operation, HostError *error)
+lease_end_failed(LeaseOperation *operation, HostError *error)
 {
 	uint64_t delay = OWN_DELAY_MS;
 
@@ -120,14 +120,14 @@ nothing_seen(LeaseOperation *operation, const char *outcome)
 
 	if (operation->key->doomed == 0)
 	{
-		ended(operation, outcome);
+		lease_end_ended(operation, outcome);
 		return;
 	}
 	error = error_new("38000", "Plugin \"%s\" has not answered yet whether it makes the lease",
 	                  plugin_manifest(operation->plugin)->id);
 	error_detail(error, "What it makes is destroyed when it answers.");
 	error->outcome = OUTCOME_UNKNOWN;
-	failed(operation, error);
+	lease_end_failed(operation, error);
 }
 
 /*
@@ -150,7 +150,7 @@ one_ended(LeaseOperation *operation)
 	else if (operation->unseen)
 		nothing_seen(operation, success(operation));
 	else
-		ended(operation, success(operation));
+		lease_end_ended(operation, success(operation));
 }
 
 static void
@@ -169,7 +169,7 @@ end_answered(void *data, PluginReply reply, json_t *result, HostError *error)
 		one_ended(operation);
 	}
 	else
-		failed(operation, error);
+		lease_end_failed(operation, error);
 }
 
 /* metadata: NULL for what the client said. */
@@ -226,7 +226,7 @@ found_in(const LeaseOperation *operation, const json_t *result)
 }
 
 static void
-listed(LeaseOperation *operation, const json_t *result)
+lease_end_listed(LeaseOperation *operation, const json_t *result)
 {
 	HostError *error;
 
@@ -237,7 +237,7 @@ listed(LeaseOperation *operation, const json_t *result)
 		    error_new("38000", "Plugin \"%s\" answered environmentListLeases with no valid list",
 		              plugin_manifest(operation->plugin)->id);
 		error->outcome = OUTCOME_UNKNOWN;
-		failed(operation, error);
+		lease_end_failed(operation, error);
 	}
 	else if (json_array_size(operation->found) == 0)
 		nothing_seen(operation, OUTCOME_ABSENT);
@@ -258,9 +258,9 @@ list_answered(void *data, PluginReply reply, json_t *result, HostError *error)
 
 	operation_answered(operation);
 	if (reply == REPLY_RESULT)
-		listed(operation, result);
+		lease_end_listed(operation, result);
 	else if (reply != REPLY_UNSUPPORTED)
-		failed(operation, error);
+		lease_end_failed(operation, error);
 	else
 	{
 		error_free(error);
@@ -326,7 +326,7 @@ remembered_metadata(const LeaseOperation *operation)
 }
 
 static void
-run(LeaseOperation *operation)
+lease_end_run(LeaseOperation *operation)
 {
 	const LeaseKey *key = operation->key;
 	json_t *given = json_object_get(operation->params, "providerLeaseId");
@@ -339,9 +339,9 @@ run(LeaseOperation *operation)
 	else if (!names_it && key->knowledge == LEASE_ENDED)
 		answer_outcome(operation, OUTCOME_ABSENT);
 	else if (!names_it && key->lease == NULL && is_absent(operation))
-		ended(operation, OUTCOME_ABSENT);
+		lease_end_ended(operation, OUTCOME_ABSENT);
 	else if (operation->plugin == NULL)
-		failed(operation, error_copy(operation->plugin_error));
+		lease_end_failed(operation, error_copy(operation->plugin_error));
 	else if (names_it)
 		end_one(operation, given, NULL);
 	else if (key->lease != NULL && identifies(operation, key->lease))
@@ -353,4 +353,4 @@ run(LeaseOperation *operation)
 		ask_for_list(operation);
 }
 
-const OperationDoing lease_end = {.run = run};
+const OperationDoing lease_ender = {.run = lease_end_run};

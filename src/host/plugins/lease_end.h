@@ -7,6 +7,6 @@
 
 #include "plugins/lease_queue.h"
 
-extern const OperationDoing lease_end;
+extern const OperationDoing lease_ender;
 
 #endif

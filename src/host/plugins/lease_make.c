@@ -57,7 +57,7 @@ was_ended(const LeaseKey *key, const json_t *lease)
 
 /* Takes the lease. */
 static void
-made(LeaseOperation *operation, json_t *lease)
+lease_make_made(LeaseOperation *operation, json_t *lease)
 {
 	LeaseKey *key = operation->key;
 
@@ -95,7 +95,7 @@ made(LeaseOperation *operation, json_t *lease)
 	lease_key_learn(key, LEASE_HELD, lease);
 	key->condemned = true;
 	operation_fail(operation, lease_ended_error(key));
-	operation_start_own(operation, &lease_end);
+	operation_start_own(operation, &lease_ender);
 }
 
 static void
@@ -120,7 +120,7 @@ lost(LeaseOperation *operation)
 
 /* Takes the error. */
 static void
-failed(LeaseOperation *operation, PluginReply reply, HostError *error)
+lease_make_failed(LeaseOperation *operation, PluginReply reply, HostError *error)
 {
 	bool acquire = operation->kind == OPERATION_ACQUIRE;
 
@@ -138,7 +138,7 @@ failed(LeaseOperation *operation, PluginReply reply, HostError *error)
 }
 
 static void
-answered(void *data, PluginReply reply, json_t *result, HostError *error)
+lease_make_answered(void *data, PluginReply reply, json_t *result, HostError *error)
 {
 	LeaseOperation *operation = data;
 	json_t *lease = NULL;
@@ -147,10 +147,10 @@ answered(void *data, PluginReply reply, json_t *result, HostError *error)
 	if (operation->doomed && operation->kind == OPERATION_ACQUIRE)
 		operation->key->doomed--;
 	if (reply != REPLY_RESULT)
-		failed(operation, reply, error);
+		lease_make_failed(operation, reply, error);
 	else if ((lease = plugin_lease(operation->plugin, operation_method(operation->kind), result,
 	                               &error)) != NULL)
-		made(operation, lease);
+		lease_make_made(operation, lease);
 	else
 	{
 		/* The same as if the answer had been lost. */
@@ -194,7 +194,7 @@ refusal(LeaseOperation *operation)
 }
 
 static void
-run(LeaseOperation *operation)
+lease_make_run(LeaseOperation *operation)
 {
 	LeaseKey *key = operation->key;
 	HostError *error = refusal(operation);
@@ -208,10 +208,10 @@ run(LeaseOperation *operation)
 		free(key->plugin_key);
 		key->plugin_key = xstrdup(plugin_manifest(operation->plugin)->id);
 		operation_ask(operation, operation_method(operation->kind), NULL,
-		              json_incref(operation->params), answered);
+		              json_incref(operation->params), lease_make_answered);
 		return;
 	}
 	operation_done(operation);
 }
 
-const OperationDoing lease_make = {.run = run, .withdrawn = withdrawn};
+const OperationDoing lease_maker = {.run = lease_make_run, .withdrawn = withdrawn};

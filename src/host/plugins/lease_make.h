@@ -7,6 +7,6 @@
 
 #include "plugins/lease_queue.h"
 
-extern const OperationDoing lease_make;
+extern const OperationDoing lease_maker;
 
 #endif

@@ -33,7 +33,7 @@ find_kind(const char *method, OperationKind *kind)
 
 /* Nothing was asked of anybody: for an acquire that is an outcome. */
 static void
-refuse(Call *call, OperationKind kind, HostError *error)
+lease_operation_refuse(Call *call, OperationKind kind, HostError *error)
 {
 	if (kind == OPERATION_ACQUIRE)
 		error->outcome = OUTCOME_ABSENT;
@@ -41,7 +41,7 @@ refuse(Call *call, OperationKind kind, HostError *error)
 }
 
 static bool
-is_key(const json_t *value)
+lease_operation_is_key(const json_t *value)
 {
 	const char *text = json_string_value(value);
 
@@ -59,24 +59,25 @@ lease_operation_start(Call *call, const char *method, const json_t *params)
 
 	if (id == NULL || json_is_null(id) || !find_kind(method, &kind))
 		return false;
-	if (!is_key(id))
+	if (!lease_operation_is_key(id))
 	{
 		HostError *error =
 		    error_new("22023", "leaseId is no text of 1 to %d bytes", ENVRT_MAX_LEASE_ID);
 
 		error->code = RPC_INVALID_PARAMS;
-		refuse(call, kind, error);
+		lease_operation_refuse(call, kind, error);
 		return true;
 	}
 	if (operations_count() >= MAX_OPERATIONS)
 	{
-		refuse(call, kind,
-		       error_new("53400", "the driver host is busy with %zu leases, its limit",
-		                 operations_count()));
+		lease_operation_refuse(call, kind,
+		                       error_new("53400",
+		                                 "the driver host is busy with %zu leases, its limit",
+		                                 operations_count()));
 		return true;
 	}
 	operation = operation_new(
-	    kind, kind == OPERATION_ACQUIRE || kind == OPERATION_RESUME ? &lease_make : &lease_end,
+	    kind, kind == OPERATION_ACQUIRE || kind == OPERATION_RESUME ? &lease_maker : &lease_ender,
 	    json_string_value(id));
 	operation->call = call;
 	operation->plugin = plugin_for(params, &operation->plugin_error);

@@ -94,7 +94,7 @@ operation_new(OperationKind kind, const OperationDoing *doing, const char *key)
 }
 
 static void
-operation_free(LeaseOperation *operation)
+lease_queue_operation_free(LeaseOperation *operation)
 {
 	if (operation->previous != NULL)
 		operation->previous->next = operation->next;
@@ -186,7 +186,7 @@ use_maker(LeaseOperation *operation)
  * queue does not become a deep stack.
  */
 static void
-advance(LeaseKey *key)
+lease_queue_advance(LeaseKey *key)
 {
 	if (key->advancing)
 		return;
@@ -223,8 +223,8 @@ operation_done(LeaseOperation *operation)
 
 	dequeue(operation);
 	step_aside(operation);
-	operation_free(operation);
-	advance(key);
+	lease_queue_operation_free(operation);
+	lease_queue_advance(key);
 	lease_key_unpin(key, now_ms());
 }
 
@@ -316,11 +316,11 @@ doom(LeaseOperation *maker)
 		maker->key->doomed++;
 	plugin_request_is_late(maker->request);
 	step_aside(maker);
-	advance(maker->key);
+	lease_queue_advance(maker->key);
 }
 
 static HostError *
-timeout_error(const LeaseOperation *operation)
+lease_queue_timeout_error(const LeaseOperation *operation)
 {
 	const char *method = operation_method(operation->kind);
 	HostError *error;
@@ -337,7 +337,7 @@ timeout_error(const LeaseOperation *operation)
 static void
 drop_unsent(LeaseOperation *operation)
 {
-	HostError *error = timeout_error(operation);
+	HostError *error = lease_queue_timeout_error(operation);
 
 	if (operation->request != NULL)
 		plugin_request_is_late(operation->request);
@@ -370,20 +370,20 @@ limit_expired(void *data)
 		drop_unsent(operation);
 	else
 	{
-		operation_fail(operation, timeout_error(operation));
+		operation_fail(operation, lease_queue_timeout_error(operation));
 		plugin_request_is_late(operation->request);
 		if (!is_maker(operation))
 		{
 			LeaseKey *key = operation->key;
 
 			step_aside(operation);
-			advance(key);
+			lease_queue_advance(key);
 		}
 	}
 }
 
 static void
-client_gone(void *data)
+lease_queue_client_gone(void *data)
 {
 	LeaseOperation *operation = data;
 
@@ -417,7 +417,7 @@ operation_start_own(const LeaseOperation *maker, const OperationDoing *ender)
 	if (metadata != NULL)
 		json_object_set(operation->params, "leaseMetadata", metadata);
 	enqueue(operation);
-	advance(operation->key);
+	lease_queue_advance(operation->key);
 }
 
 static void
@@ -426,7 +426,7 @@ retry(void *data)
 	LeaseOperation *operation = data;
 
 	enqueue(operation);
-	advance(operation->key);
+	lease_queue_advance(operation->key);
 }
 
 void
@@ -436,7 +436,7 @@ operation_retry_later(LeaseOperation *operation, uint64_t delay_ms)
 
 	timer_start(&operation->limit, delay_ms, retry, operation);
 	step_aside(operation);
-	advance(key);
+	lease_queue_advance(key);
 }
 
 /*
@@ -452,10 +452,10 @@ operations_count(void)
 void
 operation_enter(LeaseOperation *operation)
 {
-	call_on_cancel(operation->call, client_gone, operation);
+	call_on_cancel(operation->call, lease_queue_client_gone, operation);
 	timer_start(&operation->limit, operation->limit_ms, limit_expired, operation);
 	enqueue(operation);
-	advance(operation->key);
+	lease_queue_advance(operation->key);
 }
 
 void

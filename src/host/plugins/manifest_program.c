@@ -82,13 +82,13 @@ line_came(void *owner, const char *line, size_t length)
 }
 
 static void
-process_drained(void *owner)
+manifest_program_process_drained(void *owner)
 {
 	(void) owner;
 }
 
 static void
-process_ended(void *owner, const char *how)
+manifest_program_process_ended(void *owner, const char *how)
 {
 	ManifestProgram *program = owner;
 
@@ -115,8 +115,8 @@ manifest_program_start(const char *folder, const char *script, ManifestProgramEn
 {
 	static const WorkerProcessEvents events = {
 	    .line = line_came,
-	    .drained = process_drained,
-	    .ended = process_ended,
+	    .drained = manifest_program_process_drained,
+	    .ended = manifest_program_process_ended,
 	};
 	const WorkerProgram node = {
 	    .folder = folder,

@@ -26,13 +26,13 @@ typedef struct Method
 	void (*run)(Call *call, const json_t *params);
 } Method;
 
-typedef struct Waiting
+typedef struct WaitingMethod
 {
 	Call *call;
 	const Method *method;
 	json_t *params;
 	PluginsWaiter *waiter;
-} Waiting;
+} WaitingMethod;
 
 static void
 list(Call *call, const json_t *params)
@@ -103,7 +103,7 @@ static const Method methods[] = {
 };
 
 static const Method *
-find(const char *name)
+operator_methods_find(const char *name)
 {
 	for (size_t i = 0; i < sizeof methods / sizeof methods[0]; i++)
 		if (strcmp(methods[i].name, name) == 0)
@@ -112,7 +112,7 @@ find(const char *name)
 }
 
 static void
-waiting_free(Waiting *waiting)
+operator_methods_waiting_free(WaitingMethod *waiting)
 {
 	json_decref(waiting->params);
 	free(waiting);
@@ -121,36 +121,36 @@ waiting_free(Waiting *waiting)
 static void
 ready(void *data)
 {
-	Waiting *waiting = data;
+	WaitingMethod *waiting = data;
 
 	waiting->method->run(waiting->call, waiting->params);
-	waiting_free(waiting);
+	operator_methods_waiting_free(waiting);
 }
 
 static void
-cancelled(void *data)
+operator_methods_cancelled(void *data)
 {
-	Waiting *waiting = data;
+	WaitingMethod *waiting = data;
 
 	plugins_wait_no_more(waiting->waiter);
-	waiting_free(waiting);
+	operator_methods_waiting_free(waiting);
 }
 
 bool
 plugin_methods_has(const char *method)
 {
-	return find(method) != NULL;
+	return operator_methods_find(method) != NULL;
 }
 
 void
 plugin_methods_start(Call *call, const char *name, const json_t *params)
 {
-	const Method *method = find(name);
+	const Method *method = operator_methods_find(name);
 	const char *driver_key = json_string_value(json_object_get(params, "driverKey"));
 	bool wait = method->wait == KNOW_DRIVER
 	                ? driver_key != NULL && plugins_must_wait_for(NULL, driver_key)
 	                : plugins_must_wait(method->wait == READ_ANEW);
-	Waiting *waiting;
+	WaitingMethod *waiting;
 
 	if (!wait)
 	{
@@ -163,5 +163,5 @@ plugin_methods_start(Call *call, const char *name, const json_t *params)
 	waiting->params = json_incref((json_t *) params);
 	waiting->waiter = plugins_wait(ready, waiting);
 	call_set_state(call, "reading the plugins");
-	call_on_cancel(call, cancelled, waiting);
+	call_on_cancel(call, operator_methods_cancelled, waiting);
 }

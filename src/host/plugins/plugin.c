@@ -164,7 +164,7 @@ struct Plugin
 
 static size_t plugin_count;
 
-static void look(void *data);
+static void plugin_look(void *data);
 static void start_worker(Plugin *plugin);
 
 /*
@@ -172,7 +172,7 @@ static void start_worker(Plugin *plugin);
  */
 
 static void
-list_append(RequestList *list, PluginRequest *request)
+plugin_list_append(RequestList *list, PluginRequest *request)
 {
 	request->next = NULL;
 	request->previous = list->last;
@@ -184,7 +184,7 @@ list_append(RequestList *list, PluginRequest *request)
 }
 
 static void
-list_remove(RequestList *list, PluginRequest *request)
+plugin_list_remove(RequestList *list, PluginRequest *request)
 {
 	if (request->previous != NULL)
 		request->previous->next = request->next;
@@ -201,7 +201,7 @@ request_free(PluginRequest *request)
 {
 	Plugin *plugin = request->plugin;
 
-	list_remove(request->sent ? &plugin->sent : &plugin->waiting, request);
+	plugin_list_remove(request->sent ? &plugin->sent : &plugin->waiting, request);
 	plugin_turns_remove(&plugin->turns, &request->turn);
 	timer_stop(&request->limit);
 	if (request->late)
@@ -488,7 +488,7 @@ initialized(Plugin *plugin, const RpcMessage *message)
 		json_decref(plugin->supported);
 		plugin->supported = json_incref(methods);
 		plugin->state = STATE_RUNNING;
-		look(plugin);
+		plugin_look(plugin);
 	}
 }
 
@@ -658,7 +658,7 @@ crashed(Plugin *plugin, const char *how)
 }
 
 static void
-process_ended(void *owner, const char *how)
+plugin_process_ended(void *owner, const char *how)
 {
 	Plugin *plugin = owner;
 	bool stopped = plugin->state == STATE_STOPPING;
@@ -706,9 +706,9 @@ initialize_params(const Plugin *plugin)
 }
 
 static void
-process_drained(void *owner)
+plugin_process_drained(void *owner)
 {
-	look(owner);
+	plugin_look(owner);
 }
 
 /* How long it is before a worker may be started for one of those that wait. */
@@ -738,8 +738,8 @@ start_worker(Plugin *plugin)
 	static const WorkerProcessEvents events = {
 	    .message = message_came,
 	    .unusable = line_unusable,
-	    .drained = process_drained,
-	    .ended = process_ended,
+	    .drained = plugin_process_drained,
+	    .ended = plugin_process_ended,
 	};
 	const PluginManifest *manifest = plugin->manifest;
 	const WorkerProgram program = {
@@ -846,7 +846,7 @@ send_waiting(Plugin *plugin, bool tell)
 		{
 			if (!tell)
 			{
-				timer_start(&plugin->soon, 0, look, plugin);
+				timer_start(&plugin->soon, 0, plugin_look, plugin);
 				return;
 			}
 			request_end(request, REPLY_UNSUPPORTED, NULL,
@@ -856,10 +856,10 @@ send_waiting(Plugin *plugin, bool tell)
 		/* One that can't be sent stays for the next process: this one is about to end. */
 		if (!worker_process_send(plugin->process, request_message(id, request)))
 			return;
-		list_remove(&plugin->waiting, request);
+		plugin_list_remove(&plugin->waiting, request);
 		request->sent = true;
 		request->id = plugin->last_id = id;
-		list_append(&plugin->sent, request);
+		plugin_list_append(&plugin->sent, request);
 		plugin_turns_serve(&plugin->turns, &request->turn, now_ms());
 		/* Kept no longer than needed: it may hold secrets. */
 		json_decref(request->params);
@@ -868,7 +868,7 @@ send_waiting(Plugin *plugin, bool tell)
 	/* Those that may have caused a crash have to wait for their time. */
 	wait = plugin->state == STATE_RUNNING ? plugin_turns_wait(&plugin->turns, now_ms()) : 0;
 	if (wait > 0)
-		timer_start(&plugin->timer, wait, look, plugin);
+		timer_start(&plugin->timer, wait, plugin_look, plugin);
 }
 
 /*
@@ -935,7 +935,7 @@ driver_of(const PluginRequest *request)
 
 /* From the event loop. */
 static void
-look(void *data)
+plugin_look(void *data)
 {
 	Plugin *plugin = data;
 	PluginRequest *request;
@@ -1010,7 +1010,7 @@ plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answer
 	request->data = data;
 	request->limit_ms = question->patience_ms;
 	learn_secrets(plugin, request);
-	list_append(&plugin->waiting, request);
+	plugin_list_append(&plugin->waiting, request);
 	plugin_turns_add(&plugin->turns, &request->turn, json_string_value(request->company),
 	                 strcmp(request->method, "environmentExecute") == 0, request);
 	plugin->calls++;
@@ -1026,11 +1026,11 @@ plugin_ask(Plugin *plugin, const PluginQuestion *question, PluginAnswered answer
 		start_when_due(plugin);
 	}
 	if (is_clogged(plugin))
-		timer_start(&plugin->soon, 0, look, plugin);
+		timer_start(&plugin->soon, 0, plugin_look, plugin);
 	if (!request->sent && request_delay(request) > question->patience_ms)
 	{
 		request->hopeless = true;
-		timer_start(&plugin->soon, 0, look, plugin);
+		timer_start(&plugin->soon, 0, plugin_look, plugin);
 	}
 	return request;
 }
@@ -1055,7 +1055,7 @@ owes_late(PluginRequest *request)
 	if (plugin->late > MAX_LATE && plugin->process != NULL)
 		broke_protocol(plugin, "owes too many answers");
 	if (plugin->waiting.first != NULL)
-		timer_start(&plugin->soon, 0, look, plugin);
+		timer_start(&plugin->soon, 0, plugin_look, plugin);
 }
 
 static void
@@ -1188,7 +1188,7 @@ void
 plugin_release(Plugin *plugin)
 {
 	if (--plugin->references == 0)
-		timer_start(&plugin->soon, 0, look, plugin);
+		timer_start(&plugin->soon, 0, plugin_look, plugin);
 }
 
 static void

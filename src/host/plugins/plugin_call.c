@@ -66,7 +66,7 @@ plugin_call_free(PluginCall *state)
 }
 
 static void
-cancelled(void *data)
+plugin_call_cancelled(void *data)
 {
 	PluginCall *state = data;
 
@@ -106,7 +106,7 @@ take_result(const PluginCall *state, json_t *result, HostError **error)
 }
 
 static void
-answered(void *data, PluginReply reply, json_t *result, HostError *error)
+plugin_call_answered(void *data, PluginReply reply, json_t *result, HostError *error)
 {
 	PluginCall *state = data;
 	json_t *answer = NULL;
@@ -125,7 +125,7 @@ answered(void *data, PluginReply reply, json_t *result, HostError *error)
 }
 
 static void
-start(Call *call, const char *method, const json_t *params)
+plugin_call_send(Call *call, const char *method, const json_t *params)
 {
 	HostError *error = NULL;
 	PluginCall *state;
@@ -149,7 +149,7 @@ start(Call *call, const char *method, const json_t *params)
 	state->driver_key = xstrdup(json_string_value(json_object_get(params, "driverKey")));
 	call_set_target(call, plugin_manifest(plugin)->id);
 	call_set_state(call, "asking the plugin");
-	call_on_cancel(call, cancelled, state);
+	call_on_cancel(call, plugin_call_cancelled, state);
 	timer_start(&state->limit, state->limit_ms, expired, state);
 	state->request = plugin_ask(plugin,
 	                            &(PluginQuestion){
@@ -158,7 +158,7 @@ start(Call *call, const char *method, const json_t *params)
 	                                .secrets = plugin_secrets(params),
 	                                .patience_ms = state->limit_ms,
 	                            },
-	                            answered, state);
+	                            plugin_call_answered, state);
 }
 
 /*
@@ -166,7 +166,7 @@ start(Call *call, const char *method, const json_t *params)
  */
 
 static void
-waiting_free(WaitingCall *waiting)
+plugin_call_waiting_free(WaitingCall *waiting)
 {
 	json_decref(waiting->params);
 	free(waiting->method);
@@ -178,8 +178,8 @@ plugins_are_ready(void *data)
 {
 	WaitingCall *waiting = data;
 
-	start(waiting->call, waiting->method, waiting->params);
-	waiting_free(waiting);
+	plugin_call_send(waiting->call, waiting->method, waiting->params);
+	plugin_call_waiting_free(waiting);
 }
 
 static void
@@ -188,7 +188,7 @@ waiting_cancelled(void *data)
 	WaitingCall *waiting = data;
 
 	plugins_wait_no_more(waiting->waiter);
-	waiting_free(waiting);
+	plugin_call_waiting_free(waiting);
 }
 
 void
@@ -199,7 +199,7 @@ plugin_call_start(Call *call, const char *method, const json_t *params)
 	if (!plugins_must_wait_for(json_string_value(json_object_get(params, "pluginKey")),
 	                           json_string_value(json_object_get(params, "driverKey"))))
 	{
-		start(call, method, params);
+		plugin_call_send(call, method, params);
 		return;
 	}
 	waiting = xcalloc(1, sizeof *waiting);

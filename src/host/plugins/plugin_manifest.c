@@ -39,7 +39,7 @@ is_text(const json_t *value, size_t max)
 
 /* A name that can stand in a file's name as well. */
 static bool
-is_key(const json_t *value)
+plugin_manifest_is_key(const json_t *value)
 {
 	const char *text = json_string_value(value);
 
@@ -128,7 +128,7 @@ take_driver(PluginManifest *manifest, const json_t *entry)
 
 	if (!json_is_object(entry) || !json_is_string(key) || json_string_length(key) == 0)
 		return xformat("an environment driver has no driverKey");
-	if (!is_key(key))
+	if (!plugin_manifest_is_key(key))
 		return xformat("Environment driver key must start with a lowercase alphanumeric and "
 		               "contain only lowercase letters, digits, dots, hyphens, or underscores");
 	driver->key = json_string_value(key);
@@ -183,7 +183,7 @@ take_names(PluginManifest *manifest)
 
 	if (!json_is_string(id) || json_string_length(id) == 0)
 		return xformat("id is missing or no text");
-	if (!is_key(id))
+	if (!plugin_manifest_is_key(id))
 		return xformat("Plugin id must start with a lowercase alphanumeric and contain only "
 		               "lowercase letters, digits, dots, hyphens, or underscores");
 	manifest->id = json_string_value(id);

@@ -64,7 +64,7 @@ dump_tags(const json_t *tags)
 
 /* NULL when the plugin has too many. */
 static Series *
-find_or_make(const char *plugin, const char *name, const char *tags_text)
+plugin_metrics_find_or_make(const char *plugin, const char *name, const char *tags_text)
 {
 	size_t count = 0;
 	Series *series;
@@ -161,7 +161,7 @@ plugin_metrics_write(const char *plugin, SecretMask *mask, const json_t *params)
 	tags = dump_tags(shown);
 	json_decref(shown);
 	shown = masked_text(mask, json_string_value(name), json_string_length(name));
-	series = find_or_make(plugin, json_string_value(shown), tags);
+	series = plugin_metrics_find_or_make(plugin, json_string_value(shown), tags);
 	json_decref(shown);
 	free(tags);
 	if (series == NULL)
@@ -175,7 +175,7 @@ plugin_metrics_write(const char *plugin, SecretMask *mask, const json_t *params)
 
 /* JSON has no word for what a sum of large numbers may become. */
 static json_t *
-number(double value)
+plugin_metrics_number(double value)
 {
 	return isfinite(value) ? json_real(value) : json_null();
 }
@@ -186,11 +186,12 @@ plugin_metrics_describe(void)
 	json_t *rows = json_array();
 
 	for (const Series *series = first_series; series != NULL; series = series->next)
-		json_array_append_new(rows, json_pack("{s:s, s:s, s:O, s:o, s:I, s:o, s:I}", "plugin",
-		                                      series->plugin, "name", series->name, "tags",
-		                                      series->tags, "last", number(series->last), "count",
-		                                      series->count, "sum", number(series->sum),
-		                                      "updatedAt", (json_int_t) series->updated_at));
+		json_array_append_new(rows,
+		                      json_pack("{s:s, s:s, s:O, s:o, s:I, s:o, s:I}", "plugin",
+		                                series->plugin, "name", series->name, "tags", series->tags,
+		                                "last", plugin_metrics_number(series->last), "count",
+		                                series->count, "sum", plugin_metrics_number(series->sum),
+		                                "updatedAt", (json_int_t) series->updated_at));
 	return rows;
 }
 

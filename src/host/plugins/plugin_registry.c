@@ -99,7 +99,7 @@ static uint64_t readings_done;
 static Timer *tell_timer;
 static PluginsWaiter *first_waiter;
 
-static void read_on(void);
+static void plugin_registry_read_on(void);
 
 /*
  * Lists
@@ -206,7 +206,7 @@ take_over_or_make(PluginManifest *manifest)
 }
 
 static PluginEntry *
-add_entry(const PluginFolder *folder)
+plugin_registry_add_entry(const PluginFolder *folder)
 {
 	PluginList *list = &reading.list;
 	PluginEntry *entry;
@@ -225,7 +225,7 @@ static void
 add_invalid(const PluginFolder *folder, char *problem, const char *words, char *key)
 {
 	const PluginEntry *before = find_by_folder(&installed, folder->path);
-	PluginEntry *entry = add_entry(folder);
+	PluginEntry *entry = plugin_registry_add_entry(folder);
 
 	entry->distinct = strlen(problem);
 	entry->problem = problem;
@@ -242,7 +242,7 @@ add_invalid(const PluginFolder *folder, char *problem, const char *words, char *
 
 /* A manifest as text, of a file or of a program. */
 static void
-take_text(const PluginFolder *folder, const char *text, size_t length)
+plugin_registry_take_text(const PluginFolder *folder, const char *text, size_t length)
 {
 	char *problem = NULL;
 	char *id = NULL;
@@ -264,7 +264,7 @@ take_text(const PluginFolder *folder, const char *text, size_t length)
 		plugin_manifest_free(manifest);
 		return;
 	}
-	add_entry(folder)->plugin = take_over_or_make(manifest);
+	plugin_registry_add_entry(folder)->plugin = take_over_or_make(manifest);
 }
 
 static void
@@ -283,12 +283,12 @@ program_ended(void *data, const char *text, size_t length, const char *problem, 
 	}
 	else
 	{
-		take_text(folder, text, length);
+		plugin_registry_take_text(folder, text, length);
 		entry = &reading.list.entries[reading.list.count - 1];
 		entry->text = xstrndup(text, length);
 	}
 	plugin_folder_free(folder);
-	read_on();
+	plugin_registry_read_on();
 }
 
 /* True when it goes on later. */
@@ -301,7 +301,7 @@ run_program(PluginFolder *folder)
 
 	if (same && before->failed)
 	{
-		PluginEntry *entry = add_entry(folder);
+		PluginEntry *entry = plugin_registry_add_entry(folder);
 
 		entry->problem = xstrdup(before->problem);
 		entry->distinct = before->distinct;
@@ -310,7 +310,7 @@ run_program(PluginFolder *folder)
 	}
 	if (same && before->text != NULL)
 	{
-		take_text(folder, before->text, strlen(before->text));
+		plugin_registry_take_text(folder, before->text, strlen(before->text));
 		reading.list.entries[reading.list.count - 1].text = xstrdup(before->text);
 		return false;
 	}
@@ -361,11 +361,11 @@ read_start(bool anew)
 	readings_begun++;
 	stale = false;
 	list_places();
-	read_on();
+	plugin_registry_read_on();
 }
 
 static void
-read_done(void)
+plugin_registry_read_done(void)
 {
 	PluginList old = installed;
 	bool anew = reading.anew;
@@ -389,7 +389,7 @@ read_done(void)
 }
 
 static void
-read_on(void)
+plugin_registry_read_on(void)
 {
 	while (reading.next < reading.count)
 	{
@@ -404,7 +404,8 @@ read_on(void)
 				add_invalid(folder, xstrdup(folder->problem), "", NULL);
 				break;
 			case FOLDER_TEXT:
-				take_text(folder, folder->text.data ? folder->text.data : "", folder->text.length);
+				plugin_registry_take_text(folder, folder->text.data ? folder->text.data : "",
+				                          folder->text.length);
 				break;
 			case FOLDER_PROGRAM:
 				if (run_program(folder))
@@ -413,7 +414,7 @@ read_on(void)
 		}
 		plugin_folder_free(folder);
 	}
-	read_done();
+	plugin_registry_read_done();
 }
 
 /*
@@ -484,7 +485,7 @@ is_among(const json_t *keys, const char *key)
 
 /* One that is among those `off` is not there. */
 static Plugin *
-find(const char *plugin_key, const char *driver_key, const json_t *off)
+plugin_registry_find(const char *plugin_key, const char *driver_key, const json_t *off)
 {
 	for (size_t i = 0; i < installed.count; i++)
 	{
@@ -502,7 +503,7 @@ find(const char *plugin_key, const char *driver_key, const json_t *off)
 bool
 plugins_must_wait_for(const char *plugin_key, const char *driver_key)
 {
-	bool found = find(plugin_key, driver_key, NULL) != NULL;
+	bool found = plugin_registry_find(plugin_key, driver_key, NULL) != NULL;
 
 	if (!reading.active &&
 	    (stale || (directory_count > 0 && now_ms() >= read_at + RESCAN_MS && !found)))
@@ -559,7 +560,7 @@ plugins_wait_no_more(PluginsWaiter *waiter)
 Plugin *
 plugins_find(const char *plugin_key, const char *driver_key, const json_t *off, HostError **error)
 {
-	Plugin *plugin = find(plugin_key, driver_key, off);
+	Plugin *plugin = plugin_registry_find(plugin_key, driver_key, off);
 
 	if (plugin != NULL)
 		return plugin;

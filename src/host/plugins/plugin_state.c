@@ -265,7 +265,7 @@ plugin_state_get(PluginState *state, const json_t *params, const char **problem)
  */
 
 static int
-write_all(int fd, const char *text)
+plugin_state_write_all(int fd, const char *text)
 {
 	size_t left = strlen(text);
 
@@ -306,7 +306,7 @@ write_file(uv_work_t *work)
 
 	if (mkdir(writing->directory, 0700) == 0 || errno == EEXIST)
 		fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	done = fd >= 0 && write_all(fd, writing->text) == 0 && fsync(fd) == 0;
+	done = fd >= 0 && plugin_state_write_all(fd, writing->text) == 0 && fsync(fd) == 0;
 	if (!done)
 		writing->error = errno;
 	if (fd >= 0 && close(fd) < 0 && done)
@@ -322,7 +322,7 @@ write_file(uv_work_t *work)
 static void begin_writing(PluginState *state);
 
 static void
-written(uv_work_t *work, int status)
+plugin_state_written(uv_work_t *work, int status)
 {
 	Writing *writing = work->data;
 	PluginState *state = writing->state;
@@ -364,8 +364,8 @@ begin_writing(PluginState *state)
 	memset(&state->waiting, 0, sizeof state->waiting);
 	writing_count++;
 	if (writing->text == NULL ||
-	    uv_queue_work(uv_default_loop(), &writing->work, write_file, written) < 0)
-		written(&writing->work, UV_ENOMEM);
+	    uv_queue_work(uv_default_loop(), &writing->work, write_file, plugin_state_written) < 0)
+		plugin_state_written(&writing->work, UV_ENOMEM);
 }
 
 static void
@@ -379,7 +379,7 @@ tell_refused(void *data)
 }
 
 static void
-refuse(PluginState *state, PluginStateStored stored, void *data, const char *problem)
+plugin_state_refuse(PluginState *state, PluginStateStored stored, void *data, const char *problem)
 {
 	waiters_add(&state->refused, stored, data, problem);
 	timer_start(&state->tell, 0, tell_refused, state);
@@ -413,7 +413,7 @@ change(PluginState *state, const json_t *params, json_t *value, PluginStateStore
 	else if (problem == NULL && state->waiting.count >= MAX_WAITING)
 		problem = too_many;
 	if (problem != NULL)
-		refuse(state, stored, data, problem);
+		plugin_state_refuse(state, stored, data, problem);
 	else
 	{
 		state->size = (state->size > freed ? state->size - freed : 0) + added;

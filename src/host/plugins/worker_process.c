@@ -158,7 +158,7 @@ free_unused(WorkerProcess *process)
 }
 
 static void
-handle_closed(uv_handle_t *handle)
+worker_process_handle_closed(uv_handle_t *handle)
 {
 	WorkerProcess *process = handle->data;
 
@@ -167,14 +167,14 @@ handle_closed(uv_handle_t *handle)
 }
 
 static void
-close_handle(uv_handle_t *handle)
+worker_process_close_handle(uv_handle_t *handle)
 {
 	if (!uv_is_closing(handle))
-		uv_close(handle, handle_closed);
+		uv_close(handle, worker_process_handle_closed);
 }
 
 static void
-close_all(WorkerProcess *process)
+worker_process_close_all(WorkerProcess *process)
 {
 	process->ending = true;
 	loop_turn_forget(&process->turn);
@@ -182,15 +182,15 @@ close_all(WorkerProcess *process)
 	timer_stop(&process->timer);
 	timer_stop(&process->kill_timer);
 	if (process->has_process)
-		close_handle((uv_handle_t *) &process->process);
-	close_handle((uv_handle_t *) &process->channel);
-	close_handle((uv_handle_t *) &process->input);
-	close_handle((uv_handle_t *) &process->output);
-	close_handle((uv_handle_t *) &process->errors);
+		worker_process_close_handle((uv_handle_t *) &process->process);
+	worker_process_close_handle((uv_handle_t *) &process->channel);
+	worker_process_close_handle((uv_handle_t *) &process->input);
+	worker_process_close_handle((uv_handle_t *) &process->output);
+	worker_process_close_handle((uv_handle_t *) &process->errors);
 }
 
 static void
-finish(void *data)
+worker_process_finish(void *data)
 {
 	WorkerProcess *process = data;
 	void *owner = process->owner;
@@ -200,24 +200,24 @@ finish(void *data)
 	if (process->reading || process->turn.waits)
 	{
 		/* There may be an answer in it. */
-		timer_start(&process->timer, LINGER_MS, finish, process);
+		timer_start(&process->timer, LINGER_MS, worker_process_finish, process);
 		return;
 	}
 	process->owner = NULL;
 	if (owner != NULL)
 		process->events.ended(owner, process->how);
-	close_all(process);
+	worker_process_close_all(process);
 }
 
 static void
 finish_if_drained(WorkerProcess *process)
 {
 	if (process->exited && !process->output_open && !process->errors_open)
-		finish(process);
+		worker_process_finish(process);
 }
 
 static void
-exited(uv_process_t *handle, int64_t status, int signal)
+worker_process_exited(uv_process_t *handle, int64_t status, int signal)
 {
 	WorkerProcess *process = handle->data;
 
@@ -226,7 +226,7 @@ exited(uv_process_t *handle, int64_t status, int signal)
 	if (process->how == NULL)
 		process->how = signal != 0 ? xformat("was ended by signal %d", signal)
 		                           : xformat("exited with status %d", (int) status);
-	timer_start(&process->timer, LINGER_MS, finish, process);
+	timer_start(&process->timer, LINGER_MS, worker_process_finish, process);
 	finish_if_drained(process);
 }
 
@@ -248,7 +248,7 @@ worker_process_kill(WorkerProcess *process, const char *why)
 		process->how = xstrdup(why);
 	if (process->exited)
 		return;
-	close_handle((uv_handle_t *) &process->channel);
+	worker_process_close_handle((uv_handle_t *) &process->channel);
 	timer_start(&process->kill_timer, KILL_MS, kill_supervisor, process);
 }
 
@@ -259,7 +259,7 @@ kill_silent(void *data)
 }
 
 static void
-kill_deaf(void *data)
+worker_process_kill_deaf(void *data)
 {
 	worker_process_kill(data, "closed its input");
 }
@@ -279,7 +279,7 @@ terminate_written(uv_write_t *request, int status)
 
 /* May be called again, to hurry. */
 static void
-terminate(void *data)
+worker_process_terminate(void *data)
 {
 	WorkerProcess *process = data;
 	uv_buf_t buffer = uv_buf_init((char *) WORKER_SUPERVISOR_TERMINATE, 1);
@@ -297,8 +297,8 @@ close_input(void *data)
 {
 	WorkerProcess *process = data;
 
-	close_handle((uv_handle_t *) &process->input);
-	timer_start(&process->timer, STOP_EXIT_MS, terminate, process);
+	worker_process_close_handle((uv_handle_t *) &process->input);
+	timer_start(&process->timer, STOP_EXIT_MS, worker_process_terminate, process);
 }
 
 void
@@ -324,7 +324,7 @@ worker_processes_terminate(void)
 {
 	for (WorkerProcess *process = first_process; process != NULL; process = process->next)
 		if (!process->exited && !process->killed && !process->ending)
-			terminate(process);
+			worker_process_terminate(process);
 }
 
 /*
@@ -332,7 +332,7 @@ worker_processes_terminate(void)
  */
 
 static void
-lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+worker_process_lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {
 	(void) handle;
 	(void) suggested;
@@ -418,7 +418,7 @@ parse(const char *text, size_t length, RpcMessage *message)
 }
 
 static void
-read_line(MessageLine *line)
+worker_process_read_line(MessageLine *line)
 {
 	while (line->length > 0 && (*line->text == ' ' || *line->text == '\t'))
 		line->text++, line->length--;
@@ -437,7 +437,7 @@ read_line(MessageLine *line)
 static void take_lines(WorkerProcess *process, bool in_turn);
 
 static void
-take_line(void *owner, MessageLine *line)
+worker_process_take_line(void *owner, MessageLine *line)
 {
 	WorkerProcess *process = owner;
 	bool elsewhere = process->reading;
@@ -485,7 +485,7 @@ read_output(WorkerProcess *process, bool on)
 	if (!on)
 		uv_read_stop(output);
 	else if (process->output_open && !uv_is_active((uv_handle_t *) output))
-		uv_read_start(output, lend_buffer, output_read);
+		uv_read_start(output, worker_process_lend_buffer, output_read);
 }
 
 /*
@@ -520,8 +520,8 @@ take_lines(WorkerProcess *process, bool in_turn)
 		else if (status != RPC_READ_LINE)
 			worker_process_kill(process, "wrote a line for which there was no memory");
 		else if (process->events.line == NULL)
-			process->reading =
-			    message_read(process->reader, text, length, read_line, take_line, process);
+			process->reading = message_read(process->reader, text, length, worker_process_read_line,
+			                                worker_process_take_line, process);
 		else if (process->owner != NULL)
 			process->events.line(process->owner, text, length);
 	}
@@ -557,7 +557,7 @@ output_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 }
 
 static void
-errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+worker_process_errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
 	WorkerProcess *process = stream->data;
 	Bytes *kept = &process->stderr_bytes;
@@ -655,7 +655,7 @@ channel_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
  */
 
 static void
-written(void *owner, int status)
+worker_process_written(void *owner, int status)
 {
 	WorkerProcess *process = owner;
 
@@ -663,13 +663,13 @@ written(void *owner, int status)
 		return;
 	/* What it has answered may still be on its way. */
 	if (status < 0 && !process->exited)
-		timer_start(&process->timer, OUTPUT_END_MS, kill_deaf, process);
+		timer_start(&process->timer, OUTPUT_END_MS, worker_process_kill_deaf, process);
 	else if (status == 0 && worker_process_is_drained(process))
 		process->events.drained(process->owner);
 }
 
 static void
-unwritable(void *owner)
+worker_process_unwritable(void *owner)
 {
 	worker_process_kill(owner, "could not be written to");
 }
@@ -719,7 +719,7 @@ make_environment(const WorkerProgram *program, char **environment)
  * of sockets: a pipe costs less.
  */
 static int
-make_pipe(uv_pipe_t *ours, bool worker_reads, int *theirs)
+worker_process_make_pipe(uv_pipe_t *ours, bool worker_reads, int *theirs)
 {
 	int ends[2];
 	int result;
@@ -734,7 +734,7 @@ make_pipe(uv_pipe_t *ours, bool worker_reads, int *theirs)
 }
 
 static int
-spawn(WorkerProcess *process, const WorkerProgram *program)
+worker_process_spawn(WorkerProcess *process, const WorkerProgram *program)
 {
 	char files[24];
 	char memory[24];
@@ -750,7 +750,7 @@ spawn(WorkerProcess *process, const WorkerProgram *program)
 	     .data.stream = (uv_stream_t *) &process->channel},
 	};
 	uv_process_options_t options = {
-	    .exit_cb = exited,
+	    .exit_cb = worker_process_exited,
 	    .file = "/proc/self/exe",
 	    .args = arguments,
 	    .env = environment,
@@ -765,11 +765,11 @@ spawn(WorkerProcess *process, const WorkerProgram *program)
 	snprintf(memory, sizeof memory, "%llu", memory_limit);
 	for (int i = 0; program->arguments[i] != NULL; i++)
 		arguments[OWN_ARGUMENTS + i] = (char *) program->arguments[i];
-	result = make_pipe(&process->input, true, &pipes[0]);
+	result = worker_process_make_pipe(&process->input, true, &pipes[0]);
 	if (result == 0)
-		result = make_pipe(&process->output, false, &pipes[1]);
+		result = worker_process_make_pipe(&process->output, false, &pipes[1]);
 	if (result == 0)
-		result = make_pipe(&process->errors, false, &pipes[2]);
+		result = worker_process_make_pipe(&process->errors, false, &pipes[2]);
 	if (result == 0)
 	{
 		for (int i = 0; i < 3; i++)
@@ -791,7 +791,8 @@ WorkerProcess *
 worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *events, void *owner,
                      char **problem)
 {
-	static const MessageWriterEvents writing = {.written = written, .failed = unwritable};
+	static const MessageWriterEvents writing = {.written = worker_process_written,
+	                                            .failed = worker_process_unwritable};
 	WorkerProcess *process = xcalloc(1, sizeof *process);
 	int result;
 
@@ -821,19 +822,20 @@ worker_process_start(const WorkerProgram *program, const WorkerProcessEvents *ev
 		first_process->previous = process;
 	first_process = process;
 
-	result = spawn(process, program);
+	result = worker_process_spawn(process, program);
 	if (result < 0)
 	{
 		*problem = xformat("could not be started: %s", uv_strerror(result));
 		process->owner = NULL;
-		close_all(process);
+		worker_process_close_all(process);
 		return NULL;
 	}
-	process->output_open =
-	    uv_read_start((uv_stream_t *) &process->output, lend_buffer, output_read) == 0;
+	process->output_open = uv_read_start((uv_stream_t *) &process->output,
+	                                     worker_process_lend_buffer, output_read) == 0;
 	process->errors_open =
-	    uv_read_start((uv_stream_t *) &process->errors, lend_buffer, errors_read) == 0;
-	uv_read_start((uv_stream_t *) &process->channel, lend_buffer, channel_read);
+	    uv_read_start((uv_stream_t *) &process->errors, worker_process_lend_buffer,
+	                  worker_process_errors_read) == 0;
+	uv_read_start((uv_stream_t *) &process->channel, worker_process_lend_buffer, channel_read);
 	return process;
 }
 

@@ -76,14 +76,14 @@ typedef struct Service
 } Service;
 
 static void
-answer(const Service *service, json_t *result)
+worker_services_answer(const Service *service, json_t *result)
 {
 	service->services->functions->send(service->services->owner, service->worker,
 	                                   rpc_response(json_incref(service->id), result));
 }
 
 static void
-refuse(const Service *service, int code, const char *text)
+worker_services_refuse(const Service *service, int code, const char *text)
 {
 	service->services->functions->send(service->services->owner, service->worker,
 	                                   rpc_error(json_incref(service->id), code, text, NULL));
@@ -93,7 +93,7 @@ refuse(const Service *service, int code, const char *text)
 static void
 refuse_with(const Service *service, int code, char *text)
 {
-	refuse(service, code, text);
+	worker_services_refuse(service, code, text);
 	free(text);
 }
 
@@ -173,7 +173,7 @@ static void
 log_request(Service *service)
 {
 	serve_log(service->services, service->params);
-	answer(service, json_null());
+	worker_services_answer(service, json_null());
 }
 
 /*
@@ -184,7 +184,7 @@ log_request(Service *service)
 static void
 get_config(Service *service)
 {
-	answer(service, json_object());
+	worker_services_answer(service, json_object());
 }
 
 static bool
@@ -253,14 +253,16 @@ resolve_secret(Service *service)
 	reference = clean_text(json_is_string(given) ? json_string_value(given) : "",
 	                       json_string_length(given), 100, false);
 	if (!may_resolve(services, one ? company : NULL))
-		refuse(service, RPC_INTERNAL_ERROR, "Rate limit exceeded for secret resolution");
+		worker_services_refuse(service, RPC_INTERNAL_ERROR,
+		                       "Rate limit exceeded for secret resolution");
 	else if (!is_uuid(reference))
 		refuse_with(service, RPC_INTERNAL_ERROR,
 		            xformat("Invalid secret reference: %s", reference));
 	else if (!one)
-		refuse(service, RPC_INTERNAL_ERROR,
-		       "Secret refused: calls of several companies are under way, and the request does "
-		       "not say with paperclipInvocationId which of them it is about");
+		worker_services_refuse(
+		    service, RPC_INTERNAL_ERROR,
+		    "Secret refused: calls of several companies are under way, and the request does "
+		    "not say with paperclipInvocationId which of them it is about");
 	else
 	{
 		for (char *c = reference; *c != '\0'; c++)
@@ -273,7 +275,7 @@ resolve_secret(Service *service)
 			            xformat("No version found for secret: %s", reference));
 		else
 			/* A copy, so that its memory is the message's. */
-			answer(service, json_deep_copy(value));
+			worker_services_answer(service, json_deep_copy(value));
 	}
 	free(reference);
 }
@@ -297,9 +299,9 @@ get_state(Service *service)
 	json_t *value = plugin_state_get(state_of(service->services), service->params, &problem);
 
 	if (problem != NULL)
-		refuse(service, RPC_INTERNAL_ERROR, problem);
+		worker_services_refuse(service, RPC_INTERNAL_ERROR, problem);
 	else
-		answer(service, value ? json_incref(value) : json_null());
+		worker_services_answer(service, value ? json_incref(value) : json_null());
 }
 
 static void
@@ -309,16 +311,16 @@ stored(void *data, const char *problem)
 	WorkerServices *services = service->services;
 
 	if (problem != NULL)
-		refuse(service, RPC_INTERNAL_ERROR, problem);
+		worker_services_refuse(service, RPC_INTERNAL_ERROR, problem);
 	else
-		answer(service, json_null());
+		worker_services_answer(service, json_null());
 	json_decref(service->id);
 	free(service);
 	services->functions->release(services->owner);
 }
 
 static Service *
-keep(const Service *service)
+worker_services_keep(const Service *service)
 {
 	Service *copy = xcalloc(1, sizeof *copy);
 
@@ -331,15 +333,17 @@ keep(const Service *service)
 }
 
 static void
-set_state(Service *service)
+worker_services_set_state(Service *service)
 {
-	plugin_state_set(state_of(service->services), service->params, stored, keep(service));
+	plugin_state_set(state_of(service->services), service->params, stored,
+	                 worker_services_keep(service));
 }
 
 static void
 delete_state(Service *service)
 {
-	plugin_state_delete(state_of(service->services), service->params, stored, keep(service));
+	plugin_state_delete(state_of(service->services), service->params, stored,
+	                    worker_services_keep(service));
 }
 
 static void
@@ -350,9 +354,9 @@ write_metric(Service *service)
 	    plugin_metrics_write(services->manifest->id, services->mask, service->params);
 
 	if (problem != NULL)
-		refuse(service, RPC_INTERNAL_ERROR, problem);
+		worker_services_refuse(service, RPC_INTERNAL_ERROR, problem);
 	else
-		answer(service, json_null());
+		worker_services_answer(service, json_null());
 }
 
 /*
@@ -369,7 +373,7 @@ static const struct
     {"log", NULL, log_request},
     {"secrets.resolve", "secrets.read-ref", resolve_secret},
     {"state.get", "plugin.state.read", get_state},
-    {"state.set", "plugin.state.write", set_state},
+    {"state.set", "plugin.state.write", worker_services_set_state},
     {"state.delete", "plugin.state.write", delete_state},
     {"metrics.write", "metrics.write", write_metric},
     /* Not served; what they would need is said first. */

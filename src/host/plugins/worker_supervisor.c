@@ -57,7 +57,7 @@
 #define WATCH_CLOSELY_MS 100
 
 static void
-close_from(unsigned first)
+worker_supervisor_close_from(unsigned first)
 {
 #ifdef SYS_close_range
 	if (syscall(SYS_close_range, first, ~0U, 0) == 0)
@@ -106,7 +106,7 @@ static void __attribute__((noreturn)) become_worker(pid_t supervisor, char **arg
 	if (getppid() != supervisor)
 		_exit(1);
 	setsid();
-	close_from(CHANNEL);
+	worker_supervisor_close_from(CHANNEL);
 	reset_signals();
 	limit_files(argv[2]);
 	execvp(argv[4], argv + 4);
@@ -408,7 +408,7 @@ worker_supervisor(int argc, char **argv)
 
 	if (argc < 5 || fcntl(CHANNEL, F_GETFD) < 0)
 		_exit(2);
-	close_from(CHANNEL + 1);
+	worker_supervisor_close_from(CHANNEL + 1);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);

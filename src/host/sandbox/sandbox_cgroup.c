@@ -171,7 +171,7 @@ sandbox_cgroups_find(const char *const *mounts, const char *own)
 }
 
 static void
-look(void)
+sandbox_cgroup_look(void)
 {
 	static const char *const mounts[] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified", NULL};
 	char own[PATH_MAX + 256];
@@ -192,7 +192,7 @@ sandbox_cgroup_new(pid_t pid, uint64_t memory_bytes, uint64_t processes)
 	SandboxCgroup *cgroup;
 
 	if (!looked)
-		look();
+		sandbox_cgroup_look();
 	if (parent < 0)
 		return NULL;
 	cgroup = xcalloc(1, sizeof *cgroup);

@@ -71,7 +71,7 @@ sandbox_config_issues(const json_t *config, json_t **stored)
 }
 
 static HostError *
-invalid(const char *text)
+sandbox_config_invalid(const char *text)
 {
 	HostError *error = error_new("22023", "%s", text);
 
@@ -81,7 +81,7 @@ invalid(const char *text)
 }
 
 static uint64_t
-number(const json_t *stored, const char *key, uint64_t otherwise)
+sandbox_config_number(const json_t *stored, const char *key, uint64_t otherwise)
 {
 	const json_t *value = json_object_get(stored, key);
 
@@ -103,7 +103,7 @@ check_env(const json_t *env)
 		if (json_is_string(value) && strlen(json_string_value(value)) == json_string_length(value))
 			continue;
 		text = xformat("env.%s: Expected a text without NUL", name);
-		error = invalid(text);
+		error = sandbox_config_invalid(text);
 		free(text);
 		return error;
 	}
@@ -126,7 +126,7 @@ sandbox_config_new(const json_t *config, HostError **error)
 		if (issues.count > 0)
 			config_issue_text(&issues.issue[0], text, sizeof text);
 		json_decref(stored);
-		*error = invalid(text);
+		*error = sandbox_config_invalid(text);
 		return NULL;
 	}
 	*error = check_env(json_object_get(stored, "env"));
@@ -138,11 +138,11 @@ sandbox_config_new(const json_t *config, HostError **error)
 	result = xcalloc(1, sizeof *result);
 	image = json_string_value(json_object_get(stored, "image"));
 	result->image = image ? xstrdup(image) : NULL;
-	result->memory_mb = number(stored, "memoryMb", default_memory_mb);
-	result->processes = number(stored, "maxProcesses", default_processes);
-	result->cpu_seconds = number(stored, "cpuSeconds", 0);
-	result->workspace_mb = number(stored, "workspaceMb", DEFAULT_WORKSPACE_MB);
-	result->file_mb = number(stored, "maxFileMb", DEFAULT_FILE_MB);
+	result->memory_mb = sandbox_config_number(stored, "memoryMb", default_memory_mb);
+	result->processes = sandbox_config_number(stored, "maxProcesses", default_processes);
+	result->cpu_seconds = sandbox_config_number(stored, "cpuSeconds", 0);
+	result->workspace_mb = sandbox_config_number(stored, "workspaceMb", DEFAULT_WORKSPACE_MB);
+	result->file_mb = sandbox_config_number(stored, "maxFileMb", DEFAULT_FILE_MB);
 	if (result->file_mb > result->workspace_mb)
 		result->file_mb = result->workspace_mb;
 	result->reuse = json_is_true(json_object_get(stored, "reuseLease"));

@@ -24,7 +24,7 @@
 #define ID_PREFIX "sandbox://bubblewrap/"
 
 static HostError *
-invalid(const char *text)
+sandbox_driver_invalid(const char *text)
 {
 	HostError *error = error_new("22023", "%s", text);
 
@@ -45,12 +45,12 @@ folder_id(const json_t *params, const json_t *provider_lease_id, HostError **err
 		id = name + strlen(ID_PREFIX);
 		if (strncmp(name, ID_PREFIX, strlen(ID_PREFIX)) == 0 && sandbox_is_id(id))
 			return id;
-		*error = invalid("providerLeaseId is no bubblewrap sandbox's");
+		*error = sandbox_driver_invalid("providerLeaseId is no bubblewrap sandbox's");
 		return NULL;
 	}
 	if (sandbox_is_id(id))
 		return id;
-	*error = invalid("leaseId is no uuid");
+	*error = sandbox_driver_invalid("leaseId is no uuid");
 	return NULL;
 }
 
@@ -59,7 +59,7 @@ folder_id(const json_t *params, const json_t *provider_lease_id, HostError **err
  */
 
 static void
-acquire_lease(Call *call, const json_t *params)
+sandbox_driver_acquire_lease(Call *call, const json_t *params)
 {
 	HostError *error = NULL;
 	const char *id = folder_id(params, NULL, &error);
@@ -185,13 +185,13 @@ transfer(Call *call, const json_t *params, bool push)
 }
 
 static void
-push_files(Call *call, const json_t *params)
+sandbox_driver_push_files(Call *call, const json_t *params)
 {
 	transfer(call, params, true);
 }
 
 static void
-pull_files(Call *call, const json_t *params)
+sandbox_driver_pull_files(Call *call, const json_t *params)
 {
 	transfer(call, params, false);
 }
@@ -238,7 +238,7 @@ answer_probe(Call *call, json_t *result, HostError *error)
 }
 
 static void
-probe(Call *call, const json_t *params)
+sandbox_driver_probe(Call *call, const json_t *params)
 {
 	HostError *error = NULL;
 	SandboxConfig *config = sandbox_config_new(json_object_get(params, "config"), &error);
@@ -272,15 +272,15 @@ validate_config(Call *call, const json_t *params)
 }
 
 static const DriverMethod methods[] = {{"environmentValidateConfig", validate_config},
-                                       {"environmentProbe", probe},
-                                       {"environmentAcquireLease", acquire_lease},
+                                       {"environmentProbe", sandbox_driver_probe},
+                                       {"environmentAcquireLease", sandbox_driver_acquire_lease},
                                        {"environmentResumeLease", resume_lease},
                                        {"environmentReleaseLease", release_lease},
                                        {"environmentDestroyLease", destroy_lease},
                                        {"environmentListLeases", list_leases},
                                        {"environmentExecute", execute},
-                                       {"environmentPushFiles", push_files},
-                                       {"environmentPullFiles", pull_files},
+                                       {"environmentPushFiles", sandbox_driver_push_files},
+                                       {"environmentPullFiles", sandbox_driver_pull_files},
                                        {NULL, NULL}};
 
-const Driver bubblewrap_driver = {"bubblewrap", methods};
+const HostDriver bubblewrap_host_driver = {"bubblewrap", methods};

@@ -7,6 +7,6 @@
 
 #include "calls/driver.h"
 
-extern const Driver bubblewrap_driver;
+extern const HostDriver bubblewrap_host_driver;
 
 #endif

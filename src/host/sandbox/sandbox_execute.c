@@ -41,7 +41,7 @@
 #define STATUS_NOT_EXECUTABLE 126
 #define STATUS_NOT_FOUND 127
 
-typedef struct Execution
+typedef struct SandboxExecution
 {
 	SandboxMember member; /* the first, see evict() */
 	Call *call;           /* NULL: gone */
@@ -63,14 +63,14 @@ typedef struct Execution
 	char lease[SANDBOX_ID_LENGTH + 1]; /* "": none */
 	Bytes arguments;
 	HostError *error;
-} Execution;
+} SandboxExecution;
 
 /*
  * The end
  */
 
 static void
-execution_free(Execution *execution)
+sandbox_execute_execution_free(SandboxExecution *execution)
 {
 	sandbox_lease_leave(&execution->member);
 	timer_stop(&execution->timer);
@@ -85,7 +85,7 @@ execution_free(Execution *execution)
 
 /* Takes both; one of them is NULL. */
 static void
-finish(Execution *execution, json_t *result, HostError *error)
+sandbox_execute_finish(SandboxExecution *execution, json_t *result, HostError *error)
 {
 	Call *call = execution->call;
 
@@ -97,11 +97,11 @@ finish(Execution *execution, json_t *result, HostError *error)
 		json_decref(result);
 		error_free(error);
 	}
-	execution_free(execution);
+	sandbox_execute_execution_free(execution);
 }
 
 static void
-say(Execution *execution, const char *text)
+say(SandboxExecution *execution, const char *text)
 {
 	execute_output_write(execution->output, true, text, strlen(text));
 }
@@ -114,7 +114,7 @@ ended_error(void)
 
 /* A limit that was kept by ending everything. */
 static const char *
-limit_reached(Execution *execution, int kind)
+limit_reached(SandboxExecution *execution, int kind)
 {
 	unsigned long long memory = execution->config->memory_mb;
 	unsigned long long objects = memory * MEGABYTE / SANDBOX_OBJECT_BYTES;
@@ -141,7 +141,7 @@ limit_reached(Execution *execution, int kind)
 }
 
 static void
-not_found(Execution *execution, int problem, ExecuteEnd *end)
+not_found(SandboxExecution *execution, int problem, ExecuteEnd *end)
 {
 	char *text = xformat("envrt: %s: %s\n", execution->request->command, strerror(problem));
 
@@ -152,9 +152,9 @@ not_found(Execution *execution, int problem, ExecuteEnd *end)
 }
 
 static void
-ended(void *data, const SandboxReport *report, HostError *error)
+sandbox_execute_ended(void *data, const SandboxReport *report, HostError *error)
 {
-	Execution *execution = data;
+	SandboxExecution *execution = data;
 	ExecuteEnd end = {.timed_out = execution->timed_out};
 	const char *limit = NULL;
 	json_t *result;
@@ -172,7 +172,7 @@ ended(void *data, const SandboxReport *report, HostError *error)
 	if (error != NULL)
 	{
 		execute_output_flush(execution->output);
-		finish(execution, NULL, error);
+		sandbox_execute_finish(execution, NULL, error);
 		return;
 	}
 	if (report == NULL)
@@ -196,29 +196,30 @@ ended(void *data, const SandboxReport *report, HostError *error)
 		json_object_set_new(json_object_get(result, "metadata"), "limit", json_string(limit));
 	if (execution->full)
 		json_object_set_new(json_object_get(result, "metadata"), "workspaceFull", json_true());
-	finish(execution, result, NULL);
+	sandbox_execute_finish(execution, result, NULL);
 }
 
 static void
-grace_over(void *data)
+sandbox_execute_grace_over(void *data)
 {
-	Execution *execution = data;
+	SandboxExecution *execution = data;
 
 	if (execution->run != NULL)
 		sandbox_run_kill(execution->run);
 }
 
 static void
-end_gently(Execution *execution)
+end_gently(SandboxExecution *execution)
 {
 	sandbox_run_terminate(execution->run);
-	timer_start(&execution->timer, execution->request->grace_ms, grace_over, execution);
+	timer_start(&execution->timer, execution->request->grace_ms, sandbox_execute_grace_over,
+	            execution);
 }
 
 static void
-time_over(void *data)
+sandbox_execute_time_over(void *data)
 {
-	Execution *execution = data;
+	SandboxExecution *execution = data;
 
 	/* What the command left behind is not the command. */
 	execution->timed_out = !sandbox_run_command_ended(execution->run);
@@ -227,9 +228,9 @@ time_over(void *data)
 
 /* The client is gone. */
 static void
-cancelled(void *data)
+sandbox_execute_cancelled(void *data)
 {
-	Execution *execution = data;
+	SandboxExecution *execution = data;
 
 	execution->call = NULL;
 	execution->cancelled = true;
@@ -244,9 +245,9 @@ cancelled(void *data)
 }
 
 static void
-evict(SandboxMember *member)
+sandbox_execute_evict(SandboxMember *member)
 {
-	Execution *execution = (Execution *) member;
+	SandboxExecution *execution = (SandboxExecution *) member;
 
 	execution->evicted = true;
 	if (execution->output != NULL)
@@ -262,9 +263,9 @@ evict(SandboxMember *member)
  */
 
 static bool
-output(void *data, bool is_stderr, const char *bytes, size_t length)
+sandbox_execute_output(void *data, bool is_stderr, const char *bytes, size_t length)
 {
-	Execution *execution = data;
+	SandboxExecution *execution = data;
 
 	return execute_output_write(execution->output, is_stderr, bytes, length);
 }
@@ -272,7 +273,7 @@ output(void *data, bool is_stderr, const char *bytes, size_t length)
 static void
 has_room(void *data)
 {
-	Execution *execution = data;
+	SandboxExecution *execution = data;
 
 	if (execution->run != NULL)
 		sandbox_run_read_on(execution->run);
@@ -281,29 +282,29 @@ has_room(void *data)
 static void
 mask(void *data, char *text, size_t length)
 {
-	const Execution *execution = data;
+	const SandboxExecution *execution = data;
 
 	execute_request_mask(execution->request, execution->config->env, text, length);
 }
 
 static void
-measured(void *data, const SandboxUsage *usage, bool full)
+sandbox_execute_measured(void *data, const SandboxUsage *usage, bool full)
 {
-	Execution *execution = data;
+	SandboxExecution *execution = data;
 
 	execution->full = execution->full || full;
 	sandbox_lease_measured(&execution->member, usage);
 }
 
 static void
-append_string(Bytes *bytes, const char *text)
+sandbox_execute_append_string(Bytes *bytes, const char *text)
 {
 	bytes_append(bytes, text, strlen(text) + 1);
 }
 
 /* The environment: ours, then the config's, then the command's; the last of a name counts. */
 static uint32_t
-append_environment(Bytes *bytes, const Execution *execution)
+append_environment(Bytes *bytes, const SandboxExecution *execution)
 {
 	static const char *const ours[][2] = {
 	    {"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -328,7 +329,7 @@ append_environment(Bytes *bytes, const Execution *execution)
 	{
 		bytes_append(bytes, name, strlen(name));
 		bytes_append(bytes, "=", 1);
-		append_string(bytes, json_string_value(value));
+		sandbox_execute_append_string(bytes, json_string_value(value));
 		count++;
 	}
 	json_decref(all);
@@ -336,7 +337,7 @@ append_environment(Bytes *bytes, const Execution *execution)
 }
 
 static void
-make_spec(const Execution *execution, Bytes *bytes)
+sandbox_execute_make_spec(const SandboxExecution *execution, Bytes *bytes)
 {
 	const ExecuteRequest *request = execution->request;
 	const SandboxConfig *config = execution->config;
@@ -351,24 +352,26 @@ make_spec(const Execution *execution, Bytes *bytes)
 	                    .argument_count = (uint32_t) request->arg_count + 1};
 
 	bytes_append(bytes, &spec, sizeof spec);
-	append_string(bytes, request->cwd);
-	append_string(bytes, request->command);
+	sandbox_execute_append_string(bytes, request->cwd);
+	sandbox_execute_append_string(bytes, request->command);
 	for (size_t i = 0; i < request->arg_count; i++)
-		append_string(bytes, request->args[i]);
+		sandbox_execute_append_string(bytes, request->args[i]);
 	spec.variable_count = append_environment(bytes, execution);
 	memcpy(bytes->data, &spec, sizeof spec);
 }
 
 static void
-start(Execution *execution)
+sandbox_execute_start(SandboxExecution *execution)
 {
-	static const SandboxRunEvents events = {
-	    .output = output, .mask = mask, .measured = measured, .ended = ended};
+	static const SandboxRunEvents events = {.output = sandbox_execute_output,
+	                                        .mask = mask,
+	                                        .measured = sandbox_execute_measured,
+	                                        .ended = sandbox_execute_ended};
 	HostError *error = NULL;
 	Bytes spec = {0};
 
 	sandbox_lease_exists(&execution->member, &execution->usage);
-	make_spec(execution, &spec);
+	sandbox_execute_make_spec(execution, &spec);
 	execution->output =
 	    execute_output_new(execution->call, execution->request, has_room, execution);
 	execution->run = sandbox_run_start(&execution->arguments, &spec, execution->request->input,
@@ -378,11 +381,12 @@ start(Execution *execution)
 	bytes_free(&spec);
 	if (execution->run == NULL)
 	{
-		finish(execution, NULL, error);
+		sandbox_execute_finish(execution, NULL, error);
 		return;
 	}
 	call_set_state(execution->call, "running");
-	timer_start(&execution->timer, execution->request->timeout_ms, time_over, execution);
+	timer_start(&execution->timer, execution->request->timeout_ms, sandbox_execute_time_over,
+	            execution);
 }
 
 /*
@@ -391,9 +395,9 @@ start(Execution *execution)
 
 /* Another thread. */
 static void
-prepare_work(uv_work_t *work)
+sandbox_execute_prepare_work(uv_work_t *work)
 {
-	Execution *execution = work->data;
+	SandboxExecution *execution = work->data;
 	const SandboxConfig *config = execution->config;
 	const char *lease = execution->lease[0] ? execution->lease : NULL;
 	SandboxSizes sizes = {.tmp = TMP_BYTES(config->memory_mb), .shm = SHM_BYTES(config->memory_mb)};
@@ -411,9 +415,9 @@ prepare_work(uv_work_t *work)
 }
 
 static void
-prepared(uv_work_t *work, int status)
+sandbox_execute_prepared(uv_work_t *work, int status)
 {
-	Execution *execution = work->data;
+	SandboxExecution *execution = work->data;
 	HostError *error = execution->error;
 
 	(void) status;
@@ -421,19 +425,19 @@ prepared(uv_work_t *work, int status)
 	if (error == NULL && (execution->evicted || execution->call == NULL))
 		error = ended_error();
 	if (error != NULL)
-		finish(execution, NULL, error);
+		sandbox_execute_finish(execution, NULL, error);
 	else
-		start(execution);
+		sandbox_execute_start(execution);
 }
 
 void
 sandbox_execute(Call *call, const char *lease, SandboxConfig *config, ExecuteRequest *request,
                 SandboxAnswer answer)
 {
-	Execution *execution = xcalloc(1, sizeof *execution);
+	SandboxExecution *execution = xcalloc(1, sizeof *execution);
 	HostError *error = NULL;
 
-	execution->member.evict = evict;
+	execution->member.evict = sandbox_execute_evict;
 	execution->call = call;
 	execution->answer = answer;
 	execution->config = config;
@@ -447,11 +451,12 @@ sandbox_execute(Call *call, const char *lease, SandboxConfig *config, ExecuteReq
 	}
 	if (error != NULL)
 	{
-		finish(execution, NULL, error);
+		sandbox_execute_finish(execution, NULL, error);
 		return;
 	}
-	call_on_cancel(call, cancelled, execution);
+	call_on_cancel(call, sandbox_execute_cancelled, execution);
 	execution->place = sandbox_place_now();
 	execution->work.data = execution;
-	uv_queue_work(uv_default_loop(), &execution->work, prepare_work, prepared);
+	uv_queue_work(uv_default_loop(), &execution->work, sandbox_execute_prepare_work,
+	              sandbox_execute_prepared);
 }

@@ -50,7 +50,7 @@ add_list(Bytes *arguments, const char *const *list)
 
 /* One entry of `directory`, as /name. */
 static void
-add_entry(Bytes *arguments, int directory, const char *path, const char *name)
+sandbox_file_system_add_entry(Bytes *arguments, int directory, const char *path, const char *name)
 {
 	char target[PATH_MAX];
 	struct stat info;
@@ -95,7 +95,7 @@ add_image(Bytes *arguments, const char *path, const char *image)
 		for (size_t i = 0; i < sizeof skipped / sizeof skipped[0]; i++)
 			skip = skip || strcmp(entry->d_name, skipped[i]) == 0;
 		if (!skip)
-			add_entry(arguments, dirfd(directory), path, entry->d_name);
+			sandbox_file_system_add_entry(arguments, dirfd(directory), path, entry->d_name);
 	}
 	closedir(directory);
 	return NULL;
@@ -113,7 +113,7 @@ add_machine(Bytes *arguments)
 	int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	for (size_t i = 0; i < sizeof top / sizeof top[0]; i++)
-		add_entry(arguments, root, "", top[i]);
+		sandbox_file_system_add_entry(arguments, root, "", top[i]);
 	if (root >= 0)
 		close(root);
 	add(arguments, "--perms", "0755", "--dir", "/etc");

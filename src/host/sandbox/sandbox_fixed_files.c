@@ -32,7 +32,7 @@ static const char hosts[] = "127.0.0.1 localhost sandbox\n::1 localhost\n";
 static int files[SANDBOX_FILES];
 
 static bool
-write_all(int fd, const void *content, size_t size)
+sandbox_fixed_files_write_all(int fd, const void *content, size_t size)
 {
 	const char *next = content;
 
@@ -53,7 +53,8 @@ sandbox_file_of(const char *name, const void *content, size_t size)
 {
 	int fd = memfd_create(name, MFD_CLOEXEC);
 
-	if (fd >= 0 && (!write_all(fd, content, size) || lseek(fd, 0, SEEK_SET) < 0))
+	if (fd >= 0 &&
+	    (!sandbox_fixed_files_write_all(fd, content, size) || lseek(fd, 0, SEEK_SET) < 0))
 	{
 		close(fd);
 		return -1;

@@ -59,7 +59,7 @@ typedef struct SandboxLease
 
 static SandboxLease *first_lease;
 
-static void advance(SandboxLease *lease);
+static void sandbox_lease_advance(SandboxLease *lease);
 
 /*
  * Memory
@@ -117,7 +117,7 @@ lease_is_known(SandboxLease *lease, const char *image)
 }
 
 static void
-operation_free(Operation *operation)
+sandbox_lease_operation_free(Operation *operation)
 {
 	sandbox_place_free(operation->place);
 	error_free(operation->error);
@@ -250,7 +250,7 @@ sandbox_lease_result(const char *id, const char *image)
 
 /* Takes both; one of them is NULL. */
 static void
-finish(Operation *operation, json_t *result, HostError *error)
+sandbox_lease_finish(Operation *operation, json_t *result, HostError *error)
 {
 	SandboxLease *lease = operation->lease;
 	Call *call = operation->call;
@@ -265,8 +265,8 @@ finish(Operation *operation, json_t *result, HostError *error)
 	else
 		call_answer(call, result);
 	lease->running = NULL;
-	operation_free(operation);
-	advance(lease);
+	sandbox_lease_operation_free(operation);
+	sandbox_lease_advance(lease);
 }
 
 static HostError *
@@ -350,7 +350,7 @@ make_work(uv_work_t *work)
 }
 
 static void
-made(uv_work_t *work, int status)
+sandbox_lease_made(uv_work_t *work, int status)
 {
 	Operation *operation = work->data;
 	SandboxLease *lease = operation->lease;
@@ -364,11 +364,11 @@ made(uv_work_t *work, int status)
 	}
 	if (error != NULL)
 	{
-		finish(operation, NULL, error);
+		sandbox_lease_finish(operation, NULL, error);
 		return;
 	}
 	lease_is_known(lease, operation->folder.image);
-	finish(operation, sandbox_lease_result(lease->id, operation->folder.image), NULL);
+	sandbox_lease_finish(operation, sandbox_lease_result(lease->id, operation->folder.image), NULL);
 }
 
 /* Another thread. */
@@ -392,7 +392,7 @@ end_work(uv_work_t *work)
 }
 
 static void
-ended(uv_work_t *work, int status)
+sandbox_lease_ended(uv_work_t *work, int status)
 {
 	Operation *operation = work->data;
 	SandboxLease *lease = operation->lease;
@@ -402,7 +402,7 @@ ended(uv_work_t *work, int status)
 	(void) status;
 	if (error != NULL)
 	{
-		finish(operation, NULL, error);
+		sandbox_lease_finish(operation, NULL, error);
 		return;
 	}
 	if (!operation->keep)
@@ -414,13 +414,13 @@ ended(uv_work_t *work, int status)
 		lease->usage = (SandboxUsage){0};
 		remember_end(lease->id);
 	}
-	finish(operation, json_pack("{s:s}", "outcome", outcome), NULL);
+	sandbox_lease_finish(operation, json_pack("{s:s}", "outcome", outcome), NULL);
 }
 
 static void
 end_folder(Operation *operation)
 {
-	start_work(operation, end_work, ended);
+	start_work(operation, end_work, sandbox_lease_ended);
 }
 
 static void
@@ -437,16 +437,16 @@ evict_all(SandboxLease *lease)
 }
 
 static void
-run(Operation *operation)
+sandbox_lease_run(Operation *operation)
 {
 	SandboxLease *lease = operation->lease;
 
 	if (operation->act == SANDBOX_ACQUIRE || operation->act == SANDBOX_RESUME)
 	{
 		if (is_over(lease->id))
-			finish(operation, NULL, over_error(OUTCOME_ABSENT));
+			sandbox_lease_finish(operation, NULL, over_error(OUTCOME_ABSENT));
 		else
-			start_work(operation, make_work, made);
+			start_work(operation, make_work, sandbox_lease_made);
 	}
 	else if (lease->members == NULL)
 		end_folder(operation);
@@ -455,7 +455,7 @@ run(Operation *operation)
 }
 
 static void
-advance(SandboxLease *lease)
+sandbox_lease_advance(SandboxLease *lease)
 {
 	Operation *operation = lease->first_waiting;
 
@@ -468,11 +468,11 @@ advance(SandboxLease *lease)
 	if (lease->first_waiting == NULL)
 		lease->last_waiting = NULL;
 	lease->running = operation;
-	run(operation);
+	sandbox_lease_run(operation);
 }
 
 static void
-client_gone(void *data)
+sandbox_lease_client_gone(void *data)
 {
 	Operation *operation = data;
 
@@ -499,14 +499,14 @@ sandbox_lease_start(Call *call, SandboxLeaseAct act, const char *id, bool keep,
 	{
 		call_set_target(call, id);
 		call_set_state(call, "waiting for its turn");
-		call_on_cancel(call, client_gone, operation);
+		call_on_cancel(call, sandbox_lease_client_gone, operation);
 	}
 	if (lease->last_waiting != NULL)
 		lease->last_waiting->next = operation;
 	else
 		lease->first_waiting = operation;
 	lease->last_waiting = operation;
-	advance(lease);
+	sandbox_lease_advance(lease);
 }
 
 /*
@@ -553,7 +553,7 @@ is_wanted(const json_t *ids, const char *id)
 }
 
 static void
-listed(uv_work_t *work, int status)
+sandbox_lease_listed(uv_work_t *work, int status)
 {
 	Listing *listing = work->data;
 	json_t *leases = json_array();
@@ -671,7 +671,7 @@ sandbox_leases_list(Call *call, const json_t *ids)
 	listing->ids = json_is_array(ids) ? json_incref((json_t *) ids) : NULL;
 	listing->work.data = listing;
 	call_on_cancel(call, listing_cancelled, listing);
-	uv_queue_work(uv_default_loop(), &listing->work, list_work, listed);
+	uv_queue_work(uv_default_loop(), &listing->work, list_work, sandbox_lease_listed);
 }
 
 json_t *

@@ -78,7 +78,7 @@ sandbox_folder_open_own(int fd, const char *name)
 }
 
 static HostError *
-failure(const char *what, const char *name)
+sandbox_lease_folder_failure(const char *what, const char *name)
 {
 	int problem = errno;
 	HostError *error = error_new(problem == ENOSPC || problem == EDQUOT ? "53400" : "55000",
@@ -120,22 +120,22 @@ sandbox_folder_make(int fd, const char *id, const char *image, const char *ledge
 	if (error != NULL)
 		return error;
 	if (leases < 0)
-		return failure("make", LEASES);
+		return sandbox_lease_folder_failure("make", LEASES);
 	if (mkdirat(leases, id, 0700) < 0 && errno != EEXIST)
-		error = failure("make", id);
+		error = sandbox_lease_folder_failure("make", id);
 	else if ((folder = open_directory(leases, id)) < 0)
-		error = failure("open", id);
+		error = sandbox_lease_folder_failure("open", id);
 	else
 	{
 		char *target = xformat("../../" IMAGES "/%s", image ? image : "");
 
 		/* The workspace last: with it, all is there. */
 		if (symlinkat(target, folder, IMAGE) < 0 && errno != EEXIST)
-			error = failure("make the image's link of", id);
+			error = sandbox_lease_folder_failure("make the image's link of", id);
 		else if (ledger != NULL && symlinkat(ledger, folder, LEDGER) < 0 && errno != EEXIST)
-			error = failure("mark", id);
+			error = sandbox_lease_folder_failure("mark", id);
 		else if (mkdirat(folder, WORKSPACE, 0700) < 0 && errno != EEXIST)
-			error = failure("make the workspace of", id);
+			error = sandbox_lease_folder_failure("make the workspace of", id);
 		free(target);
 	}
 	if (folder >= 0)
@@ -366,25 +366,25 @@ sandbox_folder_remove(int fd, const char *id, bool *existed)
 	*existed = false;
 	if (trash < 0)
 	{
-		error = failure("open", leases < 0 ? LEASES : TRASH);
+		error = sandbox_lease_folder_failure("open", leases < 0 ? LEASES : TRASH);
 		if (leases >= 0)
 			close(leases);
 		return error;
 	}
 	own = open_trash_folder(trash, name, sizeof name);
 	if (own < 0)
-		error = failure("make a folder in", TRASH);
+		error = sandbox_lease_folder_failure("make a folder in", TRASH);
 	else if (renameat(leases, id, own, id) == 0)
 	{
 		*existed = true;
 		if (!empty_trash(own))
 		{
 			errno = EBUSY;
-			error = failure("remove all of", id);
+			error = sandbox_lease_folder_failure("remove all of", id);
 		}
 	}
 	else if (errno != ENOENT)
-		error = failure("remove", id);
+		error = sandbox_lease_folder_failure("remove", id);
 	if (own >= 0)
 	{
 		unlinkat(trash, name, AT_REMOVEDIR);

@@ -87,7 +87,7 @@ static char receive_buffer[65536];
  */
 
 static void
-handle_closed(uv_handle_t *handle)
+sandbox_run_handle_closed(uv_handle_t *handle)
 {
 	SandboxRun *run = handle->data;
 
@@ -110,22 +110,22 @@ handle_closed(uv_handle_t *handle)
 }
 
 static void
-close_handle(uv_handle_t *handle)
+sandbox_run_close_handle(uv_handle_t *handle)
 {
 	if (!uv_is_closing(handle))
-		uv_close(handle, handle_closed);
+		uv_close(handle, sandbox_run_handle_closed);
 }
 
 static void
-close_all(SandboxRun *run)
+sandbox_run_close_all(SandboxRun *run)
 {
 	run->ending = true;
 	timer_stop(&run->drain);
-	close_handle((uv_handle_t *) &run->process);
-	close_handle((uv_handle_t *) &run->input);
-	close_handle((uv_handle_t *) &run->output);
-	close_handle((uv_handle_t *) &run->errors);
-	close_handle((uv_handle_t *) &run->control);
+	sandbox_run_close_handle((uv_handle_t *) &run->process);
+	sandbox_run_close_handle((uv_handle_t *) &run->input);
+	sandbox_run_close_handle((uv_handle_t *) &run->output);
+	sandbox_run_close_handle((uv_handle_t *) &run->errors);
+	sandbox_run_close_handle((uv_handle_t *) &run->control);
 }
 
 /* bwrap's own words, or what can be said without. */
@@ -147,7 +147,7 @@ not_made_error(SandboxRun *run)
 }
 
 static void
-end_if_complete(SandboxRun *run)
+sandbox_run_end_if_complete(SandboxRun *run)
 {
 	const SandboxReport *report = &run->report;
 	void *data = run->data;
@@ -159,13 +159,13 @@ end_if_complete(SandboxRun *run)
 	run->data = NULL;
 	if (data != NULL)
 		run->events.ended(data, report->kind != 0 ? report : NULL, error);
-	close_all(run);
+	sandbox_run_close_all(run);
 }
 
 static void read_control(SandboxRun *run);
 
 static void
-exited(uv_poll_t *handle, int error, int events)
+sandbox_run_exited(uv_poll_t *handle, int error, int events)
 {
 	SandboxRun *run = handle->data;
 	int status = 0;
@@ -188,7 +188,7 @@ exited(uv_poll_t *handle, int error, int events)
 	sandbox_cgroup_free(run->cgroup);
 	run->cgroup = NULL;
 	uv_poll_stop(&run->control);
-	end_if_complete(run);
+	sandbox_run_end_if_complete(run);
 }
 
 /*
@@ -237,12 +237,12 @@ receive(SandboxRun *run, SandboxReport *report, pid_t *sender)
  * read what is there: that a client is slow is not its fault.
  */
 static void
-drained(void *data)
+sandbox_run_drained(void *data)
 {
 	SandboxRun *run = data;
 
 	if (run->paused && (run->output_open || run->errors_open))
-		timer_start(&run->drain, run->drain_ms, drained, run);
+		timer_start(&run->drain, run->drain_ms, sandbox_run_drained, run);
 	else if (!run->exited && run->first >= 0)
 		syscall(SYS_pidfd_send_signal, run->first, SIGKILL, NULL, 0);
 }
@@ -253,9 +253,9 @@ drain_if_ended(SandboxRun *run)
 	if (run->report.kind == 0 || run->exited || run->ending)
 		return;
 	if (!run->output_open && !run->errors_open)
-		drained(run);
+		sandbox_run_drained(run);
 	else if (run->drain == NULL)
-		timer_start(&run->drain, run->drain_ms, drained, run);
+		timer_start(&run->drain, run->drain_ms, sandbox_run_drained, run);
 }
 
 static void
@@ -353,7 +353,7 @@ sandbox_run_kill(SandboxRun *run)
  */
 
 static void
-lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+sandbox_run_lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {
 	(void) handle;
 	(void) suggested;
@@ -369,7 +369,7 @@ pause_reading(SandboxRun *run)
 }
 
 static void
-data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+sandbox_run_data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
 	SandboxRun *run = stream->data;
 	bool is_stderr = stream == (uv_stream_t *) &run->errors;
@@ -385,7 +385,7 @@ data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 		else
 			run->output_open = false;
 		drain_if_ended(run);
-		end_if_complete(run);
+		sandbox_run_end_if_complete(run);
 		return;
 	}
 	/* The command has not begun, so what comes is bwrap's. */
@@ -413,9 +413,11 @@ static void
 start_reading(SandboxRun *run)
 {
 	run->paused = false;
-	if (run->output_open && uv_read_start((uv_stream_t *) &run->output, lend_buffer, data_read) < 0)
+	if (run->output_open && uv_read_start((uv_stream_t *) &run->output, sandbox_run_lend_buffer,
+	                                      sandbox_run_data_read) < 0)
 		run->output_open = false;
-	if (run->errors_open && uv_read_start((uv_stream_t *) &run->errors, lend_buffer, data_read) < 0)
+	if (run->errors_open && uv_read_start((uv_stream_t *) &run->errors, sandbox_run_lend_buffer,
+	                                      sandbox_run_data_read) < 0)
 		run->errors_open = false;
 }
 
@@ -432,7 +434,7 @@ input_written(uv_write_t *request, int status)
 	SandboxRun *run = request->data;
 
 	(void) status;
-	close_handle((uv_handle_t *) &run->input);
+	sandbox_run_close_handle((uv_handle_t *) &run->input);
 }
 
 /*
@@ -481,7 +483,7 @@ typedef struct Descriptors
 } Descriptors;
 
 static bool
-make_pipe(int *reader, int *writer)
+sandbox_run_make_pipe(int *reader, int *writer)
 {
 	int ends[2];
 
@@ -537,11 +539,11 @@ make_descriptors(Descriptors *all, const Bytes *arguments, const Bytes *spec, co
 	for (size_t i = 0; i < sizeof same / sizeof same[0]; i++)
 		all->child[same[i].fd] = sandbox_file_open(same[i].file);
 	made = make_control(&all->control, &all->child[SANDBOX_FD_CONTROL]) &&
-	       make_pipe(&all->errors, &all->child[2]) &&
+	       sandbox_run_make_pipe(&all->errors, &all->child[2]) &&
 	       (stdio->output_fd >= 0 ? copy_descriptor(stdio->output_fd, &all->child[1])
-	                              : make_pipe(&all->output, &all->child[1])) &&
+	                              : sandbox_run_make_pipe(&all->output, &all->child[1])) &&
 	       (stdio->input_fd < 0 || copy_descriptor(stdio->input_fd, &all->child[0])) &&
-	       (stdio->input_length == 0 || make_pipe(&all->child[0], &all->input));
+	       (stdio->input_length == 0 || sandbox_run_make_pipe(&all->child[0], &all->input));
 	for (int i = SANDBOX_FD_ARGUMENTS; i < SANDBOX_FD_COUNT; i++)
 		made = made && all->child[i] >= 0;
 	return made;
@@ -576,7 +578,7 @@ move_descriptors(Descriptors *all)
 
 /* Without a copy of this process, which takes longer than all the rest.  0, or an errno. */
 static int
-spawn(const Descriptors *all, pid_t *pid)
+sandbox_run_spawn(const Descriptors *all, pid_t *pid)
 {
 	static const char init[] = SANDBOX_INIT_PATH;
 	char number[8];
@@ -654,7 +656,7 @@ spawn_run(Descriptors *all, bool made, const SandboxRunEvents *events, void *dat
 
 	if (problem != 0)
 		*error = error_new("53400", "could not prepare a sandbox: %s", strerror(problem));
-	else if ((problem = spawn(all, &pid)) != 0)
+	else if ((problem = sandbox_run_spawn(all, &pid)) != 0)
 	{
 		*error = error_new("55000", "could not start bwrap: %s", strerror(problem));
 		error_hint(*error, "Sandboxes need bubblewrap, from version 0.8 on.");
@@ -674,8 +676,9 @@ spawn_run(Descriptors *all, bool made, const SandboxRunEvents *events, void *dat
 }
 
 static SandboxRun *
-start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio, uint64_t drain_ms,
-          const SandboxRunEvents *events, void *data, HostError **error)
+sandbox_run_start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio,
+                      uint64_t drain_ms, const SandboxRunEvents *events, void *data,
+                      HostError **error)
 {
 	Descriptors all;
 	bool made = make_descriptors(&all, arguments, spec, stdio);
@@ -686,7 +689,7 @@ start_run(const Bytes *arguments, const Bytes *spec, const Stdio *stdio, uint64_
 	run->all_bytes = ((const SandboxSpec *) spec->data)->all_bytes;
 	run->processes = ((const SandboxSpec *) spec->data)->processes;
 	run->drain_ms = drain_ms;
-	uv_poll_start(&run->process, UV_READABLE, exited);
+	uv_poll_start(&run->process, UV_READABLE, sandbox_run_exited);
 	uv_poll_start(&run->control, UV_READABLE, control_readable);
 	start_reading(run);
 	return run;
@@ -697,14 +700,14 @@ sandbox_run_start(const Bytes *arguments, const Bytes *spec, const char *input, 
                   uint64_t drain_ms, const SandboxRunEvents *events, void *data, HostError **error)
 {
 	Stdio stdio = {.input_length = input_length, .input_fd = -1, .output_fd = -1};
-	SandboxRun *run = start_run(arguments, spec, &stdio, drain_ms, events, data, error);
+	SandboxRun *run = sandbox_run_start_run(arguments, spec, &stdio, drain_ms, events, data, error);
 
 	if (run != NULL && input_length > 0)
 	{
 		uv_buf_t buffer = uv_buf_init((char *) input, (unsigned) input_length);
 
 		if (uv_write(&run->write, (uv_stream_t *) &run->input, &buffer, 1, input_written) < 0)
-			close_handle((uv_handle_t *) &run->input);
+			sandbox_run_close_handle((uv_handle_t *) &run->input);
 	}
 	return run;
 }
@@ -715,7 +718,7 @@ sandbox_run_start_between(const Bytes *arguments, const Bytes *spec, int input_f
 {
 	Stdio stdio = {.input_fd = input_fd, .output_fd = output_fd};
 
-	return start_run(arguments, spec, &stdio, 0, events, data, error);
+	return sandbox_run_start_run(arguments, spec, &stdio, 0, events, data, error);
 }
 
 /*

@@ -144,8 +144,8 @@ static const Refusal refused[] = {
 
 /* Calls that the machine, or the library, does not know need no rule. */
 static bool
-add(scmp_filter_ctx filter, uint32_t action, const char *name, unsigned count,
-    const struct scmp_arg_cmp *conditions)
+sandbox_seccomp_add(scmp_filter_ctx filter, uint32_t action, const char *name, unsigned count,
+                    const struct scmp_arg_cmp *conditions)
 {
 	int number = seccomp_syscall_resolve_name(name);
 
@@ -184,17 +184,17 @@ sandbox_seccomp_write_allowed(int fd)
 	bool complete = filter != NULL;
 
 	for (size_t i = 0; complete && i < sizeof allowed / sizeof allowed[0]; i++)
-		complete = add(filter, SCMP_ACT_ALLOW, allowed[i], 0, NULL);
+		complete = sandbox_seccomp_add(filter, SCMP_ACT_ALLOW, allowed[i], 0, NULL);
 	for (size_t i = 0; complete && i < sizeof personalities / sizeof personalities[0]; i++)
-		complete = add(filter, SCMP_ACT_ALLOW, "personality", 1,
-		               &(struct scmp_arg_cmp){0, SCMP_CMP_EQ, personalities[i], 0});
+		complete = sandbox_seccomp_add(filter, SCMP_ACT_ALLOW, "personality", 1,
+		                               &(struct scmp_arg_cmp){0, SCMP_CMP_EQ, personalities[i], 0});
 	return filter != NULL && filter_write(filter, complete, fd);
 }
 
 static bool
-refuse(scmp_filter_ctx filter, const char *name, struct scmp_arg_cmp condition)
+sandbox_seccomp_refuse(scmp_filter_ctx filter, const char *name, struct scmp_arg_cmp condition)
 {
-	return add(filter, SCMP_ACT_ERRNO(EPERM), name, 1, &condition);
+	return sandbox_seccomp_add(filter, SCMP_ACT_ERRNO(EPERM), name, 1, &condition);
 }
 
 static bool
@@ -207,8 +207,9 @@ refuse_namespaces(scmp_filter_ctx filter)
 #endif
 
 	for (size_t i = 0; i < sizeof namespaces / sizeof namespaces[0]; i++)
-		if (!refuse(filter, "clone",
-		            (struct scmp_arg_cmp){place, SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]}))
+		if (!sandbox_seccomp_refuse(
+		        filter, "clone",
+		        (struct scmp_arg_cmp){place, SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]}))
 			return false;
 	return true;
 }
@@ -227,9 +228,10 @@ refuse_families(scmp_filter_ctx filter, const char *name)
 {
 	for (unsigned long family = 0; family <= AF_MAX; family++)
 		if (!is_family(family) &&
-		    !refuse(filter, name, (struct scmp_arg_cmp){0, SCMP_CMP_MASKED_EQ, LOW, family}))
+		    !sandbox_seccomp_refuse(filter, name,
+		                            (struct scmp_arg_cmp){0, SCMP_CMP_MASKED_EQ, LOW, family}))
 			return false;
-	return refuse(filter, name, (struct scmp_arg_cmp){0, SCMP_CMP_GT, AF_MAX, 0});
+	return sandbox_seccomp_refuse(filter, name, (struct scmp_arg_cmp){0, SCMP_CMP_GT, AF_MAX, 0});
 }
 
 /* Of netlink, what tells the addresses. */
@@ -239,7 +241,7 @@ refuse_netlink(scmp_filter_ctx filter)
 	struct scmp_arg_cmp conditions[] = {{0, SCMP_CMP_MASKED_EQ, LOW, AF_NETLINK},
 	                                    {2, SCMP_CMP_NE, 0, 0}};
 
-	return add(filter, SCMP_ACT_ERRNO(EPERM), "socket", 2, conditions);
+	return sandbox_seccomp_add(filter, SCMP_ACT_ERRNO(EPERM), "socket", 2, conditions);
 }
 
 /* open(O_CREAT) with a mode that chmod is refused. */
@@ -250,7 +252,7 @@ refuse_open(scmp_filter_ctx filter, const char *name, unsigned place, unsigned l
 	struct scmp_arg_cmp conditions[] = {{place, SCMP_CMP_MASKED_EQ, create, create},
 	                                    {place + 1, SCMP_CMP_MASKED_EQ, bit, bit}};
 
-	return add(filter, SCMP_ACT_ERRNO(EPERM), name, 2, conditions);
+	return sandbox_seccomp_add(filter, SCMP_ACT_ERRNO(EPERM), name, 2, conditions);
 }
 
 static bool
@@ -263,7 +265,7 @@ ignore_buffer_sizes(scmp_filter_ctx filter)
 		struct scmp_arg_cmp conditions[] = {{1, SCMP_CMP_MASKED_EQ, LOW, SOL_SOCKET},
 		                                    {2, SCMP_CMP_MASKED_EQ, LOW, options[i]}};
 
-		if (!add(filter, SCMP_ACT_ERRNO(0), "setsockopt", 2, conditions))
+		if (!sandbox_seccomp_add(filter, SCMP_ACT_ERRNO(0), "setsockopt", 2, conditions))
 			return false;
 	}
 	return true;
@@ -278,15 +280,17 @@ sandbox_seccomp_write_refused(int fd)
 	bool complete = filter != NULL;
 
 	for (size_t i = 0; complete && i < sizeof refused / sizeof refused[0]; i++)
-		complete = refuse(filter, refused[i].name,
-		                  (struct scmp_arg_cmp){refused[i].place, SCMP_CMP_MASKED_EQ,
-		                                        refused[i].mask, refused[i].value});
+		complete =
+		    sandbox_seccomp_refuse(filter, refused[i].name,
+		                           (struct scmp_arg_cmp){refused[i].place, SCMP_CMP_MASKED_EQ,
+		                                                 refused[i].mask, refused[i].value});
 	for (size_t i = 0; complete && i < 4; i++)
 		complete = refuse_open(filter, "open", 1, creates[i / 2], bits[i % 2]) &&
 		           refuse_open(filter, "openat", 2, creates[i / 2], bits[i % 2]);
 	complete = complete && refuse_namespaces(filter) && refuse_families(filter, "socket") &&
 	           refuse_families(filter, "socketpair") && refuse_netlink(filter) &&
 	           ignore_buffer_sizes(filter) &&
-	           refuse(filter, "shmget", (struct scmp_arg_cmp){1, SCMP_CMP_GT, LARGEST_SEGMENT, 0});
+	           sandbox_seccomp_refuse(filter, "shmget",
+	                                  (struct scmp_arg_cmp){1, SCMP_CMP_GT, LARGEST_SEGMENT, 0});
 	return filter != NULL && filter_write(filter, complete, fd);
 }

@@ -84,7 +84,7 @@ limit_error(const SandboxTransfer *all)
 }
 
 static void
-finish(SandboxTransfer *all)
+sandbox_transfer_finish(SandboxTransfer *all)
 {
 	HostError *error = all->error;
 
@@ -109,14 +109,14 @@ finish(SandboxTransfer *all)
 }
 
 static void
-finish_if_over(SandboxTransfer *all)
+sandbox_transfer_finish_if_over(SandboxTransfer *all)
 {
 	if (all->local == NULL && all->run == NULL && all->local_list == NULL && all->list_run == NULL)
-		finish(all);
+		sandbox_transfer_finish(all);
 }
 
 static void
-grace_over(void *data)
+sandbox_transfer_grace_over(void *data)
 {
 	SandboxTransfer *all = data;
 
@@ -137,7 +137,7 @@ stop_lists(SandboxTransfer *all)
 }
 
 static void
-stop(Transfer *transfer)
+sandbox_transfer_stop(Transfer *transfer)
 {
 	SandboxTransfer *all = of_transfer(transfer);
 
@@ -147,21 +147,21 @@ stop(Transfer *transfer)
 	if (all->run == NULL)
 		return;
 	sandbox_run_terminate(all->run);
-	timer_start(&all->timer, GRACE_MS, grace_over, all);
+	timer_start(&all->timer, GRACE_MS, sandbox_transfer_grace_over, all);
 }
 
 /* The client is gone. */
 static void
-cancelled(void *data)
+sandbox_transfer_cancelled(void *data)
 {
 	SandboxTransfer *all = data;
 
 	all->transfer.call = NULL;
-	stop(&all->transfer);
+	sandbox_transfer_stop(&all->transfer);
 }
 
 static void
-evict(SandboxMember *member)
+sandbox_transfer_evict(SandboxMember *member)
 {
 	SandboxTransfer *all = (SandboxTransfer *) member;
 
@@ -178,7 +178,7 @@ evict(SandboxMember *member)
  */
 
 static void
-local_progress(void *data)
+sandbox_transfer_local_progress(void *data)
 {
 	SandboxTransfer *all = data;
 
@@ -186,12 +186,12 @@ local_progress(void *data)
 }
 
 static void
-local_ended(void *data)
+sandbox_transfer_local_ended(void *data)
 {
 	SandboxTransfer *all = data;
 
 	all->local = NULL;
-	finish_if_over(all);
+	sandbox_transfer_finish_if_over(all);
 }
 
 static bool
@@ -205,7 +205,7 @@ remote_output(void *data, bool is_stderr, const char *bytes, size_t length)
 }
 
 static void
-measured(void *data, const SandboxUsage *usage, bool full)
+sandbox_transfer_measured(void *data, const SandboxUsage *usage, bool full)
 {
 	SandboxTransfer *all = data;
 
@@ -232,7 +232,7 @@ remote_ended(void *data, const SandboxReport *report, HostError *error)
 	/* What had room for all of it after all. */
 	if (all->limit == SANDBOX_DISK && all->transfer.remote.end == FILES_DONE)
 		all->limit = 0;
-	finish_if_over(all);
+	sandbox_transfer_finish_if_over(all);
 }
 
 /*
@@ -253,7 +253,7 @@ local_list_ended(void *data)
 	SandboxTransfer *all = data;
 
 	all->local_list = NULL;
-	finish_if_over(all);
+	sandbox_transfer_finish_if_over(all);
 }
 
 static bool
@@ -283,17 +283,17 @@ list_run_ended(void *data, const SandboxReport *report, HostError *error)
 	(void) report;
 	error_free(error);
 	all->list_run = NULL;
-	finish_if_over(all);
+	sandbox_transfer_finish_if_over(all);
 }
 
 static void
-append_string(Bytes *bytes, const char *text)
+sandbox_transfer_append_string(Bytes *bytes, const char *text)
 {
 	bytes_append(bytes, text, strlen(text) + 1);
 }
 
 static void
-make_spec(const SandboxTransfer *all, const char *mode, Bytes *bytes)
+sandbox_transfer_make_spec(const SandboxTransfer *all, const char *mode, Bytes *bytes)
 {
 	const SandboxConfig *config = all->config;
 	const char *const strings[] = {
@@ -325,17 +325,17 @@ make_spec(const SandboxTransfer *all, const char *mode, Bytes *bytes)
 
 	bytes_append(bytes, &spec, sizeof spec);
 	for (uint32_t i = 0; i < count; i++)
-		append_string(bytes, strings[i]);
+		sandbox_transfer_append_string(bytes, strings[i]);
 }
 
 static SandboxRun *
-start_run(SandboxTransfer *all, const char *mode, int input, int output,
-          const SandboxRunEvents *events)
+sandbox_transfer_start_run(SandboxTransfer *all, const char *mode, int input, int output,
+                           const SandboxRunEvents *events)
 {
 	Bytes spec = {0};
 	SandboxRun *run;
 
-	make_spec(all, mode, &spec);
+	sandbox_transfer_make_spec(all, mode, &spec);
 	run =
 	    sandbox_run_start_between(&all->arguments, &spec, input, output, events, all, &all->error);
 	bytes_free(&spec);
@@ -346,13 +346,13 @@ static void
 start_push(SandboxTransfer *all, FilesProcessSpec *local, const int *list, const int *data)
 {
 	static const SandboxRunEvents events = {
-	    .output = remote_output, .measured = measured, .ended = remote_ended};
+	    .output = remote_output, .measured = sandbox_transfer_measured, .ended = remote_ended};
 	static const SandboxRunEvents list_events = {
 	    .output = list_output, .measured = list_measured, .ended = list_run_ended};
 
-	all->list_run = start_run(all, "list", -1, list[1], &list_events);
+	all->list_run = sandbox_transfer_start_run(all, "list", -1, list[1], &list_events);
 	if (all->list_run != NULL)
-		all->run = start_run(all, "unpack", data[0], -1, &events);
+		all->run = sandbox_transfer_start_run(all, "unpack", data[0], -1, &events);
 	if (all->run == NULL)
 		return;
 	local->mode = FILES_PACK;
@@ -365,7 +365,7 @@ static void
 start_pull(SandboxTransfer *all, FilesProcessSpec *local, const int *list, const int *data)
 {
 	static const SandboxRunEvents events = {
-	    .output = remote_output, .measured = measured, .ended = remote_ended};
+	    .output = remote_output, .measured = sandbox_transfer_measured, .ended = remote_ended};
 	FilesProcessSpec lister = *local;
 
 	lister.mode = FILES_LIST;
@@ -375,7 +375,7 @@ start_pull(SandboxTransfer *all, FilesProcessSpec *local, const int *list, const
 	lister.ended = local_list_ended;
 	all->local_list = files_process_start(&lister, &all->error);
 	if (all->local_list != NULL)
-		all->run = start_run(all, "pack", list[0], data[1], &events);
+		all->run = sandbox_transfer_start_run(all, "pack", list[0], data[1], &events);
 	if (all->run == NULL)
 		return;
 	local->mode = FILES_UNPACK;
@@ -385,7 +385,7 @@ start_pull(SandboxTransfer *all, FilesProcessSpec *local, const int *list, const
 
 /* The pipes are the ends' alone: when one is gone, the other one sees it. */
 static void
-start(SandboxTransfer *all)
+sandbox_transfer_start(SandboxTransfer *all)
 {
 	const TransferRequest *request = all->transfer.request;
 	FilesProcessSpec local = {.known_fd = -1,
@@ -397,8 +397,8 @@ start(SandboxTransfer *all)
 	                          .protected_paths = request->protected_paths,
 	                          .hidden_paths = request->hidden_paths,
 	                          .report = &all->transfer.local,
-	                          .progress = local_progress,
-	                          .ended = local_ended,
+	                          .progress = sandbox_transfer_local_progress,
+	                          .ended = sandbox_transfer_local_ended,
 	                          .data = all};
 	int list[2];
 	int data[2];
@@ -406,7 +406,7 @@ start(SandboxTransfer *all)
 	if (pipe2(list, O_CLOEXEC) < 0)
 	{
 		all->error = error_new("53400", "could not make a pipe: %s", strerror(errno));
-		finish(all);
+		sandbox_transfer_finish(all);
 		return;
 	}
 	if (pipe2(data, O_CLOEXEC) < 0)
@@ -414,7 +414,7 @@ start(SandboxTransfer *all)
 		close(list[0]);
 		close(list[1]);
 		all->error = error_new("53400", "could not make a pipe: %s", strerror(errno));
-		finish(all);
+		sandbox_transfer_finish(all);
 		return;
 	}
 	sandbox_lease_exists(&all->member, &all->usage);
@@ -431,8 +431,8 @@ start(SandboxTransfer *all)
 	if (all->error == NULL)
 		transfer_watch(&all->transfer);
 	else
-		stop(&all->transfer);
-	finish_if_over(all);
+		sandbox_transfer_stop(&all->transfer);
+	sandbox_transfer_finish_if_over(all);
 }
 
 /*
@@ -441,7 +441,7 @@ start(SandboxTransfer *all)
 
 /* Another thread. */
 static void
-prepare_work(uv_work_t *work)
+sandbox_transfer_prepare_work(uv_work_t *work)
 {
 	SandboxTransfer *all = work->data;
 	SandboxSizes sizes = {.tmp = TMP_BYTES, .shm = TMP_BYTES};
@@ -449,9 +449,9 @@ prepare_work(uv_work_t *work)
 	int fd;
 
 	/* In any image, it is the machine's own /usr that has what the program needs. */
-	append_string(&all->arguments, "--ro-bind");
-	append_string(&all->arguments, program);
-	append_string(&all->arguments, PROGRAM_PATH);
+	sandbox_transfer_append_string(&all->arguments, "--ro-bind");
+	sandbox_transfer_append_string(&all->arguments, program);
+	sandbox_transfer_append_string(&all->arguments, PROGRAM_PATH);
 	free(program);
 	all->error = sandbox_place_open(all->place, &fd);
 	if (all->error != NULL)
@@ -465,15 +465,15 @@ prepare_work(uv_work_t *work)
 }
 
 static void
-prepared(uv_work_t *work, int status)
+sandbox_transfer_prepared(uv_work_t *work, int status)
 {
 	SandboxTransfer *all = work->data;
 
 	(void) status;
 	if (all->error != NULL || all->evicted || all->transfer.call == NULL)
-		finish(all);
+		sandbox_transfer_finish(all);
 	else
-		start(all);
+		sandbox_transfer_start(all);
 }
 
 void
@@ -482,20 +482,21 @@ sandbox_transfer(Call *call, const json_t *params, const char *lease, SandboxCon
 {
 	SandboxTransfer *all = xcalloc(1, sizeof *all);
 
-	all->member.evict = evict;
+	all->member.evict = sandbox_transfer_evict;
 	all->config = config;
-	transfer_begin(&all->transfer, call, "bubblewrap", params, request, stop);
+	transfer_begin(&all->transfer, call, "bubblewrap", params, request, sandbox_transfer_stop);
 	call_set_target(call, lease);
 	call_set_state(call, "preparing");
 	memcpy(all->lease, lease, SANDBOX_ID_LENGTH + 1);
 	all->error = sandbox_lease_join(&all->member, lease, config->image);
 	if (all->error != NULL)
 	{
-		finish(all);
+		sandbox_transfer_finish(all);
 		return;
 	}
-	call_on_cancel(call, cancelled, all);
+	call_on_cancel(call, sandbox_transfer_cancelled, all);
 	all->place = sandbox_place_now();
 	all->work.data = all;
-	uv_queue_work(uv_default_loop(), &all->work, prepare_work, prepared);
+	uv_queue_work(uv_default_loop(), &all->work, sandbox_transfer_prepare_work,
+	              sandbox_transfer_prepared);
 }

@@ -2,7 +2,7 @@
  * driver_table.c
  *		The drivers, and which methods each answers.
  *
- * A new driver is a file with a Driver in it and a line in the table below.
+ * A new driver is a file with a HostDriver in it and a line in the table below.
  */
 #include <string.h>
 
@@ -12,9 +12,9 @@
 #include "shared/protocol.h"
 #include "ssh/ssh_driver.h"
 
-static const Driver *const drivers[] = {&ssh_driver, &bubblewrap_driver};
+static const HostDriver *const drivers[] = {&ssh_host_driver, &bubblewrap_host_driver};
 
-static const Driver *
+static const HostDriver *
 driver_find(const char *key)
 {
 	for (size_t i = 0; i < sizeof drivers / sizeof drivers[0]; i++)
@@ -24,7 +24,7 @@ driver_find(const char *key)
 }
 
 static const DriverMethod *
-driver_method(const Driver *driver, const char *name)
+driver_method(const HostDriver *driver, const char *name)
 {
 	for (const DriverMethod *method = driver->methods; method->name != NULL; method++)
 		if (strcmp(method->name, name) == 0)
@@ -47,7 +47,7 @@ driver_choose(const char *method, const json_t *params, DriverChoice *choice)
 	const char *key = json_string_value(json_object_get(params, "driverKey"));
 	/* Who names a plugin means it, whatever its driver is called. */
 	bool names_plugin = json_is_string(json_object_get(params, "pluginKey"));
-	const Driver *driver = key != NULL && !names_plugin ? driver_find(key) : NULL;
+	const HostDriver *driver = key != NULL && !names_plugin ? driver_find(key) : NULL;
 	HostError *error = NULL;
 
 	choice->key = key;

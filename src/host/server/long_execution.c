@@ -93,7 +93,7 @@ static void unasked_for_long(void *data);
  */
 
 static LongExecution *
-find(const json_t *params)
+long_execution_find(const json_t *params)
 {
 	const char *id = json_string_value(json_object_get(params, "executionId"));
 
@@ -136,7 +136,7 @@ drop_pieces(LongExecution *execution, json_int_t position)
 
 /* Drops what is too much of the last output to be kept. */
 static void
-drop_oldest(LongExecution *execution)
+long_execution_drop_oldest(LongExecution *execution)
 {
 	while (execution->keep_last > 0 && execution->size > execution->keep_last &&
 	       execution->first_piece != NULL)
@@ -163,7 +163,7 @@ drop_reader(LongExecution *execution)
 
 /* Whoever reads it is answered, and its call has ended, before. */
 static void
-execution_free(LongExecution *execution)
+long_execution_execution_free(LongExecution *execution)
 {
 	if (execution->previous != NULL)
 		execution->previous->next = execution->next;
@@ -249,7 +249,7 @@ reader_gone(void *data)
 void
 long_execution_read(Call *call, const json_t *params)
 {
-	LongExecution *execution = find(params);
+	LongExecution *execution = long_execution_find(params);
 	json_int_t after = json_integer_value(json_object_get(params, "after"));
 	json_int_t wait_ms = json_integer_value(json_object_get(params, "waitMs"));
 	json_int_t keep_last = json_integer_value(json_object_get(params, "keepLast"));
@@ -278,7 +278,7 @@ long_execution_read(Call *call, const json_t *params)
 	{
 		execution->keep_last =
 		    (size_t) keep_last < MAX_KEEP_LAST ? (size_t) keep_last : MAX_KEEP_LAST;
-		drop_oldest(execution);
+		long_execution_drop_oldest(execution);
 	}
 	if (wait_ms < 0 || wait_ms > MAX_WAIT_MS)
 		wait_ms = MAX_WAIT_MS;
@@ -325,7 +325,7 @@ keep_piece(LongExecution *execution, json_t *content)
 	execution->last_piece = &piece->next;
 	execution->bytes += piece->bytes;
 	execution->size += piece->length + PIECE_SIZE;
-	drop_oldest(execution);
+	long_execution_drop_oldest(execution);
 }
 
 static bool
@@ -411,7 +411,7 @@ result_json(json_t *result)
 }
 
 static void
-ended(void *data, const json_t *id, json_t *result, HostError *error)
+long_execution_ended(void *data, const json_t *id, json_t *result, HostError *error)
 {
 	LongExecution *execution = data;
 
@@ -442,7 +442,7 @@ is_id(const char *id)
 HostError *
 long_execution_start(const json_t *params)
 {
-	static const CallSink sink = {.notify = notified, .end = ended};
+	static const CallSink sink = {.notify = notified, .end = long_execution_ended};
 	static const char method[] = "environmentExecute";
 	const char *id = json_string_value(json_object_get(params, "executionId"));
 	LongExecution *execution;
@@ -456,7 +456,7 @@ long_execution_start(const json_t *params)
 		error->code = RPC_INVALID_PARAMS;
 		return error;
 	}
-	if (find(params) != NULL)
+	if (long_execution_find(params) != NULL)
 		return NULL;
 	error = driver_choose(method, params, &choice);
 	if (error != NULL)
@@ -491,7 +491,7 @@ long_execution_start(const json_t *params)
 
 /* The end of what is cancelled is told like any other. */
 static void
-cancel(LongExecution *execution)
+long_execution_stop(LongExecution *execution)
 {
 	Call *call = execution->call;
 	HostError *error = error_new("57014", "the execution was cancelled");
@@ -506,19 +506,19 @@ cancel(LongExecution *execution)
 HostError *
 long_execution_cancel(const json_t *params)
 {
-	LongExecution *execution = find(params);
+	LongExecution *execution = long_execution_find(params);
 
 	if (execution == NULL)
 		return unknown(params);
 	if (execution->call != NULL)
-		cancel(execution);
+		long_execution_stop(execution);
 	return NULL;
 }
 
 HostError *
 long_execution_forget(const json_t *params)
 {
-	LongExecution *execution = find(params);
+	LongExecution *execution = long_execution_find(params);
 
 	if (execution == NULL)
 		return NULL;
@@ -526,7 +526,7 @@ long_execution_forget(const json_t *params)
 		return error_new("55000", "execution \"%s\" has not ended", execution->id);
 	if (execution->reader != NULL)
 		answer_reader(execution);
-	execution_free(execution);
+	long_execution_execution_free(execution);
 	return NULL;
 }
 
@@ -542,7 +542,7 @@ unasked_for_long(void *data)
 		call_cancel(execution->call);
 		execution->call = NULL;
 	}
-	execution_free(execution);
+	long_execution_execution_free(execution);
 }
 
 json_t *
@@ -575,10 +575,10 @@ long_executions_drop(json_int_t database)
 		if (execution->database != database)
 			continue;
 		if (execution->call != NULL)
-			cancel(execution);
+			long_execution_stop(execution);
 		if (execution->reader != NULL)
 			answer_reader(execution);
-		execution_free(execution);
+		long_execution_execution_free(execution);
 	}
 }
 
@@ -589,6 +589,6 @@ long_executions_close(void)
 	{
 		if (first_execution->call != NULL)
 			call_cancel(first_execution->call);
-		execution_free(first_execution);
+		long_execution_execution_free(first_execution);
 	}
 }

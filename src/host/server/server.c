@@ -146,7 +146,7 @@ connection_unread(const Connection *connection)
 }
 
 static void
-written(void *owner, int status)
+server_written(void *owner, int status)
 {
 	Connection *connection = owner;
 
@@ -157,7 +157,7 @@ written(void *owner, int status)
 }
 
 static void
-unwritable(void *owner)
+server_unwritable(void *owner)
 {
 	close_soon(owner);
 }
@@ -225,17 +225,17 @@ origin(Connection *connection, const RpcMessage *message)
 
 /* Takes the error. */
 static void
-refuse(Connection *connection, json_t *id, HostError *error)
+server_refuse(Connection *connection, json_t *id, HostError *error)
 {
 	connection_send(connection, error_response(json_incref(id), error));
 	error_free(error);
 }
 
 static void
-fail(Connection *connection, json_t *id, int code, HostError *error)
+server_fail(Connection *connection, json_t *id, int code, HostError *error)
 {
 	error->code = code;
-	refuse(connection, id, error);
+	server_refuse(connection, id, error);
 }
 
 static json_int_t
@@ -298,14 +298,14 @@ dispatch_driver(Connection *connection, const RpcMessage *message)
 	Call *call;
 
 	if (error != NULL)
-		refuse(connection, message->id, error);
+		server_refuse(connection, message->id, error);
 	else if ((call = call_begin(&from, message->method, choice.key, company_of(message), &error)) ==
 	         NULL)
 	{
 		/* Whoever keeps a book of leases wants to know that this one was not begun. */
 		if (strcmp(message->method, "environmentAcquireLease") == 0)
 			error->outcome = OUTCOME_ABSENT;
-		refuse(connection, message->id, error);
+		server_refuse(connection, message->id, error);
 	}
 	else
 		driver_start(&choice, call, message->params);
@@ -337,7 +337,7 @@ dispatch_execution(Connection *connection, const RpcMessage *message)
 		error->code = RPC_METHOD_NOT_FOUND;
 	}
 	if (error != NULL)
-		refuse(connection, message->id, error);
+		server_refuse(connection, message->id, error);
 	else
 		connection_send(connection, rpc_response(json_incref(message->id), json_null()));
 }
@@ -350,21 +350,21 @@ dispatch_plugins(Connection *connection, const RpcMessage *message)
 	Call *call = call_begin(&from, message->method, NULL, company_of(message), &refusal);
 
 	if (call == NULL)
-		refuse(connection, message->id, refusal);
+		server_refuse(connection, message->id, refusal);
 	else
 		plugin_methods_start(call, message->method, message->params);
 }
 
 /* A call that is over, or never was, is as good as cancelled. */
 static void
-cancel(Connection *connection, const RpcMessage *message)
+server_cancel(Connection *connection, const RpcMessage *message)
 {
 	const json_t *id = json_object_get(message->params, "id");
 
 	if (!json_is_integer(id) && !json_is_string(id))
 	{
-		fail(connection, message->id, RPC_INVALID_PARAMS,
-		     error_new("22023", "envrt/cancel: id must be that of a call"));
+		server_fail(connection, message->id, RPC_INVALID_PARAMS,
+		            error_new("22023", "envrt/cancel: id must be that of a call"));
 		return;
 	}
 	calls_cancel_one(connection, id);
@@ -397,14 +397,14 @@ dispatch(Connection *connection, const RpcMessage *message)
 		connection_send(connection, rpc_response(json_incref(id), json_null()));
 	}
 	else if (connection->control)
-		fail(connection, id, RPC_METHOD_NOT_FOUND,
-		     error_new("42704", "the control channel has no method %s", method));
+		server_fail(connection, id, RPC_METHOD_NOT_FOUND,
+		            error_new("42704", "the control channel has no method %s", method));
 	else if (strcmp(method, "envrt/hello") == 0)
 		connection_send(connection, rpc_response(json_incref(id), hello()));
 	else if (strcmp(method, "envrt/stats") == 0)
 		connection_send(connection, rpc_response(json_incref(id), stats(message->params)));
 	else if (strcmp(method, "envrt/cancel") == 0)
-		cancel(connection, message);
+		server_cancel(connection, message);
 	else if (plugin_methods_has(method))
 		dispatch_plugins(connection, message);
 	else if (strncmp(method, "environment", strlen("environment")) == 0)
@@ -412,8 +412,8 @@ dispatch(Connection *connection, const RpcMessage *message)
 	else if (strncmp(method, LONG_EXECUTION_PREFIX, strlen(LONG_EXECUTION_PREFIX)) == 0)
 		dispatch_execution(connection, message);
 	else
-		fail(connection, id, RPC_METHOD_NOT_FOUND,
-		     error_new("42704", "the driver host has no method %s", method));
+		server_fail(connection, id, RPC_METHOD_NOT_FOUND,
+		            error_new("42704", "the driver host has no method %s", method));
 }
 
 static void
@@ -430,7 +430,7 @@ take_message(Connection *connection, RpcMessage *message)
 }
 
 static void
-read_line(MessageLine *line)
+server_read_line(MessageLine *line)
 {
 	RpcMessage *message = &line->message;
 
@@ -450,7 +450,7 @@ read_line(MessageLine *line)
 static void serve_lines(Connection *connection, bool in_turn);
 
 static void
-take_line(void *owner, MessageLine *line)
+server_take_line(void *owner, MessageLine *line)
 {
 	Connection *connection = owner;
 	bool elsewhere = connection->parsing;
@@ -468,13 +468,14 @@ take_line(void *owner, MessageLine *line)
 static void
 handle_line(Connection *connection, const char *line, size_t length)
 {
-	if (!message_read(connection->reader, line, length, read_line, take_line, connection))
+	if (!message_read(connection->reader, line, length, server_read_line, server_take_line,
+	                  connection))
 		return;
 	connection->parsing = true;
 	connection->users++;
 }
 
-static void read_on(Connection *connection, bool on);
+static void server_read_on(Connection *connection, bool on);
 
 /*
  * Takes lines until there is none, or the turn has done enough; `in_turn`: one
@@ -492,7 +493,7 @@ serve_lines(Connection *connection, bool in_turn)
 
 		if (!in_turn && !connection->control && loop_turn_is_long())
 		{
-			read_on(connection, false);
+			server_read_on(connection, false);
 			loop_turn_wait(&connection->turn);
 			return;
 		}
@@ -502,7 +503,7 @@ serve_lines(Connection *connection, bool in_turn)
 			handle_line(connection, line, length);
 		else if (status == RPC_READ_MORE)
 		{
-			read_on(connection, true);
+			server_read_on(connection, true);
 			return;
 		}
 		else
@@ -513,7 +514,7 @@ serve_lines(Connection *connection, bool in_turn)
 		}
 	}
 	if (!connection->closing)
-		read_on(connection, false);
+		server_read_on(connection, false);
 }
 
 static void
@@ -523,7 +524,7 @@ serve_turn(void *data, bool first)
 }
 
 static void
-lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+server_lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {
 	(void) handle;
 	(void) suggested;
@@ -531,7 +532,7 @@ lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 }
 
 static void
-data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+server_data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
 	Connection *connection = stream->data;
 
@@ -548,14 +549,15 @@ data_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 }
 
 static void
-read_on(Connection *connection, bool on)
+server_read_on(Connection *connection, bool on)
 {
 	if (connection->reading == on)
 		return;
 	connection->reading = on;
 	if (!on)
 		uv_read_stop((uv_stream_t *) &connection->pipe);
-	else if (uv_read_start((uv_stream_t *) &connection->pipe, lend_buffer, data_read) < 0)
+	else if (uv_read_start((uv_stream_t *) &connection->pipe, server_lend_buffer,
+	                       server_data_read) < 0)
 		connection_close(connection);
 }
 
@@ -563,8 +565,8 @@ static Connection *
 connection_new(void)
 {
 	static const MessageWriterEvents events = {
-	    .written = written,
-	    .failed = unwritable,
+	    .written = server_written,
+	    .failed = server_unwritable,
 	    .instead = shorter,
 	};
 	Connection *connection = xcalloc(1, sizeof *connection);
@@ -588,7 +590,7 @@ connection_read(Connection *connection)
 	if (connection->reader == NULL)
 		connection_close(connection);
 	else
-		read_on(connection, true);
+		server_read_on(connection, true);
 }
 
 /* Whether the peer runs as our own user; others have no business here. */

@@ -36,16 +36,16 @@ typedef enum
 	MARKER_OTHER
 } Marker;
 
-typedef struct Entry
+typedef struct KnownHost
 {
-	struct Entry *next;
+	struct KnownHost *next;
 	Marker marker;
 	ssh_key key; /* NULL for MARKER_AUTHORITY */
-} Entry;
+} KnownHost;
 
 struct KnownHosts
 {
-	Entry *entries;
+	KnownHost *entries;
 	bool unreadable;
 	bool revoked_unreadable; /* a @revoked line about this host */
 	bool without_port;
@@ -135,7 +135,7 @@ parse_line(KnownHosts *known, char *line, const char *host, const char *host_por
 	char *base64;
 	ssh_key key = NULL;
 	Marker marker;
-	Entry *entry;
+	KnownHost *entry;
 
 	if (word == NULL || word[0] == '#')
 		return;
@@ -197,11 +197,11 @@ known_hosts_parse(const char *text, const char *host, int port)
 void
 known_hosts_free(KnownHosts *known)
 {
-	Entry *next;
+	KnownHost *next;
 
 	if (known == NULL)
 		return;
-	for (Entry *entry = known->entries; entry != NULL; entry = next)
+	for (KnownHost *entry = known->entries; entry != NULL; entry = next)
 	{
 		next = entry->next;
 		ssh_key_free(entry->key);
@@ -226,7 +226,7 @@ known_hosts_check(const KnownHosts *known, const ssh_key key)
 	/* It may be this very key that it is about. */
 	if (known->revoked_unreadable)
 		return HOST_KEY_REVOKED;
-	for (const Entry *entry = known->entries; entry != NULL; entry = entry->next)
+	for (const KnownHost *entry = known->entries; entry != NULL; entry = entry->next)
 	{
 		if (entry->marker == MARKER_AUTHORITY)
 		{
@@ -270,7 +270,7 @@ known_hosts_algorithms(const KnownHosts *known)
 		{
 			bool is_known = false;
 
-			for (const Entry *entry = known->entries; entry != NULL; entry = entry->next)
+			for (const KnownHost *entry = known->entries; entry != NULL; entry = entry->next)
 				if (entry->marker == MARKER_NONE && strcmp(type_name(entry->key), all[i].type) == 0)
 					is_known = true;
 			if (is_known != (known_first == 1))
@@ -289,7 +289,7 @@ known_hosts_types(const KnownHosts *known)
 	Bytes list = {0};
 
 	bytes_append(&list, "", 0);
-	for (const Entry *entry = known->entries; entry != NULL; entry = entry->next)
+	for (const KnownHost *entry = known->entries; entry != NULL; entry = entry->next)
 	{
 		if (entry->marker != MARKER_NONE)
 			continue;

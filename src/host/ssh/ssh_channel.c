@@ -137,7 +137,7 @@ on_exit_signal(ssh_session session, ssh_channel ssh, const char *signal, int cor
 }
 
 static void
-advance_soon(const SshChannel *channel)
+ssh_channel_advance_soon(const SshChannel *channel)
 {
 	channel->list->advance_soon(channel->list->session);
 }
@@ -176,7 +176,7 @@ ssh_channel_abandon(SshChannel *channel, bool kill)
 	channel->kill = kill;
 	channel->closing_since = now_ms();
 	channel->input.data = NULL;
-	advance_soon(channel);
+	ssh_channel_advance_soon(channel);
 }
 
 void
@@ -185,14 +185,14 @@ ssh_channel_give(SshChannel *channel, const char *data, size_t length)
 	channel->input.data = data;
 	channel->input.length = length;
 	channel->told_drained = false;
-	advance_soon(channel);
+	ssh_channel_advance_soon(channel);
 }
 
 void
 ssh_channel_end_input(SshChannel *channel)
 {
 	channel->input.keep = false;
-	advance_soon(channel);
+	ssh_channel_advance_soon(channel);
 }
 
 void
@@ -201,14 +201,14 @@ ssh_channel_resume(SshChannel *channel)
 	if (!channel->paused)
 		return;
 	channel->paused = false;
-	advance_soon(channel);
+	ssh_channel_advance_soon(channel);
 }
 
 void
 ssh_channel_signal(SshChannel *channel, const char *signal)
 {
 	channel->to_signal = signal;
-	advance_soon(channel);
+	ssh_channel_advance_soon(channel);
 }
 
 static void
@@ -413,7 +413,7 @@ advance_running(SshChannel *channel)
 }
 
 static void
-advance(SshChannel *channel)
+ssh_channel_advance(SshChannel *channel)
 {
 	if (channel->state == OPENING)
 		advance_opening(channel);
@@ -449,7 +449,7 @@ ssh_channels_advance(ChannelList *list)
 
 	for (SshChannel *channel = list->first; channel != NULL; channel = channel->next)
 		if (channel->state != GONE)
-			advance(channel);
+			ssh_channel_advance(channel);
 
 	for (SshChannel **link = &list->first; *link != NULL;)
 	{

@@ -69,7 +69,7 @@ free_command(SshCommand *command)
 
 /* Ends the command; it has neither a place nor a channel any more.  Takes the error. */
 static void
-finish(SshCommand *command, HostError *error)
+ssh_command_finish(SshCommand *command, HostError *error)
 {
 	SshCommandSpec spec = command->spec;
 
@@ -80,7 +80,7 @@ finish(SshCommand *command, HostError *error)
 }
 
 static void
-set_state(const SshCommand *command, const char *state)
+ssh_command_set_state(const SshCommand *command, const char *state)
 {
 	if (command->spec.call != NULL)
 		call_set_state(command->spec.call, state);
@@ -121,7 +121,7 @@ void
 ssh_command_leave(SshCommand *command)
 {
 	leave_channel(command, false, PLACE_ABANDONED);
-	finish(command, NULL);
+	ssh_command_finish(command, NULL);
 }
 
 void
@@ -177,8 +177,8 @@ may_have_run(const SshCommand *command)
 }
 
 static HostError *
-timeout_error(const SshCommand *command, uint64_t milliseconds, const char *phase,
-              const char *setting)
+ssh_command_timeout_error(const SshCommand *command, uint64_t milliseconds, const char *phase,
+                          const char *setting)
 {
 	HostError *error =
 	    error_new("08006", "%s: timed out after %llu ms while %s", command->destination->target,
@@ -198,21 +198,21 @@ connect_timed_out(void *data)
 	SshCommand *command = data;
 	const char *phase = ssh_pool_phase(&command->waiter);
 	const char *trouble = ssh_pool_trouble(&command->waiter);
-	HostError *error =
-	    timeout_error(command, command->spec.connect_ms, phase, "envrt.ssh_connect_timeout");
+	HostError *error = ssh_command_timeout_error(command, command->spec.connect_ms, phase,
+	                                             "envrt.ssh_connect_timeout");
 
 	if (trouble != NULL)
 		error_detail(error, "%s", trouble);
 	ssh_pool_withdraw(&command->waiter);
-	finish(command, error);
+	ssh_command_finish(command, error);
 }
 
 /* What a login shell said that did not become ready. */
 static HostError *
 not_ready_error(const SshCommand *command)
 {
-	HostError *error = timeout_error(command, command->spec.command_ms,
-	                                 "waiting for the login shell to be ready", NULL);
+	HostError *error = ssh_command_timeout_error(command, command->spec.command_ms,
+	                                             "waiting for the login shell to be ready", NULL);
 	char *words = ssh_execute_start_words(command->spec.start, true, NULL);
 
 	error_hint(error,
@@ -240,13 +240,13 @@ command_timed_out(void *data)
 	if (command->accepted && start != NULL && !start->given)
 		error = not_ready_error(command);
 	else
-		error = timeout_error(command, command->spec.command_ms, phase,
-		                      command->spec.accepted ? "envrt.ssh_connect_timeout"
-		                                             : "envrt.ssh_command_timeout");
+		error = ssh_command_timeout_error(command, command->spec.command_ms, phase,
+		                                  command->spec.accepted ? "envrt.ssh_connect_timeout"
+		                                                         : "envrt.ssh_command_timeout");
 	if (command->result.errors.length > 0)
 		error_detail(error, "%s", command->result.errors.data);
 	leave_channel(command, true, PLACE_DOUBTFUL);
-	finish(command, error);
+	ssh_command_finish(command, error);
 }
 
 /*
@@ -265,7 +265,7 @@ wait_for_place(SshCommand *command, bool first)
 		time = end > now ? end - now : 1;
 	command->waiter.deadline = now + time;
 	command->opened = command->accepted = command->begun = false;
-	set_state(command, "connecting");
+	ssh_command_set_state(command, "connecting");
 	timer_start(&command->deadline, time, connect_timed_out, command);
 	ssh_pool_ask(&command->waiter, first);
 }
@@ -288,7 +288,7 @@ channel_accepted(void *owner)
 	command->accepted = true;
 	if (command->spec.start != NULL)
 		command->spec.start->since = now_ms();
-	set_state(command, command->spec.start ? "starting" : "running");
+	ssh_command_set_state(command, command->spec.start ? "starting" : "running");
 }
 
 static bool
@@ -339,7 +339,7 @@ advance_start(SshCommand *command)
 		if (may_have_run(command))
 			error->outcome = OUTCOME_UNKNOWN;
 		leave_channel(command, true, PLACE_ABANDONED);
-		finish(command, error);
+		ssh_command_finish(command, error);
 		return false;
 	}
 	if (!start->given && ssh_execute_start_is_ready(start))
@@ -355,7 +355,7 @@ advance_start(SshCommand *command)
 	if (!command->begun && start->state != START_WAITING)
 	{
 		command->begun = true;
-		set_state(command, "running");
+		ssh_command_set_state(command, "running");
 		if (command->spec.accepted != NULL)
 			timer_stop(&command->deadline);
 	}
@@ -387,7 +387,7 @@ channel_progress(void *owner)
 	}
 	else
 		return;
-	finish(command, error);
+	ssh_command_finish(command, error);
 }
 
 static void
@@ -434,7 +434,7 @@ is_repeatable(const SshCommand *command)
 
 /* Begins anew; false when it is of no use. */
 static bool
-try_again(SshCommand *command)
+ssh_command_try_again(SshCommand *command)
 {
 	ExecuteStart *start = command->spec.start;
 
@@ -448,7 +448,7 @@ try_again(SshCommand *command)
 		wait_for_place(command, true);
 	else
 	{
-		set_state(command, "connecting");
+		ssh_command_set_state(command, "connecting");
 		timer_start(&command->pause, FIRST_PAUSE_MS << command->tries, pause_over, command);
 		timer_stop(&command->deadline);
 	}
@@ -499,17 +499,17 @@ channel_ended(void *owner, const ChannelEnd *end)
 		error = error_new("08006", "%s: the server opens no session channel: %s",
 		                  command->destination->target, end->text);
 		error_hint(error, "Check MaxSessions in the host's sshd_config.");
-		finish(command, error);
+		ssh_command_finish(command, error);
 		return;
 	}
 	ssh_pool_done(pooled, PLACE_FREE);
 	if (end->kind == CHANNEL_EXITED || end->kind == CHANNEL_SIGNALED)
 		note_exit(command, end);
-	else if (end->kind != CHANNEL_DENIED && try_again(command))
+	else if (end->kind != CHANNEL_DENIED && ssh_command_try_again(command))
 		return;
 	else
 		error = lost_error(command, end);
-	finish(command, error);
+	ssh_command_finish(command, error);
 }
 
 static const SshChannelEvents channel_events = {.opened = channel_opened,
@@ -534,9 +534,10 @@ session_stale(void *data)
 		return;
 	}
 	leave_channel(command, false, PLACE_DOUBTFUL);
-	if (!try_again(command))
-		finish(command, timeout_error(command, STALE_ANSWER_MS, "opening a channel",
-		                              "envrt.ssh_connect_timeout"));
+	if (!ssh_command_try_again(command))
+		ssh_command_finish(command,
+		                   ssh_command_timeout_error(command, STALE_ANSWER_MS, "opening a channel",
+		                                             "envrt.ssh_connect_timeout"));
 }
 
 /*
@@ -544,7 +545,7 @@ session_stale(void *data)
  */
 
 static void
-run(SshCommand *command)
+ssh_command_run(SshCommand *command)
 {
 	SshSession *session = ssh_pooled_session(command->pooled);
 	ExecuteStart *start = command->spec.start;
@@ -571,7 +572,7 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 		command->end = now + command->spec.command_ms;
 	patience = command->end > now ? command->end - now : 1;
 	command->pooled = pooled;
-	set_state(command, "opening a channel");
+	ssh_command_set_state(command, "opening a channel");
 	timer_start(&command->deadline, patience, command_timed_out, command);
 	/* Only another session can be better, and that only if this one is not new. */
 	if (ssh_pooled_is_used(pooled) && patience > STALE_ANSWER_MS)
@@ -579,13 +580,13 @@ place_granted(SshWaiter *waiter, SshPooled *pooled)
 		command->received = ssh_session_received(ssh_pooled_session(pooled));
 		timer_start(&command->stale, STALE_ANSWER_MS, session_stale, command);
 	}
-	run(command);
+	ssh_command_run(command);
 }
 
 static void
 place_failed(SshWaiter *waiter, const HostError *error)
 {
-	finish((SshCommand *) waiter, error_copy(error));
+	ssh_command_finish((SshCommand *) waiter, error_copy(error));
 }
 
 SshCommand *

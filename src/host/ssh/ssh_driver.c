@@ -35,7 +35,7 @@
 /* What ssh itself exits with when the connection is at fault. */
 #define STATUS_CONNECTION 255
 
-typedef struct Request
+typedef struct SshRequest
 {
 	Call *call;
 	bool probe;
@@ -45,10 +45,10 @@ typedef struct Request
 	Bytes input;
 	char **candidates;
 	size_t candidate_count;
-} Request;
+} SshRequest;
 
 static void
-free_request(Request *request)
+free_request(SshRequest *request)
 {
 	for (size_t i = 0; i < request->candidate_count; i++)
 		free(request->candidates[i]);
@@ -60,9 +60,9 @@ free_request(Request *request)
 }
 
 static void
-cancelled(void *data)
+ssh_driver_cancelled(void *data)
 {
-	Request *request = data;
+	SshRequest *request = data;
 
 	ssh_command_cancel(request->command);
 	free_request(request);
@@ -107,7 +107,7 @@ first_line(const char *text)
 }
 
 static HostError *
-no_path_error(const Request *request, const ScriptAnswer *answer, const char *errors)
+no_path_error(const SshRequest *request, const ScriptAnswer *answer, const char *errors)
 {
 	char *line = first_line(errors);
 	HostError *error = error_new(sqlstate_of_words(errors, "38000"),
@@ -127,7 +127,7 @@ no_path_error(const Request *request, const ScriptAnswer *answer, const char *er
 
 /* words: what the login shell or the script wrote. */
 static HostError *
-no_answer_error(const Request *request, const SshCommandResult *result, const char *words)
+no_answer_error(const SshRequest *request, const SshCommandResult *result, const char *words)
 {
 	char *line = first_line(words + strspn(words, "\r\n \t"));
 	const char *sqlstate = sqlstate_of_words(words, "38000");
@@ -146,7 +146,7 @@ no_answer_error(const Request *request, const SshCommandResult *result, const ch
 }
 
 static HostError *
-no_api_error(const Request *request, const ScriptAnswer *answer, const char *errors)
+no_api_error(const SshRequest *request, const ScriptAnswer *answer, const char *errors)
 {
 	const SshDestination *destination = request->destination;
 	HostError *error = error_new("38000",
@@ -177,7 +177,7 @@ no_api_error(const Request *request, const ScriptAnswer *answer, const char *err
  */
 
 static json_t *
-acquired(const Request *request, const ScriptAnswer *answer)
+acquired(const SshRequest *request, const ScriptAnswer *answer)
 {
 	json_t *result = json_object();
 	json_t *metadata = describe_destination(request->destination);
@@ -196,7 +196,7 @@ acquired(const Request *request, const ScriptAnswer *answer)
 }
 
 static json_t *
-probe_succeeded(const Request *request, const ScriptAnswer *answer)
+probe_succeeded(const SshRequest *request, const ScriptAnswer *answer)
 {
 	const SshDestination *destination = request->destination;
 	json_t *details = describe_destination(destination);
@@ -214,7 +214,7 @@ probe_succeeded(const Request *request, const ScriptAnswer *answer)
 
 /* text: what the remote side wrote, or NULL for the error's own words. */
 static json_t *
-probe_failed(const Request *request, const HostError *error, const char *text, int status)
+probe_failed(const SshRequest *request, const HostError *error, const char *text, int status)
 {
 	const SshDestination *destination = request->destination;
 	json_t *details = describe_destination(destination);
@@ -238,7 +238,7 @@ probe_failed(const Request *request, const HostError *error, const char *text, i
 
 /* Ends the call with an error; takes it.  A probe that fails is an answer. */
 static void
-fail(Request *request, HostError *error, const char *text, int status)
+ssh_driver_fail(SshRequest *request, HostError *error, const char *text, int status)
 {
 	if (request->probe)
 	{
@@ -270,7 +270,7 @@ is_believable(const char *cwd, const char *path)
 
 /* The last that was written there, to stderr rather than to stdout.  To be freed. */
 static char *
-all_words(const Request *request, const SshCommandResult *result)
+all_words(const SshRequest *request, const SshCommandResult *result)
 {
 	char *words;
 
@@ -289,16 +289,16 @@ all_words(const Request *request, const SshCommandResult *result)
 }
 
 static void
-command_done(void *data, HostError *error, const SshCommandResult *result)
+ssh_driver_command_done(void *data, HostError *error, const SshCommandResult *result)
 {
-	Request *request = data;
+	SshRequest *request = data;
 	ScriptAnswer answer = {0};
 	const char *errors;
 	char *words;
 
 	if (error != NULL)
 	{
-		fail(request, error, NULL, STATUS_CONNECTION);
+		ssh_driver_fail(request, error, NULL, STATUS_CONNECTION);
 		free_request(request);
 		return;
 	}
@@ -316,16 +316,17 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 				call_answer(request->call, acquired(request, &answer));
 			break;
 		case SCRIPT_NO_PATH:
-			fail(request, no_path_error(request, &answer, errors), errors, answer.status);
+			ssh_driver_fail(request, no_path_error(request, &answer, errors), errors,
+			                answer.status);
 			break;
 		case SCRIPT_NO_CURL:
 		case SCRIPT_NO_API:
-			fail(request, no_api_error(request, &answer, errors), errors, 1);
+			ssh_driver_fail(request, no_api_error(request, &answer, errors), errors, 1);
 			break;
 		case SCRIPT_NO_ANSWER:
 			words = all_words(request, result);
-			fail(request, no_answer_error(request, result, words), words,
-			     result->exited ? result->status : STATUS_CONNECTION);
+			ssh_driver_fail(request, no_answer_error(request, result, words), words,
+			                result->exited ? result->status : STATUS_CONNECTION);
 			free(words);
 			break;
 	}
@@ -336,7 +337,7 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 static bool
 is_complete(void *data, const Bytes *output)
 {
-	const Request *request = data;
+	const SshRequest *request = data;
 
 	return ssh_script_is_complete(request->start.marker, output);
 }
@@ -347,7 +348,7 @@ is_complete(void *data, const Bytes *output)
 
 /* The origins to try, each once. */
 static HostError *
-take_candidates(Request *request, const json_t *list)
+take_candidates(SshRequest *request, const json_t *list)
 {
 	size_t index;
 	json_t *value;
@@ -375,10 +376,10 @@ take_candidates(Request *request, const json_t *list)
 }
 
 static void
-start(Call *call, const json_t *params, bool probe)
+ssh_driver_start(Call *call, const json_t *params, bool probe)
 {
 	CallLimits limits = call_limits(params);
-	Request *request = xcalloc(1, sizeof *request);
+	SshRequest *request = xcalloc(1, sizeof *request);
 	HostError *error = NULL;
 	SshCommandSpec spec = {0};
 
@@ -394,7 +395,7 @@ start(Call *call, const json_t *params, bool probe)
 		return;
 	}
 	call_set_target(call, request->destination->target);
-	call_on_cancel(call, cancelled, request);
+	call_on_cancel(call, ssh_driver_cancelled, request);
 	ssh_script_marker(request->start.marker);
 	ssh_script_input(request->destination->workspace_path, (double) limits.api_probe_ms / 1000,
 	                 (const char *const *) request->candidates, request->candidate_count,
@@ -409,38 +410,40 @@ start(Call *call, const json_t *params, bool probe)
 	spec.input.length = request->input.length;
 	spec.input.keep = request->candidate_count > 0;
 	spec.complete = is_complete;
-	spec.done = command_done;
+	spec.done = ssh_driver_command_done;
 	spec.data = request;
 	request->command = ssh_command_start(request->destination, &spec);
 }
 
 static void
-acquire_lease(Call *call, const json_t *params)
+ssh_driver_acquire_lease(Call *call, const json_t *params)
 {
-	start(call, params, false);
+	ssh_driver_start(call, params, false);
 }
 
 static void
-probe(Call *call, const json_t *params)
+ssh_driver_probe(Call *call, const json_t *params)
 {
-	start(call, params, true);
+	ssh_driver_start(call, params, true);
 }
 
 static void
-push_files(Call *call, const json_t *params)
+ssh_driver_push_files(Call *call, const json_t *params)
 {
 	ssh_transfer(call, params, true);
 }
 
 static void
-pull_files(Call *call, const json_t *params)
+ssh_driver_pull_files(Call *call, const json_t *params)
 {
 	ssh_transfer(call, params, false);
 }
 
-static const DriverMethod methods[] = {
-    {"environmentAcquireLease", acquire_lease}, {"environmentProbe", probe},
-    {"environmentExecute", ssh_execute},        {"environmentPushFiles", push_files},
-    {"environmentPullFiles", pull_files},       {NULL, NULL}};
+static const DriverMethod methods[] = {{"environmentAcquireLease", ssh_driver_acquire_lease},
+                                       {"environmentProbe", ssh_driver_probe},
+                                       {"environmentExecute", ssh_execute},
+                                       {"environmentPushFiles", ssh_driver_push_files},
+                                       {"environmentPullFiles", ssh_driver_pull_files},
+                                       {NULL, NULL}};
 
-const Driver ssh_driver = {"ssh", methods};
+const HostDriver ssh_host_driver = {"ssh", methods};

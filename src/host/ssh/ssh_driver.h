@@ -7,6 +7,6 @@
 
 #include "calls/driver.h"
 
-extern const Driver ssh_driver;
+extern const HostDriver ssh_host_driver;
 
 #endif

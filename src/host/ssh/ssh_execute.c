@@ -22,7 +22,7 @@
  * until the command has ended; when the host ends, that is hurried.  Each has a lifeline
  * besides (ssh_execute_script.c), for the host that has no time to do anything.  Without a
  * connection (it was lost, or there was none in time) it is done over a new one, once, by a command
- * that does both signals: an Ending, which lives by itself.
+ * that does both signals: an SshEnding, which lives by itself.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -58,12 +58,12 @@ typedef enum
 	EXITED
 } State;
 
-typedef struct Execution Execution;
+typedef struct SshExecution SshExecution;
 
-struct Execution
+struct SshExecution
 {
-	Execution *next;
-	Execution *previous;
+	SshExecution *next;
+	SshExecution *previous;
 	State state;
 	Call *call; /* NULL: the client is gone */
 	ExecuteRequest *request;
@@ -84,23 +84,23 @@ struct Execution
 };
 
 /* Signals sent over a connection of their own. */
-typedef struct Ending
+typedef struct SshEnding
 {
-	struct Ending *next;
-	struct Ending *previous;
+	struct SshEnding *next;
+	struct SshEnding *previous;
 	SshDestination *destination;
 	SshCommand *command;
-} Ending;
+} SshEnding;
 
-static Execution *first_execution;
-static Ending *first_ending;
+static SshExecution *first_execution;
+static SshEnding *first_ending;
 
 /*
  * Endings
  */
 
 static void
-free_ending(Ending *ending)
+free_ending(SshEnding *ending)
 {
 	if (ending->previous != NULL)
 		ending->previous->next = ending->next;
@@ -115,7 +115,7 @@ free_ending(Ending *ending)
 static void
 ending_done(void *data, HostError *error, const SshCommandResult *result)
 {
-	Ending *ending = data;
+	SshEnding *ending = data;
 
 	(void) result;
 	if (error != NULL)
@@ -126,9 +126,9 @@ ending_done(void *data, HostError *error, const SshCommandResult *result)
 }
 
 static void
-end_elsewhere(const Execution *execution)
+end_elsewhere(const SshExecution *execution)
 {
-	Ending *ending;
+	SshEnding *ending;
 	SshCommandSpec spec = {0};
 	uint64_t grace_ms = execution->request->grace_ms;
 	uint64_t connect_ms = execution->request->connect_ms;
@@ -160,7 +160,7 @@ end_elsewhere(const Execution *execution)
  */
 
 static void
-drop_killer(Execution *execution)
+drop_killer(SshExecution *execution)
 {
 	if (execution->killer != NULL)
 		ssh_channel_abandon(execution->killer, false);
@@ -174,7 +174,7 @@ drop_killer(Execution *execution)
 static void
 forget_input(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	if (execution->input.data != NULL)
 		explicit_bzero(execution->input.data, execution->input.allocated);
@@ -182,7 +182,7 @@ forget_input(void *data)
 }
 
 static void
-free_execution(Execution *execution)
+free_execution(SshExecution *execution)
 {
 	if (execution->previous != NULL)
 		execution->previous->next = execution->next;
@@ -202,7 +202,7 @@ free_execution(Execution *execution)
 
 /* Ends the call, if there still is one, and the execution.  Takes the error. */
 static void
-fail(Execution *execution, HostError *error)
+ssh_execute_fail(SshExecution *execution, HostError *error)
 {
 	Call *call = execution->call;
 
@@ -226,7 +226,7 @@ last_line(const char *words)
 }
 
 static HostError *
-not_started_error(const Execution *execution, const SshCommandResult *result)
+not_started_error(const SshExecution *execution, const SshCommandResult *result)
 {
 	const ExecuteStart *start = &execution->start;
 	char *words = ssh_execute_start_words(start, true, execution->request);
@@ -275,7 +275,7 @@ signal_name(const char *signal)
 }
 
 static void
-answer(Execution *execution, const SshCommandResult *result)
+ssh_execute_answer(SshExecution *execution, const SshCommandResult *result)
 {
 	char *signal = signal_name(result->signal);
 	ExecuteEnd end = {.timed_out = execution->timed_out,
@@ -292,21 +292,21 @@ answer(Execution *execution, const SshCommandResult *result)
 }
 
 static void
-command_done(void *data, HostError *error, const SshCommandResult *result)
+ssh_execute_command_done(void *data, HostError *error, const SshCommandResult *result)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	execution->command = NULL;
 	if (error != NULL)
 	{
 		/* (Unless it had exited, but then there is no error.) */
 		end_elsewhere(execution);
-		fail(execution, error);
+		ssh_execute_fail(execution, error);
 	}
 	else if (execution->start.state != START_DONE && !execution->timed_out)
-		fail(execution, not_started_error(execution, result));
+		ssh_execute_fail(execution, not_started_error(execution, result));
 	else
-		answer(execution, result);
+		ssh_execute_answer(execution, result);
 }
 
 /*
@@ -314,7 +314,7 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
  */
 
 static const char *
-last_signal(const Execution *execution)
+last_signal(const SshExecution *execution)
 {
 	return execution->state == KILLED ? "KILL" : "TERM";
 }
@@ -322,7 +322,7 @@ last_signal(const Execution *execution)
 static void
 messenger_done(void *data, HostError *error, const SshCommandResult *result)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	(void) result;
 	execution->messenger = NULL;
@@ -332,7 +332,7 @@ messenger_done(void *data, HostError *error, const SshCommandResult *result)
 }
 
 static void
-send_elsewhere(Execution *execution)
+send_elsewhere(SshExecution *execution)
 {
 	char *line = ssh_execute_kill_line(&execution->start, last_signal(execution));
 	SshCommandSpec spec = {.command_line = line,
@@ -349,7 +349,7 @@ send_elsewhere(Execution *execution)
 static void
 killer_ended(void *owner, const ChannelEnd *end)
 {
-	Execution *execution = owner;
+	SshExecution *execution = owner;
 
 	execution->killer = NULL;
 	if (execution->command == NULL || execution->state >= EXITED)
@@ -384,7 +384,7 @@ static const SshChannelEvents killer_events = {.opened = killer_nothing,
 
 /* Now, or when the command has said who it is. */
 static void
-send_signal(Execution *execution, const char *signal)
+send_signal(SshExecution *execution, const char *signal)
 {
 	char *line;
 
@@ -401,7 +401,7 @@ send_signal(Execution *execution, const char *signal)
 static void
 give_up(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 	const char *target = execution->destination->target;
 	HostError *error;
 
@@ -428,13 +428,13 @@ give_up(void *data)
 	ssh_command_distrust(execution->command);
 	execution->command = NULL;
 	end_elsewhere(execution);
-	fail(execution, error);
+	ssh_execute_fail(execution, error);
 }
 
 static void
 kill_now(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	execution->state = KILLED;
 	/* Who it is was not told in all the time: a last try without. */
@@ -446,7 +446,7 @@ kill_now(void *data)
 }
 
 static void
-terminate(Execution *execution)
+ssh_execute_terminate(SshExecution *execution)
 {
 	execution->state = TERMINATED;
 	send_signal(execution, "TERM");
@@ -454,20 +454,20 @@ terminate(Execution *execution)
 }
 
 static void
-time_over(void *data)
+ssh_execute_time_over(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	execution->timed_out = true;
 	if (execution->call != NULL)
 		call_set_state(execution->call, "ending");
-	terminate(execution);
+	ssh_execute_terminate(execution);
 }
 
 static void
-cancelled(void *data)
+ssh_execute_cancelled(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	execution->call = NULL;
 	execute_output_detach(execution->output);
@@ -480,7 +480,7 @@ cancelled(void *data)
 	if (execution->state != STARTING)
 		ssh_command_resume(execution->command);
 	if (execution->state == RUNNING)
-		terminate(execution);
+		ssh_execute_terminate(execution);
 }
 
 /*
@@ -488,28 +488,29 @@ cancelled(void *data)
  */
 
 static bool
-accepted(void *data)
+ssh_execute_accepted(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	execution->state = RUNNING;
-	timer_start(&execution->timer, execution->request->timeout_ms, time_over, execution);
+	timer_start(&execution->timer, execution->request->timeout_ms, ssh_execute_time_over,
+	            execution);
 	return true;
 }
 
 static bool
-output(void *data, bool is_stderr, const char *bytes, size_t length)
+ssh_execute_output(void *data, bool is_stderr, const char *bytes, size_t length)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	execution->last_output = now_ms();
 	return execute_output_write(execution->output, is_stderr, bytes, length);
 }
 
 static void
-progress(void *data)
+ssh_execute_progress(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	if (execution->keeps_input && execution->start.state == START_DONE)
 	{
@@ -526,7 +527,7 @@ progress(void *data)
 static void
 read_again(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	/* What it has been kept from reading is about to come. */
 	execution->last_output = now_ms();
@@ -537,7 +538,7 @@ read_again(void *data)
 static void
 check_output(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 	uint64_t now = now_ms();
 	uint64_t quiet = now - execution->last_output;
 	uint64_t waited = now - execution->checked_at;
@@ -556,9 +557,9 @@ check_output(void *data)
 }
 
 static void
-exited(void *data)
+ssh_execute_exited(void *data)
 {
-	Execution *execution = data;
+	SshExecution *execution = data;
 
 	execution->state = EXITED;
 	execution->exited_at = execution->checked_at = execution->last_output = now_ms();
@@ -571,7 +572,7 @@ exited(void *data)
  */
 
 static void
-begin(Execution *execution)
+ssh_execute_begin(SshExecution *execution)
 {
 	const ExecuteRequest *request = execution->request;
 	SshCommandSpec spec = {
@@ -580,12 +581,12 @@ begin(Execution *execution)
 	    .connect_ms = request->connect_ms,
 	    .command_ms = request->connect_ms,
 	    .input = {.data = execution->input.data, .length = execution->input.length, .keep = true},
-	    .accepted = accepted,
-	    .output = output,
-	    .progress = progress,
+	    .accepted = ssh_execute_accepted,
+	    .output = ssh_execute_output,
+	    .progress = ssh_execute_progress,
 	    .drained = forget_input,
-	    .exited = exited,
-	    .done = command_done,
+	    .exited = ssh_execute_exited,
+	    .done = ssh_execute_command_done,
 	    .data = execution};
 
 	ssh_script_marker(execution->start.marker);
@@ -599,7 +600,7 @@ ssh_execute(Call *call, const json_t *params)
 	HostError *error = NULL;
 	SshDestination *destination = ssh_destination_new(params, &error);
 	ExecuteRequest *request = NULL;
-	Execution *execution;
+	SshExecution *execution;
 
 	if (error == NULL)
 		request = execute_request_new(params, destination->workspace_path, &error);
@@ -621,19 +622,20 @@ ssh_execute(Call *call, const json_t *params)
 	ssh_execute_input(request, true, &execution->input);
 	if (execution->input.length - request->input_length > MAX_SCRIPT)
 	{
-		fail(execution,
-		     error_new("22023", "command, args and env are longer than %d bytes", MAX_SCRIPT));
+		ssh_execute_fail(
+		    execution,
+		    error_new("22023", "command, args and env are longer than %d bytes", MAX_SCRIPT));
 		return;
 	}
 	call_set_target(call, destination->target);
-	call_on_cancel(call, cancelled, execution);
-	begin(execution);
+	call_on_cancel(call, ssh_execute_cancelled, execution);
+	ssh_execute_begin(execution);
 }
 
 void
 ssh_executions_kill(void)
 {
-	for (Execution *execution = first_execution; execution != NULL; execution = execution->next)
+	for (SshExecution *execution = first_execution; execution != NULL; execution = execution->next)
 		if (execution->state == RUNNING || execution->state == TERMINATED)
 			kill_now(execution);
 }
@@ -649,7 +651,7 @@ ssh_executions_close(void)
 {
 	while (first_execution != NULL)
 	{
-		Execution *execution = first_execution;
+		SshExecution *execution = first_execution;
 
 		ssh_command_cancel(execution->command);
 		free_execution(execution);

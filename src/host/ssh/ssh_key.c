@@ -176,7 +176,7 @@ append_number(Bytes *bytes, size_t number)
 }
 
 static void
-append_string(Bytes *bytes, const void *data, size_t length)
+ssh_key_append_string(Bytes *bytes, const void *data, size_t length)
 {
 	append_number(bytes, length);
 	bytes_append(bytes, data, length);
@@ -197,23 +197,23 @@ openssh_block(const unsigned char *seed)
 	char *block;
 
 	crypto_sign_seed_keypair(public_key, secret_key, seed);
-	append_string(&public_part, type, sizeof type - 1);
-	append_string(&public_part, public_key, sizeof public_key);
+	ssh_key_append_string(&public_part, type, sizeof type - 1);
+	ssh_key_append_string(&public_part, public_key, sizeof public_key);
 	/* Two equal numbers show that it was decrypted rightly. */
 	append_number(&private_part, 0);
 	append_number(&private_part, 0);
 	bytes_append(&private_part, public_part.data, public_part.length);
-	append_string(&private_part, secret_key, sizeof secret_key);
-	append_string(&private_part, "", 0);
+	ssh_key_append_string(&private_part, secret_key, sizeof secret_key);
+	ssh_key_append_string(&private_part, "", 0);
 	for (char pad = 1; private_part.length % 8 != 0; pad++)
 		bytes_append(&private_part, &pad, 1);
 	bytes_append(&all, "openssh-key-v1", sizeof "openssh-key-v1");
-	append_string(&all, "none", 4);
-	append_string(&all, "none", 4);
-	append_string(&all, "", 0);
+	ssh_key_append_string(&all, "none", 4);
+	ssh_key_append_string(&all, "none", 4);
+	ssh_key_append_string(&all, "", 0);
 	append_number(&all, 1);
-	append_string(&all, public_part.data, public_part.length);
-	append_string(&all, private_part.data, private_part.length);
+	ssh_key_append_string(&all, public_part.data, public_part.length);
+	ssh_key_append_string(&all, private_part.data, private_part.length);
 	sodium_bin2base64(base64, sizeof base64, (unsigned char *) all.data, all.length,
 	                  sodium_base64_VARIANT_ORIGINAL);
 	block = xformat("-----BEGIN OPENSSH PRIVATE KEY-----\n%s\n-----END OPENSSH PRIVATE KEY-----\n",

@@ -146,7 +146,7 @@ struct SshSession
 };
 
 static void connect_address(SshSession *session);
-static void advance(SshSession *session);
+static void ssh_session_advance(SshSession *session);
 
 /* Everything about the present TCP connection. */
 static void
@@ -540,7 +540,7 @@ make_ssh(SshSession *session, int fd)
 }
 
 static void
-try_again(void *data)
+ssh_session_try_again(void *data)
 {
 	connect_address(data);
 }
@@ -567,8 +567,8 @@ handshake_dropped(SshSession *session)
 	drop_connection(session);
 	session->phase = CONNECTING;
 	session->address = 0;
-	timer_start(&session->pause, pause / 2 + randombytes_uniform((uint32_t) pause + 1), try_again,
-	            session);
+	timer_start(&session->pause, pause / 2 + randombytes_uniform((uint32_t) pause + 1),
+	            ssh_session_try_again, session);
 }
 
 /*
@@ -675,7 +675,7 @@ is_alive(const SshSession *session)
 static void advance_now(void *data);
 
 static void
-advance_soon(SshSession *session)
+ssh_session_advance_soon(SshSession *session)
 {
 	if (session->soon == NULL && !session->closed)
 		timer_start(&session->soon, 0, advance_now, session);
@@ -709,7 +709,7 @@ keep_alive(void *data)
 	{
 		session->silent++;
 		ssh_send_keepalive(session->ssh);
-		advance_soon(session);
+		ssh_session_advance_soon(session);
 	}
 	timer_start(&session->keepalive, interval, keep_alive, session);
 }
@@ -763,7 +763,7 @@ socket_ready(uv_poll_t *handle, int status, int events)
 	(void) status;
 	(void) events;
 	if (watch->session != NULL)
-		advance(watch->session);
+		ssh_session_advance(watch->session);
 }
 
 static void connected(SshSession *session);
@@ -785,12 +785,12 @@ after_packets(SshSession *session)
 
 /* Does what can be done without waiting.  The session may be gone afterwards. */
 static void
-advance(SshSession *session)
+ssh_session_advance(SshSession *session)
 {
 	/* Whoever is called from here and asks for more gets it from the loop below. */
 	if (session->busy > 0)
 	{
-		advance_soon(session);
+		ssh_session_advance_soon(session);
 		return;
 	}
 	session->busy++;
@@ -828,7 +828,7 @@ advance(SshSession *session)
 static void
 advance_now(void *data)
 {
-	advance(data);
+	ssh_session_advance(data);
 }
 
 ChannelList *
@@ -1031,7 +1031,7 @@ resolved(void *data, const struct addrinfo *addresses, const char *problem)
 }
 
 static void
-begin(void *data)
+ssh_session_begin(void *data)
 {
 	SshSession *session = data;
 	SshDestination *destination = session->destination;
@@ -1088,8 +1088,8 @@ ssh_session_new(SshDestination *destination, uint64_t deadline, const SshSession
 	session->target = xstrdup(destination->target);
 	session->deadline = deadline;
 	session->channels.session = session;
-	session->channels.advance_soon = advance_soon;
-	timer_start(&session->soon, 0, begin, session);
+	session->channels.advance_soon = ssh_session_advance_soon;
+	timer_start(&session->soon, 0, ssh_session_begin, session);
 	return session;
 }
 

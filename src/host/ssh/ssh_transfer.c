@@ -98,7 +98,7 @@ struct SshTransfer
 
 /* Of a push, whose script has not said itself what it has come to. */
 static void
-hint_what_is_there(const SshTransfer *all, HostError *error)
+ssh_transfer_hint_what_is_there(const SshTransfer *all, HostError *error)
 {
 	if (error == NULL || error->hint != NULL || !all->transfer.request->push)
 		return;
@@ -110,7 +110,7 @@ hint_what_is_there(const SshTransfer *all, HostError *error)
 }
 
 static void
-finish_if_over(SshTransfer *all)
+ssh_transfer_finish_if_over(SshTransfer *all)
 {
 	HostError *error = all->error;
 	HostError *local;
@@ -133,7 +133,7 @@ finish_if_over(SshTransfer *all)
 	}
 	error_free(local);
 	files_report_clear(&all->chooser_report);
-	hint_what_is_there(all, error);
+	ssh_transfer_hint_what_is_there(all, error);
 	transfer_end(&all->transfer, error);
 	ssh_execute_start_clear(&all->start);
 	execute_request_free(all->command_request);
@@ -154,11 +154,11 @@ from_closed(uv_handle_t *handle)
 	SshTransfer *all = handle->data;
 
 	all->from_open = false;
-	finish_if_over(all);
+	ssh_transfer_finish_if_over(all);
 }
 
 static void
-close_from(SshTransfer *all)
+ssh_transfer_close_from(SshTransfer *all)
 {
 	if (all->from_open && !uv_is_closing((uv_handle_t *) &all->from_local))
 		uv_close((uv_handle_t *) &all->from_local, from_closed);
@@ -170,7 +170,7 @@ feed_closed(uv_handle_t *handle)
 	Feed *feed = handle->data;
 
 	feed->open = false;
-	finish_if_over(feed->all);
+	ssh_transfer_finish_if_over(feed->all);
 }
 
 static void
@@ -191,14 +191,14 @@ stop_processes(SshTransfer *all)
 
 /* Ends both ends; the last thing that a function does. */
 static void
-stop(Transfer *transfer)
+ssh_transfer_stop(Transfer *transfer)
 {
 	SshTransfer *all = of_transfer(transfer);
 	SshCommand *command = all->command;
 
 	all->stopping = true;
 	stop_processes(all);
-	close_from(all);
+	ssh_transfer_close_from(all);
 	feed_close(&all->list);
 	feed_close(&all->archive);
 	if (command != NULL && all->may_leave)
@@ -207,15 +207,15 @@ stop(Transfer *transfer)
 	{
 		all->command = NULL;
 		ssh_command_cancel(command);
-		finish_if_over(all);
+		ssh_transfer_finish_if_over(all);
 	}
 	else
-		finish_if_over(all);
+		ssh_transfer_finish_if_over(all);
 }
 
 /* The client is gone. */
 static void
-cancelled(void *data)
+ssh_transfer_cancelled(void *data)
 {
 	SshTransfer *all = data;
 
@@ -223,10 +223,10 @@ cancelled(void *data)
 	if (all->command != NULL && !ssh_command_detach(all->command))
 	{
 		all->command = NULL;
-		finish_if_over(all);
+		ssh_transfer_finish_if_over(all);
 		return;
 	}
-	stop(&all->transfer);
+	ssh_transfer_stop(&all->transfer);
 }
 
 /*
@@ -234,7 +234,7 @@ cancelled(void *data)
  */
 
 static void
-local_progress(void *data)
+ssh_transfer_local_progress(void *data)
 {
 	SshTransfer *all = data;
 
@@ -242,16 +242,16 @@ local_progress(void *data)
 }
 
 static void
-local_ended(void *data)
+ssh_transfer_local_ended(void *data)
 {
 	SshTransfer *all = data;
 
 	all->local = NULL;
 	/* Who pulls can't go on; what was pushed is complete or not sealed. */
 	if (!all->transfer.request->push && all->transfer.local.end != FILES_DONE)
-		stop(&all->transfer);
+		ssh_transfer_stop(&all->transfer);
 	else
-		finish_if_over(all);
+		ssh_transfer_finish_if_over(all);
 }
 
 /*
@@ -267,19 +267,20 @@ chooser_ended(void *data)
 	if (all->chooser_report.end == FILES_DONE || all->chooser_report.end == FILES_SECOND ||
 	    all->stopping)
 	{
-		finish_if_over(all);
+		ssh_transfer_finish_if_over(all);
 		return;
 	}
 	if (all->error == NULL)
 		all->error = files_report_error(&all->chooser_report);
 	if (all->error == NULL)
 		all->error = error_new("38000", "the transfer ended early");
-	stop(&all->transfer);
+	ssh_transfer_stop(&all->transfer);
 }
 
 /* A pipe in the loop, of which the process has the other end; *fd: that.  False: there is none. */
 static bool
-make_pipe(SshTransfer *all, uv_pipe_t *pipe, void *data, bool *open, bool from_process, int *fd)
+ssh_transfer_make_pipe(SshTransfer *all, uv_pipe_t *pipe, void *data, bool *open, bool from_process,
+                       int *fd)
 {
 	int ends[2];
 
@@ -301,7 +302,7 @@ static bool
 make_feed(SshTransfer *all, Feed *feed, int *fd)
 {
 	feed->all = all;
-	return make_pipe(all, &feed->pipe, feed, &feed->open, false, fd);
+	return ssh_transfer_make_pipe(all, &feed->pipe, feed, &feed->open, false, fd);
 }
 
 static bool
@@ -317,13 +318,13 @@ start_processes(SshTransfer *all)
 	                         .seal = request->push ? all->seal : NULL,
 	                         .protected_paths = request->protected_paths,
 	                         .hidden_paths = request->hidden_paths,
-	                         .progress = local_progress,
+	                         .progress = ssh_transfer_local_progress,
 	                         .data = all};
 	int list = -1;
 	int input = -1;
 	int archive = -1;
 	bool made = make_feed(all, &all->list, &list) &&
-	            make_pipe(all, &all->from_local, all, &all->from_open, true, &input) &&
+	            ssh_transfer_make_pipe(all, &all->from_local, all, &all->from_open, true, &input) &&
 	            (request->push || make_feed(all, &all->archive, &archive));
 
 	if (made && !request->push)
@@ -342,7 +343,7 @@ start_processes(SshTransfer *all)
 		spec.known_fd = request->push ? list : -1;
 		spec.fd = request->push ? input : archive;
 		spec.report = &all->transfer.local;
-		spec.ended = local_ended;
+		spec.ended = ssh_transfer_local_ended;
 		all->local = files_process_start(&spec, &all->error);
 	}
 	if (list >= 0)
@@ -378,7 +379,7 @@ block_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	uv_read_stop(stream);
 	if (count < 0)
 	{
-		close_from(all);
+		ssh_transfer_close_from(all);
 		if (all->command != NULL)
 			ssh_command_end_input(all->command);
 	}
@@ -391,7 +392,7 @@ block_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 
 /* What was given has been sent. */
 static void
-drained(void *data)
+ssh_transfer_drained(void *data)
 {
 	SshTransfer *all = data;
 
@@ -406,7 +407,7 @@ drained(void *data)
 static void feed_write(Feed *feed);
 
 static void
-written(uv_write_t *request, int status)
+ssh_transfer_written(uv_write_t *request, int status)
 {
 	Feed *feed = request->data;
 
@@ -439,7 +440,7 @@ feed_write(Feed *feed)
 	feed->write.data = feed;
 	buffer = uv_buf_init(taken.data, (unsigned) taken.length);
 	feed->write_running =
-	    uv_write(&feed->write, (uv_stream_t *) &feed->pipe, &buffer, 1, written) == 0;
+	    uv_write(&feed->write, (uv_stream_t *) &feed->pipe, &buffer, 1, ssh_transfer_written) == 0;
 	if (!feed->write_running)
 		feed_close(feed);
 }
@@ -475,7 +476,7 @@ length_of_list(SshTransfer *all, const char *bytes, size_t length)
 }
 
 static bool
-output(void *data, bool is_stderr, const char *bytes, size_t length)
+ssh_transfer_output(void *data, bool is_stderr, const char *bytes, size_t length)
 {
 	SshTransfer *all = data;
 	size_t list_length;
@@ -502,7 +503,7 @@ output(void *data, bool is_stderr, const char *bytes, size_t length)
 }
 
 static void
-progress(void *data)
+ssh_transfer_progress(void *data)
 {
 	SshTransfer *all = data;
 
@@ -530,7 +531,7 @@ not_started(const SshTransfer *all)
 }
 
 static void
-command_done(void *data, HostError *error, const SshCommandResult *result)
+ssh_transfer_command_done(void *data, HostError *error, const SshCommandResult *result)
 {
 	SshTransfer *all = data;
 
@@ -546,7 +547,7 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 	else
 		error_free(error);
 	/* What is not sent yet is not wanted. */
-	close_from(all);
+	ssh_transfer_close_from(all);
 	if (all->error != NULL || all->transfer.request->push)
 	{
 		if (!all->transfer.request->push)
@@ -557,17 +558,17 @@ command_done(void *data, HostError *error, const SshCommandResult *result)
 	all->list.over = all->archive.over = true;
 	feed_write(&all->list);
 	feed_write(&all->archive);
-	finish_if_over(all);
+	ssh_transfer_finish_if_over(all);
 }
 
 static void
-exited(void *data)
+ssh_transfer_exited(void *data)
 {
 	(void) data;
 }
 
 static bool
-accepted(void *data)
+ssh_transfer_accepted(void *data)
 {
 	SshTransfer *all = data;
 
@@ -576,7 +577,7 @@ accepted(void *data)
 	all->list_nul = true;
 	if (!start_processes(all))
 	{
-		stop(&all->transfer);
+		ssh_transfer_stop(&all->transfer);
 		return false;
 	}
 	transfer_watch(&all->transfer);
@@ -597,7 +598,7 @@ workspace_of(const json_t *params, const SshDestination *destination)
 }
 
 static void
-begin(SshTransfer *all, Call *call, const char *workspace)
+ssh_transfer_begin(SshTransfer *all, Call *call, const char *workspace)
 {
 	const TransferRequest *request = all->transfer.request;
 	json_t *command;
@@ -611,12 +612,12 @@ begin(SshTransfer *all, Call *call, const char *workspace)
 	json_decref(command);
 	if (all->command_request == NULL)
 	{
-		finish_if_over(all);
+		ssh_transfer_finish_if_over(all);
 		return;
 	}
 	ssh_execute_input(all->command_request, false, &all->input);
 	call_set_target(call, all->destination->target);
-	call_on_cancel(call, cancelled, all);
+	call_on_cancel(call, ssh_transfer_cancelled, all);
 	spec.call = call;
 	spec.start = &all->start;
 	spec.connect_ms = request->connect_ms;
@@ -624,12 +625,12 @@ begin(SshTransfer *all, Call *call, const char *workspace)
 	spec.input.data = all->input.data;
 	spec.input.length = all->input.length;
 	spec.input.keep = true;
-	spec.accepted = accepted;
-	spec.output = output;
-	spec.progress = progress;
-	spec.drained = drained;
-	spec.exited = exited;
-	spec.done = command_done;
+	spec.accepted = ssh_transfer_accepted;
+	spec.output = ssh_transfer_output;
+	spec.progress = ssh_transfer_progress;
+	spec.drained = ssh_transfer_drained;
+	spec.exited = ssh_transfer_exited;
+	spec.done = ssh_transfer_command_done;
 	spec.data = all;
 	all->command = ssh_command_start(all->destination, &spec);
 }
@@ -656,6 +657,6 @@ ssh_transfer(Call *call, const json_t *params, bool push)
 	}
 	all = xcalloc(1, sizeof *all);
 	all->destination = destination;
-	transfer_begin(&all->transfer, call, "ssh", params, request, stop);
-	begin(all, call, workspace);
+	transfer_begin(&all->transfer, call, "ssh", params, request, ssh_transfer_stop);
+	ssh_transfer_begin(all, call, workspace);
 }

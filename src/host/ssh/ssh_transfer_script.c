@@ -366,7 +366,8 @@ is_full(const char *text)
 }
 
 static void
-hint_what_is_there(HostError *error, const TransferRequest *request, int status, const char *text)
+ssh_transfer_script_hint_what_is_there(HostError *error, const TransferRequest *request, int status,
+                                       const char *text)
 {
 	if (!request->push)
 		return;
@@ -378,7 +379,7 @@ hint_what_is_there(HostError *error, const TransferRequest *request, int status,
 }
 
 static HostError *
-failure(const TransferRequest *request, int status, const char *text)
+ssh_transfer_script_failure(const TransferRequest *request, int status, const char *text)
 {
 	HostError *error;
 
@@ -388,7 +389,7 @@ failure(const TransferRequest *request, int status, const char *text)
 	if (error != NULL)
 	{
 		transfer_error_in_workspace(error, request);
-		hint_what_is_there(error, request, status, text);
+		ssh_transfer_script_hint_what_is_there(error, request, status, text);
 		return error;
 	}
 	if (status < 0)
@@ -398,7 +399,7 @@ failure(const TransferRequest *request, int status, const char *text)
 		                  "the remote end of the transfer failed with status %d%s%.*s", status,
 		                  text[0] ? ": " : "", (int) strcspn(text, "\n"), text);
 	error_detail(error, "%s", text);
-	hint_what_is_there(error, request, status, text);
+	ssh_transfer_script_hint_what_is_there(error, request, status, text);
 	return error;
 }
 
@@ -410,7 +411,7 @@ ssh_transfer_failure(const TransferRequest *request, int status, const Bytes *er
 
 	bytes_append(&rest, "", 0);
 	take_notes(errors, notes, &rest);
-	error = failure(request, status, rest.data);
+	error = ssh_transfer_script_failure(request, status, rest.data);
 	bytes_free(&rest);
 	return error;
 }

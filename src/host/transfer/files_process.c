@@ -43,7 +43,7 @@ static FilesProcess *first_process;
 static char receive_buffer[8192];
 
 static void
-handle_closed(uv_handle_t *handle)
+files_process_handle_closed(uv_handle_t *handle)
 {
 	FilesProcess *process = handle->data;
 
@@ -59,28 +59,28 @@ handle_closed(uv_handle_t *handle)
 }
 
 static void
-close_all(FilesProcess *process)
+files_process_close_all(FilesProcess *process)
 {
 	process->ending = true;
 	timer_stop(&process->timer);
-	uv_close((uv_handle_t *) &process->process, handle_closed);
-	uv_close((uv_handle_t *) &process->errors, handle_closed);
+	uv_close((uv_handle_t *) &process->process, files_process_handle_closed);
+	uv_close((uv_handle_t *) &process->errors, files_process_handle_closed);
 }
 
 static void
-end_if_complete(FilesProcess *process)
+files_process_end_if_complete(FilesProcess *process)
 {
 	FilesProcessSpec spec = process->spec;
 
 	if (process->ending || !process->exited || process->errors_open)
 		return;
-	close_all(process);
+	files_process_close_all(process);
 	if (spec.data != NULL)
 		spec.ended(spec.data);
 }
 
 static void
-exited(uv_process_t *handle, int64_t status, int signal)
+files_process_exited(uv_process_t *handle, int64_t status, int signal)
 {
 	FilesProcess *process = handle->data;
 	FilesReport *report = process->spec.report;
@@ -93,11 +93,11 @@ exited(uv_process_t *handle, int64_t status, int signal)
 		memcpy(report->sqlstate, "38000", 6);
 		report->text = xformat("the process that moves files was ended by signal %d", signal);
 	}
-	end_if_complete(process);
+	files_process_end_if_complete(process);
 }
 
 static void
-lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
+files_process_lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {
 	(void) handle;
 	(void) suggested;
@@ -105,7 +105,7 @@ lend_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 }
 
 static void
-errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
+files_process_errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 {
 	FilesProcess *process = stream->data;
 
@@ -115,7 +115,7 @@ errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 	{
 		uv_read_stop(stream);
 		process->errors_open = false;
-		end_if_complete(process);
+		files_process_end_if_complete(process);
 		return;
 	}
 	if (process->spec.data != NULL &&
@@ -124,7 +124,7 @@ errors_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buffer)
 }
 
 static void
-kill_deaf(void *data)
+files_process_kill_deaf(void *data)
 {
 	FilesProcess *process = data;
 
@@ -139,7 +139,7 @@ files_process_stop(FilesProcess *process)
 		return;
 	process->stopped = true;
 	uv_process_kill(&process->process, SIGTERM);
-	timer_start(&process->timer, STOP_MS, kill_deaf, process);
+	timer_start(&process->timer, STOP_MS, files_process_kill_deaf, process);
 }
 
 /*
@@ -160,7 +160,7 @@ files_program(void)
 }
 
 static int
-spawn(FilesProcess *process, const FilesProcessSpec *spec)
+files_process_spawn(FilesProcess *process, const FilesProcessSpec *spec)
 {
 	static const char *const modes[] = {"pack", "unpack", "list", "choose"};
 	char *environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C", NULL};
@@ -176,7 +176,7 @@ spawn(FilesProcess *process, const FilesProcessSpec *spec)
 	     .data.stream = (uv_stream_t *) &process->errors},
 	};
 	uv_process_options_t options = {
-	    .exit_cb = exited,
+	    .exit_cb = files_process_exited,
 	    .file = program,
 	    .args = arguments,
 	    .env = environment,
@@ -255,17 +255,17 @@ files_process_start(const FilesProcessSpec *spec, HostError **error)
 		first_process->previous = process;
 	first_process = process;
 	uv_pipe_init(uv_default_loop(), &process->errors, 0);
-	result = spawn(process, spec);
+	result = files_process_spawn(process, spec);
 	if (result < 0)
 	{
 		process->spec.data = NULL;
 		*error = error_new("55000", "could not start " FILES_PROGRAM ": %s", uv_strerror(result));
 		error_hint(*error, "It belongs beside the driver host: install envrt completely.");
-		close_all(process);
+		files_process_close_all(process);
 		return NULL;
 	}
-	process->errors_open =
-	    uv_read_start((uv_stream_t *) &process->errors, lend_buffer, errors_read) == 0;
+	process->errors_open = uv_read_start((uv_stream_t *) &process->errors,
+	                                     files_process_lend_buffer, files_process_errors_read) == 0;
 	return process;
 }
 

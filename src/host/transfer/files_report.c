@@ -10,7 +10,7 @@
 #include "transfer/files_report.h"
 
 static bool
-take_line(FilesReport *report, const char *line)
+files_report_take_line(FilesReport *report, const char *line)
 {
 	unsigned long long files;
 	unsigned long long bytes;
@@ -64,7 +64,7 @@ files_report_take(FilesReport *report, const char *bytes, size_t length)
 		if (end == NULL)
 			break;
 		bytes_append(&report->line, "", 0);
-		moved = take_line(report, report->line.data) || moved;
+		moved = files_report_take_line(report, report->line.data) || moved;
 		report->line.length = 0;
 		report->line.data[0] = '\0';
 		bytes += count + 1;

@@ -33,7 +33,7 @@ static Transfer *first_transfer;
  */
 
 static HostError *
-invalid(const char *format, const char *field)
+transfer_invalid(const char *format, const char *field)
 {
 	HostError *error = error_new("22023", format, field);
 
@@ -50,11 +50,11 @@ take_path(const json_t *params, const char *field, HostError **error)
 	if (value == NULL || json_is_null(value))
 		return NULL;
 	if (!json_is_string(value))
-		*error = invalid("%s must be a string", field);
+		*error = transfer_invalid("%s must be a string", field);
 	else if (strlen(json_string_value(value)) != json_string_length(value))
-		*error = invalid("%s must not hold a NUL character", field);
+		*error = transfer_invalid("%s must not hold a NUL character", field);
 	else if (json_string_length(value) >= MAX_PATH)
-		*error = invalid("%s is too long", field);
+		*error = transfer_invalid("%s is too long", field);
 	else
 		return xstrdup(json_string_value(value));
 	return NULL;
@@ -176,7 +176,7 @@ transfer_request_new(const json_t *params, bool push, const char *workspace, Hos
 	if (*error == NULL)
 		request->local_path = take_path(params, "localPath", error);
 	if (*error == NULL && (request->local_path == NULL || request->local_path[0] != '/'))
-		*error = invalid("%s must be an absolute path", "localPath");
+		*error = transfer_invalid("%s must be an absolute path", "localPath");
 	remote = *error == NULL ? take_path(params, "remotePath", error) : NULL;
 	if (*error == NULL)
 	{
@@ -184,7 +184,7 @@ transfer_request_new(const json_t *params, bool push, const char *workspace, Hos
 		request->remote_path = below_workspace(remote != NULL ? remote : "", workspace);
 		if (request->remote_path == NULL)
 		{
-			*error = invalid("remote path \"%s\" leads out of the workspace", remote);
+			*error = transfer_invalid("remote path \"%s\" leads out of the workspace", remote);
 			error_hint(*error,
 			           "It is relative to the workspace \"%s\", or an absolute path below it.",
 			           workspace);
@@ -205,7 +205,7 @@ transfer_request_new(const json_t *params, bool push, const char *workspace, Hos
  */
 
 static void
-look(void *data)
+transfer_look(void *data)
 {
 	Transfer *transfer = data;
 
@@ -224,7 +224,7 @@ transfer_watch(Transfer *transfer)
 {
 	if (transfer->moved_at == 0)
 		transfer->moved_at = now_ms();
-	timer_start(&transfer->watch, transfer->request->stall_ms / LOOKS + 1, look, transfer);
+	timer_start(&transfer->watch, transfer->request->stall_ms / LOOKS + 1, transfer_look, transfer);
 }
 
 void
@@ -329,7 +329,7 @@ add_notes(json_t *list, const Bytes *notes)
 
 /* In the order in which it all happened, as far as there is one. */
 static json_t *
-answer(const Transfer *transfer)
+transfer_answer(const Transfer *transfer)
 {
 	json_t *result = json_pack("{s:I, s:I}", "files", (json_int_t) transfer->local.files, "bytes",
 	                           (json_int_t) transfer->local.bytes);
@@ -348,7 +348,7 @@ void
 transfer_end(Transfer *transfer, HostError *error)
 {
 	Call *call = transfer->call;
-	json_t *result = error == NULL && call != NULL ? answer(transfer) : NULL;
+	json_t *result = error == NULL && call != NULL ? transfer_answer(transfer) : NULL;
 	/* What has got to the target. */
 	uint64_t files = transfer->request->push ? transfer->remote.files : transfer->local.files;
 
