@@ -1,6 +1,7 @@
 # Targets of the tests that are not PGXS's own; included by the Makefile.
 #
-#   check-common   unit tests of src/shared, under the sanitizers
+#   check-common   unit tests of src/shared, under the sanitizers, and of tools/
+#   check-layers   who may use whom in src/ (src/LAYERS)
 #   fuzz           every test/fuzz/fuzz_*.c for FUZZ_SECONDS each
 #   bench          what the extension costs, next to bare SQL and bare libssh
 #   test, demo     the same as test/all and test/demo
@@ -28,8 +29,8 @@ $(COMMON_TESTS): build/%: test/common/%.c $(SHARED_SOURCES) $(TEST_HEADERS)
 	$(CC) $(TEST_CFLAGS) -o $@ $< $(SHARED_SOURCES) $(TEST_LDFLAGS) $(TEST_LIBS)
 
 .PHONY: check-common
-check-common: $(COMMON_TESTS)
-	$(PROVE) --exec '' $(PROVE_FLAGS) $(COMMON_TESTS)
+check-common: $(COMMON_TESTS) $(HOST)
+	$(PROVE) --exec '' $(PROVE_FLAGS) $(COMMON_TESTS) test/common/check_layers.t
 
 # A fuzz target links all of src/shared, and what it names in a line "fuzz: src/host/folder/file.c ...".
 FUZZ_CC ?= clang
@@ -83,12 +84,19 @@ CLANG_FORMAT ?= clang-format
 CPPCHECK ?= cppcheck
 WARNING_COMPILERS ?= gcc clang
 
-.PHONY: check-format check-sql check-warnings check-cppcheck
+.PHONY: check-format check-sql check-layers check-warnings check-cppcheck
 check-format:
 	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
 
 check-sql:
 	test/lib/check_sql sql/envrt.sql $(wildcard sql/envrt--*--*.sql)
+
+comma_list = $(subst $(eval ) ,$(comma),$(strip $(1)))
+
+check-layers: $(OBJS) $(HOST_OBJS)
+	tools/check-layers --cc '$(CC)' --flags 'ext=-Isrc -Isrc/ext -isystem $(shell $(PG_CONFIG) --includedir-server)' \
+		--flags 'host=-Isrc -Isrc/host' --flags shared=-Isrc --flags files=-Isrc \
+		ext=$(call comma_list,$(OBJS)) host=$(call comma_list,$(HOST_OBJS))
 
 # Every file by every compiler, each a target of its own for make -j.  The server's headers are
 # not ours to keep clean; its function interface has parameters that not every function needs,

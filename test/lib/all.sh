@@ -88,13 +88,14 @@ run_regress()
 if wanted checks; then
 	check format make -s check-format
 	check names make -s check-sql
+	check layers make -s check-layers
 	check warnings make -s -k -j"$(nproc)" check-warnings
 	check cppcheck make -s check-cppcheck
 fi
 
 prove=$PWD/test/lib/prove
 if wanted common; then
-	run_tap "unit tests of src/shared" make -s check-common PROVE="$prove" PROVE_FLAGS=--timer
+	run_tap "unit tests of src/shared and tools" make -s check-common PROVE="$prove" PROVE_FLAGS=--timer
 fi
 if wanted host; then
 	run_tap "tests of the driver host" make -s -k -j2 --output-sync=target check-host PROVE="$prove" PROVE_FLAGS=--timer
