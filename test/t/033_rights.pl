@@ -405,6 +405,42 @@ SQL
 		$list{"$kind of a stranger, in the scheduler"}{environment_leases} = 'refused';
 	}
 }
+
+#######################################################################
+# A stranger's operators and functions, first in everybody's search_path
+#######################################################################
+{
+	my $plant = '';
+
+	for my $type (qw(uuid text jsonb timestamptz bigint integer boolean))
+	{
+		$plant .= "CREATE FUNCTION strange.compare($type, $type) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS \$\$ BEGIN PERFORM strange.say('operator'); RETURN true; END \$\$;\n";
+		$plant .= "CREATE OPERATOR strange.$_ (LEFTARG = $type, RIGHTARG = $type, FUNCTION = strange.compare);\n" for qw(= <> < <= > >=);
+	}
+	$plant .= "CREATE FUNCTION strange.now() RETURNS timestamptz LANGUAGE plpgsql AS \$\$ BEGIN PERFORM strange.say('function'); RETURN pg_catalog.now(); END \$\$;\n";
+	$plant .= "CREATE FUNCTION strange.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS \$\$ BEGIN PERFORM strange.say('function'); RETURN pg_catalog.now(); END \$\$;\n";
+	sql($plant, 'stranger');
+	sql('GRANT USAGE ON SCHEMA strange TO PUBLIC; ALTER DATABASE postgres SET search_path = strange, public, pg_catalog');
+	my $offset = log_end();
+	sql("SELECT 1 = 1");
+	isnt(runs_in(log_from($offset))->{operator}, undef, 'statements of users find it');
+	$offset = log_end();
+	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type OPERATOR(pg_catalog.~) 'envrt scheduler'");
+	for my $call (grep { !/^UPDATE/ } calls(sql("SELECT id FROM envrt_acquire_lease('$company', '$local', '$run')"), sql("SELECT envrt_create_secret('$company', 'planted', 'value')")))
+	{
+		my ($state, $text) = sql_state($node, $call);
+
+		is($state, '00000', "with a stranger's operators: $call") or diag $text;
+	}
+	my $expiring = sql("SELECT id FROM envrt_acquire_lease('$company', '$local', '$run', expires_in => '200 ms')");
+	sql('ALTER DATABASE postgres RESET search_path');
+	ok(wait_until('a lease to expire', sub { sql("SELECT status FROM envrt.environment_leases WHERE id = '$expiring'") eq 'expired' }), 'the scheduler ends a lease');
+	my $requested = sql("SELECT envrt_request_lease('$company', '$local', '$run')");
+	is(sql("SELECT status FROM envrt_await_lease('$requested')"), 'active', 'and makes one');
+	my $runs = runs_in(log_from($offset));
+	is_deeply([ map { $runs->{$_} // () } qw(operator function) ], [], 'no statement of envrt finds them');
+}
+
 is(sql("SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolsuper"), 'postgres', 'nobody has become a superuser');
 
 for my $kind (sort keys %list)

@@ -37,16 +37,13 @@ fake_seen_before(const char *provider_lease_id, const FakeConfig *config)
 	/* In the very words of environment_leases_reuse_idx. */
 	static Statement find = {
 	    "SELECT 1 FROM @environment_leases@"
-	    " WHERE lease_policy OPERATOR(pg_catalog.=) 'reuse_by_environment'"
-	    " AND pg_catalog.hashtextextended(provider_lease_id OPERATOR(pg_catalog.||) (metadata "
-	    "OPERATOR(pg_catalog.->>) 'image'), 0) OPERATOR(pg_catalog.=) "
-	    "pg_catalog.hashtextextended($1 OPERATOR(pg_catalog.||) $2, 0)"
-	    " AND (provider_lease_id OPERATOR(pg_catalog.||) (metadata OPERATOR(pg_catalog.->>) "
-	    "'image'))"
-	    " OPERATOR(pg_catalog.=) ($1 OPERATOR(pg_catalog.||) $2)"
-	    " AND (metadata OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
-	    " AND (metadata OPERATOR(pg_catalog.->) 'reuseLease') OPERATOR(pg_catalog.=) "
-	    "'true'::pg_catalog.jsonb"
+	    " WHERE lease_policy = 'reuse_by_environment'"
+	    " AND hashtextextended(provider_lease_id || (metadata ->> 'image'), 0) = "
+	    "hashtextextended($1 || $2, 0)"
+	    " AND (provider_lease_id || (metadata ->> 'image'))"
+	    " = ($1 || $2)"
+	    " AND (metadata ->> 'provider') = 'fake'"
+	    " AND (metadata -> 'reuseLease') = 'true'::jsonb"
 	    " LIMIT 1",
 	    2,
 	    {TEXTOID, TEXTOID},

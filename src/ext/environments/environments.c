@@ -35,7 +35,7 @@ environment_load(const ApiCall *call, const pg_uuid_t *id)
 {
 	static Statement find = {
 	    "SELECT id, company_id, name, driver, status, config FROM @environments@"
-	    " WHERE id OPERATOR(pg_catalog.=) $1",
+	    " WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -77,7 +77,7 @@ environment_check_again(const Environment *environment, bool wait)
 {
 #define LOOK_AND_LOCK                                                                              \
 	"SELECT status, driver, config, company_id FROM @environments@"                                \
-	" WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE"
+	" WHERE id = $1 FOR KEY SHARE"
 	static Statement look_and_lock = {LOOK_AND_LOCK, 1, {UUIDOID}};
 	static Statement look_and_try_lock = {LOOK_AND_LOCK " NOWAIT", 1, {UUIDOID}};
 	Datum values[1] = {UUIDPGetDatum(environment->id)};
@@ -206,7 +206,7 @@ DEFINE_UNLOGGED_FUNCTION(envrt_create_environment)
 	    "INSERT INTO @environments@ (company_id, name, driver, config, description, metadata, "
 	    "created_at, updated_at)"
 	    " VALUES ($1, $2, $3, $4, $5, $6, $7, $7)"
-	    " ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
+	    " ON CONFLICT (company_id, driver) WHERE driver = 'local' DO NOTHING"
 	    " RETURNING *",
 	    7,
 	    {UUIDOID, TEXTOID, TEXTOID, JSONBOID, TEXTOID, JSONBOID, TIMESTAMPTZOID},
@@ -263,7 +263,7 @@ envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 {
 	static Statement find = {
 	    "SELECT * FROM @environments@"
-	    " WHERE company_id OPERATOR(pg_catalog.=) $1 AND driver OPERATOR(pg_catalog.=) 'local'",
+	    " WHERE company_id = $1 AND driver = 'local'",
 	    1,
 	    {UUIDOID},
 	};
@@ -273,7 +273,7 @@ envrt_ensure_local_environment(PG_FUNCTION_ARGS)
 	    " VALUES ($1, 'Local', 'Default execution environment for Paperclip runs on this "
 	    "machine.', 'local', 'active',"
 	    "   '{}', '{\"managedByPaperclip\": true, \"defaultForCompany\": true}', $2, $2)"
-	    " ON CONFLICT (company_id, driver) WHERE driver OPERATOR(pg_catalog.=) 'local' DO NOTHING"
+	    " ON CONFLICT (company_id, driver) WHERE driver = 'local' DO NOTHING"
 	    " RETURNING *",
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},

@@ -81,7 +81,7 @@ pg_uuid_t *
 plugin_id(const char *plugin_key)
 {
 	static Statement find = {
-	    "SELECT id FROM @plugins@ WHERE plugin_key OPERATOR(pg_catalog.=) $1",
+	    "SELECT id FROM @plugins@ WHERE plugin_key = $1",
 	    1,
 	    {TEXTOID},
 	};
@@ -97,7 +97,7 @@ static json_t *
 unusable_plugins(void)
 {
 	static Statement find = {
-	    "SELECT plugin_key FROM @plugins@ WHERE status OPERATOR(pg_catalog.<>) 'ready'",
+	    "SELECT plugin_key FROM @plugins@ WHERE status <> 'ready'",
 	    0,
 	    {0},
 	};
@@ -273,8 +273,8 @@ plugin_rows_write_row(const json_t *plugin, TimestampTz now)
 	    " ON CONFLICT (plugin_key) DO UPDATE SET package_name = EXCLUDED.package_name,"
 	    " version = EXCLUDED.version, api_version = EXCLUDED.api_version,"
 	    " categories = EXCLUDED.categories, manifest_json = EXCLUDED.manifest_json,"
-	    " status = CASE WHEN p.status OPERATOR(pg_catalog.=) ANY (ARRAY['disabled', "
-	    "'upgrade_pending']) THEN p.status ELSE EXCLUDED.status END,"
+	    " status = CASE WHEN p.status = ANY (ARRAY['disabled', 'upgrade_pending']) THEN p.status "
+	    "ELSE EXCLUDED.status END,"
 	    " last_error = EXCLUDED.last_error, updated_at = EXCLUDED.updated_at",
 	    10,
 	    {UUIDOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, JSONBOID, JSONBOID, TEXTOID, TEXTOID,
@@ -336,14 +336,13 @@ envrt_reload_plugins(PG_FUNCTION_ARGS)
 {
 	static Statement vanished = {
 	    "UPDATE @plugins@ SET status = 'uninstalled', last_error = NULL, updated_at = $2"
-	    " WHERE plugin_key OPERATOR(pg_catalog.<>) ALL ($1)"
-	    " AND status OPERATOR(pg_catalog.<>) ALL (ARRAY['disabled', 'upgrade_pending', "
-	    "'uninstalled'])",
+	    " WHERE plugin_key <> ALL ($1)"
+	    " AND status <> ALL (ARRAY['disabled', 'upgrade_pending', 'uninstalled'])",
 	    2,
 	    {TEXTARRAYOID, TIMESTAMPTZOID},
 	};
 	static Statement seen = {
-	    "SELECT * FROM @plugins@ WHERE id OPERATOR(pg_catalog.=) ANY ($1) ORDER BY plugin_key",
+	    "SELECT * FROM @plugins@ WHERE id = ANY ($1) ORDER BY plugin_key",
 	    1,
 	    {UUIDARRAYOID},
 	};

@@ -518,12 +518,9 @@ json_t *
 provider_row(const pg_uuid_t *lease_id, bool by_key)
 {
 #define READ_ROW                                                                                   \
-	"SELECT pg_catalog.to_jsonb(p) FROM envrt.provider_leases p WHERE" LEDGER_OWN_OF("p.") " AND " \
-	                                                                                       "p."
-	static Statement find_key = {
-	    READ_ROW "lease_id OPERATOR(pg_catalog.=) $5", 5, {LEDGER_OWN_TYPES, UUIDOID}};
-	static Statement find_holder = {
-	    READ_ROW "holder_id OPERATOR(pg_catalog.=) $5", 5, {LEDGER_OWN_TYPES, UUIDOID}};
+	"SELECT to_jsonb(p) FROM envrt.provider_leases p WHERE" LEDGER_OWN_OF("p.") " AND p."
+	static Statement find_key = {READ_ROW "lease_id = $5", 5, {LEDGER_OWN_TYPES, UUIDOID}};
+	static Statement find_holder = {READ_ROW "holder_id = $5", 5, {LEDGER_OWN_TYPES, UUIDOID}};
 	Datum values[5];
 	ApiCall call;
 	json_t *row = NULL;

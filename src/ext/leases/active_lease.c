@@ -26,11 +26,11 @@ void
 called_lease_load(const ApiCall *call, const pg_uuid_t *lease_id, CalledLease *lease)
 {
 	static Statement find = {
-	    "SELECT l.company_id, l.environment_id, coalesce(l.metadata OPERATOR(pg_catalog.->>) "
-	    "'driver', e.driver), l.provider, l.provider_lease_id, l.metadata, l.status,"
+	    "SELECT l.company_id, l.environment_id, coalesce(l.metadata ->> 'driver', e.driver), "
+	    "l.provider, l.provider_lease_id, l.metadata, l.status,"
 	    " l.heartbeat_run_id, l.execution_workspace_id, l.expires_at"
-	    " FROM @environment_leases@ l JOIN @environments@ e ON e.id OPERATOR(pg_catalog.=) "
-	    "l.environment_id WHERE l.id OPERATOR(pg_catalog.=) $1",
+	    " FROM @environment_leases@ l JOIN @environments@ e ON e.id = l.environment_id WHERE l.id "
+	    "= $1",
 	    1,
 	    {UUIDOID},
 	};

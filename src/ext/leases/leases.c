@@ -57,8 +57,7 @@ hint_same_company(void)
 void
 run_check(const pg_uuid_t *run_id, const pg_uuid_t *company_id, RunLook look)
 {
-#define LOOK_AT_RUN                                                                                \
-	"SELECT company_id, status FROM @heartbeat_runs@ WHERE id OPERATOR(pg_catalog.=) $1"
+#define LOOK_AT_RUN "SELECT company_id, status FROM @heartbeat_runs@ WHERE id = $1"
 	static Statement statements[] = {
 	    [RUN_LOOK] = {LOOK_AT_RUN, 1, {UUIDOID}},
 	    [RUN_LOCK] = {LOOK_AT_RUN " FOR SHARE", 1, {UUIDOID}},
@@ -88,7 +87,7 @@ static char *
 workspace_check(const ApiCall *call, const pg_uuid_t *workspace_id, const pg_uuid_t *company_id)
 {
 	static Statement look = {
-	    "SELECT company_id, mode FROM @execution_workspaces@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    "SELECT company_id, mode FROM @execution_workspaces@ WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -131,12 +130,11 @@ static bool
 leases_is_held(const pg_uuid_t *company_id, const AcquiredLease *lease)
 {
 	static Statement find = {
-	    "SELECT 1 FROM @environment_leases@ WHERE provider OPERATOR(pg_catalog.=) $1"
-	    " AND provider_lease_id OPERATOR(pg_catalog.=) $2"
-	    " AND company_id OPERATOR(pg_catalog.=) $3"
-	    " AND status OPERATOR(pg_catalog.=) 'active'"
-	    " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
-	    "'reuse_by_execution_workspace'])",
+	    "SELECT 1 FROM @environment_leases@ WHERE provider = $1"
+	    " AND provider_lease_id = $2"
+	    " AND company_id = $3"
+	    " AND status = 'active'"
+	    " AND lease_policy = ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace'])",
 	    3,
 	    {TEXTOID, TEXTOID, UUIDOID},
 	};
@@ -181,11 +179,10 @@ lease_insert(const AcquireRequest *request, const AcquiredLease *lease,
 	};
 	/* A reusable provider lease has one holder: environment_leases_holder_idx. */
 	static Statement insert_holder = {
-	    INSERT_LEASE " ON CONFLICT (company_id, provider, provider_lease_id) WHERE status "
-	                 "OPERATOR(pg_catalog.=) 'active'"
-	                 " AND lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
-	                 "'reuse_by_execution_workspace'])"
-	                 " DO NOTHING RETURNING *",
+	    INSERT_LEASE
+	    " ON CONFLICT (company_id, provider, provider_lease_id) WHERE status = 'active'"
+	    " AND lease_policy = ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace'])"
+	    " DO NOTHING RETURNING *",
 	    12,
 	    {UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
 	     TIMESTAMPTZOID, TIMESTAMPTZOID},
@@ -430,21 +427,21 @@ end_by_environment(int count)
 {
 	static Statement finish = {
 	    "UPDATE @environment_leases@ l SET"
-	    " failure_reason = CASE WHEN l.status OPERATOR(pg_catalog.=) 'failed'"
-	    "   AND e.driver OPERATOR(pg_catalog.=) 'sandbox'"
-	    "   AND (l.metadata OPERATOR(pg_catalog.->>) 'driver') IS NULL"
+	    " failure_reason = CASE WHEN l.status = 'failed'"
+	    "   AND e.driver = 'sandbox'"
+	    "   AND (l.metadata ->> 'driver') IS NULL"
 	    "   THEN coalesce(l.failure_reason, 'adapter_or_run_failure') ELSE l.failure_reason END,"
-	    " cleanup_status = CASE WHEN e.driver OPERATOR(pg_catalog.=) 'sandbox'"
-	    "   AND coalesce(l.metadata OPERATOR(pg_catalog.->>) 'provider',"
-	    "     e.config OPERATOR(pg_catalog.->>) 'provider') OPERATOR(pg_catalog.=) 'fake'"
-	    "   AND (l.metadata OPERATOR(pg_catalog.->>) 'driver') IS NULL"
+	    " cleanup_status = CASE WHEN e.driver = 'sandbox'"
+	    "   AND coalesce(l.metadata ->> 'provider',"
+	    "     e.config ->> 'provider') = 'fake'"
+	    "   AND (l.metadata ->> 'driver') IS NULL"
 	    "   THEN 'success'"
-	    "   WHEN e.driver OPERATOR(pg_catalog.=) ANY (ARRAY['sandbox', 'plugin'])"
-	    "   AND (l.metadata OPERATOR(pg_catalog.->>) 'driver') IS NULL"
-	    "   AND l.status OPERATOR(pg_catalog.<>) 'retained' THEN 'pending'"
+	    "   WHEN e.driver = ANY (ARRAY['sandbox', 'plugin'])"
+	    "   AND (l.metadata ->> 'driver') IS NULL"
+	    "   AND l.status <> 'retained' THEN 'pending'"
 	    "   ELSE l.cleanup_status END"
-	    " FROM @environments@ e WHERE e.id OPERATOR(pg_catalog.=) l.environment_id"
-	    " AND l.id OPERATOR(pg_catalog.=) ANY ($1) RETURNING l.*",
+	    " FROM @environments@ e WHERE e.id = l.environment_id"
+	    " AND l.id = ANY ($1) RETURNING l.*",
 	    1,
 	    {UUIDARRAYOID},
 	};
@@ -459,7 +456,7 @@ end_by_environment(int count)
 }
 
 /* In the words of environment_leases_active_run_idx; see end_leases. */
-#define ACTIVE_RUN "(CASE WHEN status OPERATOR(pg_catalog.=) 'active' THEN heartbeat_run_id END)"
+#define ACTIVE_RUN "(CASE WHEN status = 'active' THEN heartbeat_run_id END)"
 
 /*
  * End the active leases of a run, or one lease; how many, in SPI_tuptable.
@@ -479,43 +476,39 @@ static int
 end_leases(bool by_run, bool enforce, const pg_uuid_t *id, const char *status,
            const char *failure_reason, ArrayType *only)
 {
-#define RELEASE_RETAINS                                                                            \
-	"($2 OPERATOR(pg_catalog.=) 'failed' AND l.lease_policy OPERATOR(pg_catalog.=) "               \
-	"'retain_on_failure')"
-#define RELEASE_DRIVER "(l.metadata OPERATOR(pg_catalog.->>) 'driver')"
-#define RELEASE_PROVIDER "(l.metadata OPERATOR(pg_catalog.->>) 'provider')"
+#define RELEASE_RETAINS "($2 = 'failed' AND l.lease_policy = 'retain_on_failure')"
+#define RELEASE_DRIVER "(l.metadata ->> 'driver')"
+#define RELEASE_PROVIDER "(l.metadata ->> 'provider')"
 #define RELEASE(condition)                                                                         \
 	"UPDATE @environment_leases@ l SET"                                                            \
 	" status = CASE WHEN " RELEASE_RETAINS " THEN 'retained' ELSE $2 END,"                         \
 	" released_at = CASE WHEN " RELEASE_RETAINS " THEN NULL ELSE $4 END,"                          \
 	" last_used_at = $4, updated_at = $4,"                                                         \
 	" failure_reason = CASE WHEN $3 IS NOT NULL THEN $3"                                           \
-	"   WHEN $2 OPERATOR(pg_catalog.=) 'failed' AND " RELEASE_DRIVER                               \
-	" OPERATOR(pg_catalog.=) 'sandbox'"                                                            \
+	"   WHEN $2 = 'failed' AND " RELEASE_DRIVER " = 'sandbox'"                                     \
 	"   THEN 'adapter_or_run_failure' ELSE l.failure_reason END,"                                  \
-	" cleanup_status = CASE WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) 'sandbox'"              \
-	"   AND " RELEASE_PROVIDER " OPERATOR(pg_catalog.=) 'fake' THEN 'success'"                     \
-	"   WHEN " RELEASE_DRIVER " OPERATOR(pg_catalog.=) ANY (ARRAY['sandbox', 'plugin'])"           \
+	" cleanup_status = CASE WHEN " RELEASE_DRIVER " = 'sandbox'"                                   \
+	"   AND " RELEASE_PROVIDER " = 'fake' THEN 'success'"                                          \
+	"   WHEN " RELEASE_DRIVER " = ANY (ARRAY['sandbox', 'plugin'])"                                \
 	"   AND NOT " RELEASE_RETAINS " THEN 'pending'"                                                \
 	"   ELSE l.cleanup_status END"                                                                 \
-	" WHERE " condition " AND ($5 IS NULL OR l.id OPERATOR(pg_catalog.=) ANY ($5))"                \
+	" WHERE " condition " AND ($5 IS NULL OR l.id = ANY ($5))"                                     \
 	" RETURNING *"
-	static Statement release_run = {RELEASE(ACTIVE_RUN " OPERATOR(pg_catalog.=) $1"),
+	static Statement release_run = {RELEASE(ACTIVE_RUN " = $1"),
 	                                5,
 	                                {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID},
 	                                .plain_index = true};
-	static Statement end_run = {RELEASE(ACTIVE_RUN " OPERATOR(pg_catalog.=) $1"),
+	static Statement end_run = {RELEASE(ACTIVE_RUN " = $1"),
 	                            5,
 	                            {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID},
 	                            .plain_index = true};
 	/* A retained one ends when it has served: released or expired, not failed again. */
-	static Statement release_one = {
-	    RELEASE("l.id OPERATOR(pg_catalog.=) $1"
-	            " AND (coalesce(l.status, '') OPERATOR(pg_catalog.=) 'active'"
-	            "   OR (coalesce(l.status, '') OPERATOR(pg_catalog.=) 'retained'"
-	            "     AND $2 OPERATOR(pg_catalog.<>) 'failed'))"),
-	    5,
-	    {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
+	static Statement release_one = {RELEASE("l.id = $1"
+	                                        " AND (coalesce(l.status, '') = 'active'"
+	                                        "   OR (coalesce(l.status, '') = 'retained'"
+	                                        "     AND $2 <> 'failed'))"),
+	                                5,
+	                                {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID}};
 	Datum values[5];
 	char nulls[6] = "     ";
 	int count;
@@ -560,7 +553,7 @@ static ArrayType *
 visible_leases(const ApiCall *call, const pg_uuid_t *run_id)
 {
 	static Statement find_run = {
-	    "SELECT id FROM @environment_leases@ WHERE " ACTIVE_RUN " OPERATOR(pg_catalog.=) $1",
+	    "SELECT id FROM @environment_leases@ WHERE " ACTIVE_RUN " = $1",
 	    1,
 	    {UUIDOID},
 	    .plain_index = true,
@@ -626,7 +619,7 @@ Datum
 envrt_release_lease(PG_FUNCTION_ARGS)
 {
 	static Statement find = {
-	    "SELECT 1 FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    "SELECT 1 FROM @environment_leases@ WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -657,14 +650,13 @@ envrt_renew_lease(PG_FUNCTION_ARGS)
 {
 	static Statement renew = {
 	    "UPDATE @environment_leases@ SET expires_at = $2, last_used_at = $3, updated_at = $3"
-	    " WHERE id OPERATOR(pg_catalog.=) $1 AND coalesce(status, '') OPERATOR(pg_catalog.=) "
-	    "'active'"
+	    " WHERE id = $1 AND coalesce(status, '') = 'active'"
 	    " RETURNING *",
 	    3,
 	    {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
 	};
 	static Statement find = {
-	    "SELECT status FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    "SELECT status FROM @environment_leases@ WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};

@@ -83,9 +83,9 @@ static void
 look_at_lease(const ApiCall *call, const pg_uuid_t *lease_id, LookedAt *lease)
 {
 	static Statement find = {
-	    "SELECT coalesce(l.metadata OPERATOR(pg_catalog.->>) 'driver', e.driver), l.provider, "
-	    "l.status, l.company_id FROM @environment_leases@ l JOIN @environments@ e ON e.id "
-	    "OPERATOR(pg_catalog.=) l.environment_id WHERE l.id OPERATOR(pg_catalog.=) $1",
+	    "SELECT coalesce(l.metadata ->> 'driver', e.driver), l.provider, l.status, l.company_id "
+	    "FROM @environment_leases@ l JOIN @environments@ e ON e.id = l.environment_id WHERE l.id = "
+	    "$1",
 	    1,
 	    {UUIDOID},
 	};
@@ -198,14 +198,13 @@ envrt_destroy_lease(PG_FUNCTION_ARGS)
 	static Statement destroy = {
 	    "UPDATE @environment_leases@ SET status = 'failed', released_at = $2, last_used_at = $2,"
 	    " updated_at = $2, cleanup_status = 'pending'"
-	    " WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND coalesce(status, '') OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
+	    " WHERE id = $1"
+	    " AND coalesce(status, '') = ANY (ARRAY['active', 'retained'])"
 	    " RETURNING *",
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},
 	};
-	static Statement find = {
-	    "SELECT status FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
+	static Statement find = {"SELECT status FROM @environment_leases@ WHERE id = $1", 1, {UUIDOID}};
 	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
 	Datum values[2] = {UUIDPGetDatum(lease_id)};
 	ApiCall call;
@@ -248,8 +247,7 @@ Datum
 envrt_await_cleanup(PG_FUNCTION_ARGS)
 {
 	static Statement look = {
-	    "SELECT status, cleanup_status FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) "
-	    "$1",
+	    "SELECT status, cleanup_status FROM @environment_leases@ WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -309,7 +307,7 @@ static Jsonb *
 visible_lease_content(const ApiCall *call, const pg_uuid_t *lease_id)
 {
 	static Statement find = {
-	    "SELECT company_id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    "SELECT company_id FROM @environment_leases@ WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -331,8 +329,8 @@ Datum
 envrt_retry_cleanup(PG_FUNCTION_ARGS)
 {
 	static Statement pending = {
-	    "UPDATE @environment_leases@ SET cleanup_status = 'pending', updated_at = $2 WHERE id "
-	    "OPERATOR(pg_catalog.=) $1 AND cleanup_status OPERATOR(pg_catalog.=) 'failed'",
+	    "UPDATE @environment_leases@ SET cleanup_status = 'pending', updated_at = $2 WHERE id = $1 "
+	    "AND cleanup_status = 'failed'",
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},
 	};

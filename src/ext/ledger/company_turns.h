@@ -38,10 +38,10 @@ typedef struct CompanyTurns
 #define COMPANY_TURNS_FIND(table, condition)                                                       \
 	"WITH RECURSIVE c(company_id) AS ("                                                            \
 	" (SELECT company_id FROM " table " WHERE " condition                                          \
-	"  AND company_id OPERATOR(pg_catalog.>) $1 ORDER BY company_id LIMIT 1)"                      \
+	"  AND company_id > $1 ORDER BY company_id LIMIT 1)"                                           \
 	" UNION ALL"                                                                                   \
 	" SELECT (SELECT t.company_id FROM " table " t WHERE " condition                               \
-	"   AND t.company_id OPERATOR(pg_catalog.>) c.company_id ORDER BY t.company_id LIMIT 1)"       \
+	"   AND t.company_id > c.company_id ORDER BY t.company_id LIMIT 1)"                            \
 	"  FROM c WHERE c.company_id IS NOT NULL)"                                                     \
 	" SELECT company_id FROM c WHERE company_id IS NOT NULL LIMIT 1000"
 

@@ -32,9 +32,8 @@ extern bool instance_get(Instance *instance);
 
 /* " AND ..." for rows that this server made; parameters $1 to $4, see ledger_own_arguments. */
 #define LEDGER_OWN_OF(table)                                                                       \
-	" " table "system_identifier OPERATOR(pg_catalog.=) $1 AND " table                             \
-	"database_id OPERATOR(pg_catalog.=) $2 AND " table                                             \
-	"timeline OPERATOR(pg_catalog.=) $3 AND " table "instance OPERATOR(pg_catalog.=) $4"
+	" " table "system_identifier = $1 AND " table "database_id = $2 AND " table                    \
+	"timeline = $3 AND " table "instance = $4"
 #define LEDGER_OWN LEDGER_OWN_OF("")
 #define LEDGER_OWN_TYPES INT8OID, OIDOID, INT8OID, UUIDOID
 

@@ -80,7 +80,7 @@
 	" SELECT r.lease_id, r.holder_id, $1, $2, $3, $4, r.company_id, r.environment_id, "            \
 	"r.execution_workspace_id, r.driver, r.driver_key, r.plugin_key, r.lease_policy, r.config, "   \
 	"r.environment_config, r.secrets, r.owner, $6"                                                 \
-	" FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                    \
+	" FROM jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                               \
 	" ON CONFLICT DO NOTHING"
 
 /* A statement on own rows with the request's content as $5, and what it means when it finds none.
@@ -102,15 +102,15 @@ execute_for(LedgerRequest *request, Statement *statement, LedgerOutcome otherwis
 
 /* The request's lease, as holder or as key, and of the company that it may name. */
 #define OF_LEASE                                                                                   \
-	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
-	" WHERE (p.lease_id OPERATOR(pg_catalog.=) r.lease_id OR p.holder_id OPERATOR(pg_catalog.=) "  \
-	"r.lease_id) AND p.company_id OPERATOR(pg_catalog.=) coalesce(r.company_id, p.company_id)"     \
+	" jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                                    \
+	" WHERE (p.lease_id = r.lease_id OR p.holder_id = r.lease_id) AND p.company_id = "             \
+	"coalesce(r.company_id, p.company_id)"                                                         \
 	" AND" LEDGER_OWN_OF("p.")
 /* The row that the request's lease is to get. */
 #define OF_HOLDER                                                                                  \
-	" pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                         \
-	" WHERE p.lease_id OPERATOR(pg_catalog.=) r.lease_id"                                          \
-	" AND p.holder_id OPERATOR(pg_catalog.=) r.holder_id AND" LEDGER_OWN_OF("p.")
+	" jsonb_populate_record(NULL::envrt.provider_leases, $5) r"                                    \
+	" WHERE p.lease_id = r.lease_id"                                                               \
+	" AND p.holder_id = r.holder_id AND" LEDGER_OWN_OF("p.")
 #define OF_LEASE_TYPES                                                                             \
 	5,                                                                                             \
 	{                                                                                              \
@@ -127,12 +127,12 @@ is_being_ended(LedgerRequest *request)
 {
 	static Statement find = {
 	    "SELECT 1 FROM envrt.provider_leases p,"
-	    " pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
-	    " WHERE p.provider_lease_id OPERATOR(pg_catalog.=) r.provider_lease_id"
-	    " AND p.lease_id OPERATOR(pg_catalog.<>) r.lease_id"
-	    " AND " LEDGER_MAKER_OF("p.") " OPERATOR(pg_catalog.=) " LEDGER_MAKER_OF(
-	        "r.") " AND p.state OPERATOR(pg_catalog.=) 'cleaning'"
-	              " AND p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy'])"
+	    " jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
+	    " WHERE p.provider_lease_id = r.provider_lease_id"
+	    " AND p.lease_id <> r.lease_id"
+	    " AND " LEDGER_MAKER_OF("p.") " = " LEDGER_MAKER_OF(
+	        "r.") " AND p.state = 'cleaning'"
+	              " AND p.cleanup = ANY (ARRAY['release', 'destroy'])"
 	              " AND p.next_attempt_at IS NOT NULL AND" LEDGER_OWN_OF("p.") " LIMIT 1",
 	    5,
 	    {LEDGER_OWN_TYPES, JSONBOID},
@@ -191,25 +191,24 @@ static List *
 read_reusable(LedgerRequest *request)
 {
 	static Statement find = {
-	    "SELECT p.lease_id, p.state, p.environment_config OPERATOR(pg_catalog.=) "
-	    "r.environment_config AND p.company_id OPERATOR(pg_catalog.=) r.company_id,"
-	    " coalesce(p.holder_id OPERATOR(pg_catalog.=) r.holder_id"
-	    "   AND p.owner OPERATOR(pg_catalog.=) r.owner, false),"
-	    " p.resumed, p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy']),"
-	    " p.holder_id, coalesce(p.owner, '0'::pg_catalog.xid8)"
+	    "SELECT p.lease_id, p.state, p.environment_config = r.environment_config AND p.company_id "
+	    "= r.company_id,"
+	    " coalesce(p.holder_id = r.holder_id"
+	    "   AND p.owner = r.owner, false),"
+	    " p.resumed, p.cleanup = ANY (ARRAY['release', 'destroy']),"
+	    " p.holder_id, coalesce(p.owner, '0'::xid8)"
 	    " FROM envrt.provider_leases p,"
-	    " pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
-	    " WHERE p.environment_id OPERATOR(pg_catalog.=) r.environment_id"
-	    " AND p.lease_policy OPERATOR(pg_catalog.=) r.lease_policy"
-	    " AND p.lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
-	    "'reuse_by_execution_workspace'])"
-	    " AND (p.execution_workspace_id OPERATOR(pg_catalog.=) r.execution_workspace_id"
+	    " jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
+	    " WHERE p.environment_id = r.environment_id"
+	    " AND p.lease_policy = r.lease_policy"
+	    " AND p.lease_policy = ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace'])"
+	    " AND (p.execution_workspace_id = r.execution_workspace_id"
 	    "   OR (p.execution_workspace_id IS NULL AND r.execution_workspace_id IS NULL))"
-	    " AND (p.state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held', 'idle'])"
-	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning'"
-	    "     AND (p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['keep', 'report_keep'])"
+	    " AND (p.state = ANY (ARRAY['creating', 'held', 'idle'])"
+	    "   OR (p.state = 'cleaning'"
+	    "     AND (p.cleanup = ANY (ARRAY['keep', 'report_keep'])"
 	    /* One that can't be ended at the first try may take long: it is not waited for. */
-	    "       OR (p.cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['release', 'destroy'])"
+	    "       OR (p.cleanup = ANY (ARRAY['release', 'destroy'])"
 	    "         AND p.last_error IS NULL AND p.next_attempt_at IS NOT NULL))))"
 	    " AND" LEDGER_OWN_OF("p."),
 	    5,
@@ -250,8 +249,8 @@ static bool
 ledger_is_held(const ReusableRow *row)
 {
 	static Statement find = {
-	    "SELECT 1 FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])",
+	    "SELECT 1 FROM @environment_leases@ WHERE id = $1"
+	    " AND status = ANY (ARRAY['active', 'retained'])",
 	    1,
 	    {UUIDOID},
 	};
@@ -281,16 +280,16 @@ reuse_row(LedgerRequest *request)
 	static Statement claim = {
 	    "UPDATE envrt.provider_leases p SET state = 'creating', resumed = true, doomed = false,"
 	    " holder_id = r.holder_id, owner = r.owner, next_attempt_at = NULL, last_error = NULL,"
-	    " fence = p.fence OPERATOR(pg_catalog.+) 1, updated_at = pg_catalog.now()"
-	    " FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $2) r"
-	    " WHERE p.lease_id OPERATOR(pg_catalog.=) $1",
+	    " fence = p.fence + 1, updated_at = now()"
+	    " FROM jsonb_populate_record(NULL::envrt.provider_leases, $2) r"
+	    " WHERE p.lease_id = $1",
 	    2,
 	    {UUIDOID, JSONBOID},
 	};
 	static Statement discard = {
 	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = 'destroy', holder_id = "
-	    "NULL, last_error = NULL, attempts = 0, next_attempt_at = pg_catalog.now(), updated_at = "
-	    "pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    "NULL, last_error = NULL, attempts = 0, next_attempt_at = now(), updated_at = now() WHERE "
+	    "lease_id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -362,17 +361,15 @@ learn_row(LedgerRequest *request)
 {
 	static Statement learn = {
 	    "UPDATE envrt.provider_leases p SET provider_lease_id = coalesce(r.provider_lease_id, "
-	    "p.provider_lease_id), metadata = "
-	    "r.metadata, expires_at = r.expires_at, plugin_key = coalesce(r.plugin_key, p.plugin_key),"
-	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
-	    " AND p.state OPERATOR(pg_catalog.=) 'creating'",
+	    "p.provider_lease_id), metadata = r.metadata, expires_at = r.expires_at, plugin_key = "
+	    "coalesce(r.plugin_key, p.plugin_key),"
+	    " updated_at = now() FROM" OF_HOLDER " AND p.state = 'creating'",
 	    OF_LEASE_TYPES,
 	};
 	static Statement end = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', holder_id = "
-	    "NULL, owner = NULL, attempts = 0, last_error = NULL, next_attempt_at = pg_catalog.now(),"
-	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
-	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND NOT p.resumed",
+	    "NULL, owner = NULL, attempts = 0, last_error = NULL, next_attempt_at = now(),"
+	    " updated_at = now() FROM" OF_HOLDER " AND p.state = 'creating' AND NOT p.resumed",
 	    OF_LEASE_TYPES,
 	};
 
@@ -390,8 +387,8 @@ retry_row(LedgerRequest *request)
 	static Statement retry = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning',"
 	    " cleanup = coalesce(p.cleanup, 'destroy'), attempts = 0,"
-	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now() FROM" OF_LEASE
-	    " AND p.state OPERATOR(pg_catalog.=) ANY (ARRAY['cleaning', 'unresolved'])",
+	    " next_attempt_at = now(), updated_at = now() FROM" OF_LEASE
+	    " AND p.state = ANY (ARRAY['cleaning', 'unresolved'])",
 	    OF_LEASE_TYPES,
 	};
 
@@ -403,9 +400,8 @@ static void
 forget_row(LedgerRequest *request)
 {
 	static Statement forget = {
-	    "DELETE FROM envrt.provider_leases p USING" OF_LEASE
-	    " AND (p.state OPERATOR(pg_catalog.=) 'unresolved'"
-	    "   OR (p.state OPERATOR(pg_catalog.=) 'cleaning' AND p.next_attempt_at IS NULL))",
+	    "DELETE FROM envrt.provider_leases p USING" OF_LEASE " AND (p.state = 'unresolved'"
+	    "   OR (p.state = 'cleaning' AND p.next_attempt_at IS NULL))",
 	    OF_LEASE_TYPES,
 	};
 	static Statement find = {
@@ -428,9 +424,9 @@ take_over(LedgerRequest *request)
 	static Statement adopt = {
 	    "UPDATE envrt.provider_leases SET system_identifier = $1, database_id = $2, timeline = $3,"
 	    " instance = $4, owner = NULL, host_instance = NULL,"
-	    " next_attempt_at = CASE WHEN state OPERATOR(pg_catalog.=) 'cleaning'"
-	    "   THEN pg_catalog.now() ELSE next_attempt_at END,"
-	    " updated_at = pg_catalog.now()"
+	    " next_attempt_at = CASE WHEN state = 'cleaning'"
+	    "   THEN now() ELSE next_attempt_at END,"
+	    " updated_at = now()"
 	    " WHERE NOT (" LEDGER_OWN ")",
 	    4,
 	    {LEDGER_OWN_TYPES},
@@ -471,15 +467,14 @@ ledger_execute(LedgerRequest *request)
 {
 	static Statement nothing_made = {
 	    "DELETE FROM envrt.provider_leases p USING" OF_HOLDER
-	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND NOT p.resumed"
+	    " AND p.state = 'creating' AND NOT p.resumed"
 	    " AND p.provider_lease_id IS NULL",
 	    OF_LEASE_TYPES,
 	};
 	static Statement gone = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', holder_id = "
-	    "NULL, owner = NULL, attempts = 0, last_error = NULL, next_attempt_at = pg_catalog.now(),"
-	    " updated_at = pg_catalog.now() FROM" OF_HOLDER
-	    " AND p.state OPERATOR(pg_catalog.=) 'creating' AND p.resumed",
+	    "NULL, owner = NULL, attempts = 0, last_error = NULL, next_attempt_at = now(),"
+	    " updated_at = now() FROM" OF_HOLDER " AND p.state = 'creating' AND p.resumed",
 	    OF_LEASE_TYPES,
 	};
 	static Statement stray = {
@@ -489,14 +484,14 @@ ledger_execute(LedgerRequest *request)
 	    " next_attempt_at)"
 	    " SELECT r.lease_id, $1, $2, $3, $4, r.company_id, r.environment_id, r.driver, "
 	    "r.driver_key, r.plugin_key, 'ephemeral', r.provider_lease_id, r.metadata, r.config, "
-	    "r.environment_config, r.secrets, 'cleaning', 'destroy', pg_catalog.now()"
-	    " FROM pg_catalog.jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
+	    "r.environment_config, r.secrets, 'cleaning', 'destroy', now()"
+	    " FROM jsonb_populate_record(NULL::envrt.provider_leases, $5) r"
 	    " ON CONFLICT DO NOTHING",
 	    OF_LEASE_TYPES,
 	};
 	static Statement doom = {
 	    "UPDATE envrt.provider_leases p SET doomed = true FROM" OF_LEASE
-	    " AND p.state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held'])",
+	    " AND p.state = ANY (ARRAY['creating', 'held'])",
 	    OF_LEASE_TYPES,
 	};
 
@@ -659,16 +654,16 @@ adopt_after_promotion(void)
 {
 	static Statement adopt = {
 	    "UPDATE envrt.provider_leases SET timeline = $3, instance = $4, host_instance = NULL,"
-	    " updated_at = pg_catalog.now()"
-	    " WHERE system_identifier OPERATOR(pg_catalog.=) $1"
-	    " AND database_id OPERATOR(pg_catalog.=) $2 AND timeline OPERATOR(pg_catalog.<) $3",
+	    " updated_at = now()"
+	    " WHERE system_identifier = $1"
+	    " AND database_id = $2 AND timeline < $3",
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};
 	static Statement adopt_requests = {
 	    "UPDATE envrt.lease_requests SET timeline = $3, instance = $4"
-	    " WHERE system_identifier OPERATOR(pg_catalog.=) $1"
-	    " AND database_id OPERATOR(pg_catalog.=) $2 AND timeline OPERATOR(pg_catalog.<) $3",
+	    " WHERE system_identifier = $1"
+	    " AND database_id = $2 AND timeline < $3",
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};
@@ -686,9 +681,8 @@ static void
 make_due(Datum *values)
 {
 	static Statement due = {
-	    "UPDATE envrt.provider_leases SET next_attempt_at = pg_catalog.now()"
-	    " WHERE state OPERATOR(pg_catalog.=) 'cleaning' AND next_attempt_at "
-	    "OPERATOR(pg_catalog.>) pg_catalog.now() AND" LEDGER_OWN,
+	    "UPDATE envrt.provider_leases SET next_attempt_at = now()"
+	    " WHERE state = 'cleaning' AND next_attempt_at > now() AND" LEDGER_OWN,
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};
@@ -724,10 +718,10 @@ ledger_clock_was_set(void)
 void
 ledger_start(void)
 {
-	static Statement foreign = {
-	    "SELECT pg_catalog.count(*) FROM envrt.provider_leases WHERE NOT (" LEDGER_OWN ")",
-	    4,
-	    {LEDGER_OWN_TYPES}};
+	static Statement foreign = {"SELECT count(*) FROM envrt.provider_leases WHERE NOT (" LEDGER_OWN
+	                            ")",
+	                            4,
+	                            {LEDGER_OWN_TYPES}};
 	ApiCall call;
 	Datum values[4];
 	bool isnull;
@@ -757,8 +751,7 @@ int64
 ledger_count(void)
 {
 	static Statement find = {
-	    "SELECT pg_catalog.count(*) FROM envrt.provider_leases WHERE plugin_key IS NOT NULL "
-	    "AND" LEDGER_OWN,
+	    "SELECT count(*) FROM envrt.provider_leases WHERE plugin_key IS NOT NULL AND" LEDGER_OWN,
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};

@@ -23,9 +23,9 @@
 #define LEDGER_MAKER_OF(table) "coalesce(" table "plugin_key, " table "driver_key)"
 /* " AND ..." for rows of whatever server that rely on what they name. */
 #define LEDGER_LIVE_OF(table)                                                                      \
-	" AND (" table "state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held', 'idle'])"          \
-	"   OR (" table "state OPERATOR(pg_catalog.=) 'cleaning'"                                      \
-	"     AND " table "cleanup OPERATOR(pg_catalog.=) ANY (ARRAY['keep', 'report_keep'])))"
+	" AND (" table "state = ANY (ARRAY['creating', 'held', 'idle'])"                               \
+	"   OR (" table "state = 'cleaning'"                                                           \
+	"     AND " table "cleanup = ANY (ARRAY['keep', 'report_keep'])))"
 
 /* Take over what a promotion has left, if told to; say what is left alone. */
 extern void ledger_start(void);

@@ -99,15 +99,15 @@ static int
 settle_read_rows(const Hints *hints, pg_uuid_t *last, Row *rows, bool *more)
 {
 #define READ_ROWS                                                                                  \
-	"SELECT lease_id, holder_id, state OPERATOR(pg_catalog.=) 'creating', resumed, doomed,"        \
-	" lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "                     \
-	"'reuse_by_execution_workspace']), provider_lease_id IS NOT NULL, owner"                       \
+	"SELECT lease_id, holder_id, state = 'creating', resumed, doomed,"                             \
+	" lease_policy = ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace']), "        \
+	"provider_lease_id IS NOT NULL, owner"                                                         \
 	" FROM envrt.provider_leases WHERE" LEDGER_OWN                                                 \
-	" AND state OPERATOR(pg_catalog.=) ANY (ARRAY['creating', 'held']) AND "
+	" AND state = ANY (ARRAY['creating', 'held']) AND "
 	static Statement hinted = {
-	    READ_ROWS "holder_id OPERATOR(pg_catalog.=) ANY ($5)", 5, {LEDGER_OWN_TYPES, UUIDARRAYOID}};
+	    READ_ROWS "holder_id = ANY ($5)", 5, {LEDGER_OWN_TYPES, UUIDARRAYOID}};
 	static Statement all = {
-	    READ_ROWS "lease_id OPERATOR(pg_catalog.>) $5 ORDER BY lease_id LIMIT 1000",
+	    READ_ROWS "lease_id > $5 ORDER BY lease_id LIMIT 1000",
 	    5,
 	    {LEDGER_OWN_TYPES, UUIDOID},
 	};
@@ -158,8 +158,8 @@ read_leases(Row *rows, int count)
 {
 	/* A new statement at READ COMMITTED: a new snapshot. */
 	static Statement find = {
-	    "SELECT id, coalesce(status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained']), "
-	    "false) FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
+	    "SELECT id, coalesce(status = ANY (ARRAY['active', 'retained']), false) FROM "
+	    "@environment_leases@ WHERE id = ANY ($1)",
 	    1,
 	    {UUIDARRAYOID},
 	};
@@ -210,17 +210,16 @@ static void
 write_decisions(const Row *rows, int count)
 {
 	static Statement hold = {
-	    "UPDATE envrt.provider_leases SET state = 'held', owner = NULL, updated_at = "
-	    "pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) ANY ($1)",
+	    "UPDATE envrt.provider_leases SET state = 'held', owner = NULL, updated_at = now() WHERE "
+	    "lease_id = ANY ($1)",
 	    1,
 	    {UUIDARRAYOID},
 	};
 	static Statement clean = {
 	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = $2, owner = NULL,"
 	    " holder_id = CASE WHEN $3 THEN NULL ELSE holder_id END, attempts = 0, last_error = NULL, "
-	    "next_attempt_at = pg_catalog.now(), updated_at = "
-	    "pg_catalog.now()"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) ANY ($1)",
+	    "next_attempt_at = now(), updated_at = now()"
+	    " WHERE lease_id = ANY ($1)",
 	    3,
 	    {UUIDARRAYOID, TEXTOID, BOOLOID},
 	};
@@ -336,9 +335,9 @@ static bool
 compare_with_now(IdleEnvironment *idle, int count)
 {
 	static Statement find = {
-	    "SELECT id, config FROM @environments@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
-	    " AND status OPERATOR(pg_catalog.=) 'active'"
-	    " AND driver OPERATOR(pg_catalog.=) ANY (ARRAY['sandbox', 'plugin'])",
+	    "SELECT id, config FROM @environments@ WHERE id = ANY ($1)"
+	    " AND status = 'active'"
+	    " AND driver = ANY (ARRAY['sandbox', 'plugin'])",
 	    1,
 	    {UUIDARRAYOID},
 	};
@@ -375,18 +374,16 @@ settle_idle(void)
 {
 	static Statement list = {
 	    "SELECT DISTINCT environment_id, environment_config FROM envrt.provider_leases"
-	    " WHERE state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN,
+	    " WHERE state = 'idle' AND" LEDGER_OWN,
 	    4,
 	    {LEDGER_OWN_TYPES},
 	};
 	static Statement discard = {
 	    "UPDATE envrt.provider_leases p SET state = 'cleaning', cleanup = 'destroy', attempts = 0,"
-	    " last_error = NULL, next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()"
-	    " WHERE p.state OPERATOR(pg_catalog.=) 'idle' AND" LEDGER_OWN
-	    " AND p.environment_id OPERATOR(pg_catalog.=) $5"
-	    " AND p.lease_policy OPERATOR(pg_catalog.=) ANY (ARRAY['reuse_by_environment', "
-	    "'reuse_by_execution_workspace'])"
-	    " AND p.environment_config OPERATOR(pg_catalog.=) $6",
+	    " last_error = NULL, next_attempt_at = now(), updated_at = now()"
+	    " WHERE p.state = 'idle' AND" LEDGER_OWN " AND p.environment_id = $5"
+	    " AND p.lease_policy = ANY (ARRAY['reuse_by_environment', 'reuse_by_execution_workspace'])"
+	    " AND p.environment_config = $6",
 	    6,
 	    {LEDGER_OWN_TYPES, UUIDOID, JSONBOID},
 	};
@@ -435,19 +432,18 @@ settle_idle(void)
  * nothing: restored from a dump, or written by hand.
  */
 #define FIND_UNKNOWN                                                                               \
-	"SELECT id, status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                   \
+	"SELECT id, status = ANY (ARRAY['active', 'retained'])"                                        \
 	" FROM @environment_leases@"                                                                   \
-	" WHERE (status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                      \
-	"   AND provider OPERATOR(pg_catalog.<>) ALL (ARRAY['local', 'ssh', 'fake'])"
+	" WHERE (status = ANY (ARRAY['active', 'retained'])"                                           \
+	"   AND provider <> ALL (ARRAY['local', 'ssh', 'fake'])"
 
 /* Those of the ids that are not in the ledger, or (`own`) not as this server's; how many. */
 static int
 filter_unknown(Datum *ids, int count, bool own)
 {
 #define NOT_IN_LEDGER                                                                              \
-	"SELECT u.id FROM pg_catalog.unnest($5) AS u(id)"                                              \
-	" WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id "                  \
-	"OPERATOR(pg_catalog.=) u.id"
+	"SELECT u.id FROM unnest($5) AS u(id)"                                                         \
+	" WHERE NOT EXISTS (SELECT 1 FROM envrt.provider_leases p WHERE p.holder_id = u.id"
 	static Statement unknown = {NOT_IN_LEDGER ")", 5, {LEDGER_OWN_TYPES, UUIDARRAYOID}};
 	static Statement not_own = {
 	    NOT_IN_LEDGER " AND" LEDGER_OWN_OF("p.") ")", 5, {LEDGER_OWN_TYPES, UUIDARRAYOID}};
@@ -495,10 +491,10 @@ update_leases(Statement *statement, Datum *ids, int count)
 
 /* There is nothing to clean up that we know of. */
 static Statement nothing_to_clean = {
-    "UPDATE @environment_leases@ SET cleanup_status = NULL, updated_at = pg_catalog.now()"
-    " WHERE id OPERATOR(pg_catalog.=) ANY ("
-    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
-    "  AND cleanup_status OPERATOR(pg_catalog.=) 'pending' FOR NO KEY UPDATE SKIP LOCKED)",
+    "UPDATE @environment_leases@ SET cleanup_status = NULL, updated_at = now()"
+    " WHERE id = ANY ("
+    "  SELECT id FROM @environment_leases@ WHERE id = ANY ($1)"
+    "  AND cleanup_status = 'pending' FOR NO KEY UPDATE SKIP LOCKED)",
     1,
     {UUIDARRAYOID},
 };
@@ -525,9 +521,9 @@ static bool
 report_hinted(const Hints *hints)
 {
 	static Statement find = {
-	    FIND_UNKNOWN " OR (status OPERATOR(pg_catalog.<>) ALL (ARRAY['active', 'retained'])"
-	                 "   AND cleanup_status OPERATOR(pg_catalog.=) 'pending'))"
-	                 " AND id OPERATOR(pg_catalog.=) ANY ($1)",
+	    FIND_UNKNOWN " OR (status <> ALL (ARRAY['active', 'retained'])"
+	                 "   AND cleanup_status = 'pending'))"
+	                 " AND id = ANY ($1)",
 	    1,
 	    {UUIDARRAYOID},
 	};
@@ -630,10 +626,10 @@ void
 settle_forget_foreign_leases(void)
 {
 	static Statement end = {
-	    "UPDATE @environment_leases@ SET status = 'released', released_at = pg_catalog.now(),"
-	    " updated_at = pg_catalog.now(), failure_reason = 'forgotten_by_claim_instance'"
-	    " WHERE id OPERATOR(pg_catalog.=) ANY ("
-	    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+	    "UPDATE @environment_leases@ SET status = 'released', released_at = now(),"
+	    " updated_at = now(), failure_reason = 'forgotten_by_claim_instance'"
+	    " WHERE id = ANY ("
+	    "  SELECT id FROM @environment_leases@ WHERE id = ANY ($1)"
 	    "  FOR NO KEY UPDATE SKIP LOCKED)",
 	    1,
 	    {UUIDARRAYOID},
@@ -644,15 +640,15 @@ settle_forget_foreign_leases(void)
 	 */
 	static Statement find_ssh = {
 	    "SELECT id, true FROM @environment_leases@"
-	    " WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
-	    " AND provider OPERATOR(pg_catalog.=) 'ssh'",
+	    " WHERE status = ANY (ARRAY['active', 'retained'])"
+	    " AND provider = 'ssh'",
 	    0,
 	    {0},
 	};
 	static Statement find_ended = {
 	    "SELECT id, false FROM @environment_leases@"
-	    " WHERE status OPERATOR(pg_catalog.<>) ALL (ARRAY['active', 'retained'])"
-	    " AND cleanup_status OPERATOR(pg_catalog.=) 'pending'",
+	    " WHERE status <> ALL (ARRAY['active', 'retained'])"
+	    " AND cleanup_status = 'pending'",
 	    0,
 	    {0},
 	};

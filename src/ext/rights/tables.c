@@ -169,6 +169,12 @@ session_is_of(Oid role)
  * Take the rights of a role, with everything that SPI and names need.  In a
  * security-restricted operation, unless there are no other rights in the
  * session that what is on the tables could come by.
+ *
+ * The search_path is pinned to the system's objects, so statements that run
+ * from here on name operators, functions and types of pg_catalog without their
+ * schema: no operator or function is ever looked up in pg_temp.  Statements in
+ * the caller's search_path (can_see) and those of other files that do not come
+ * through here (leases/run_trigger.c, sql/) qualify each.
  */
 static void
 enter(ApiCall *call, Oid role)

@@ -75,9 +75,9 @@ execution_rows_begin(ApiCall *call)
 }
 
 #define ROW_COLUMNS                                                                                \
-	"SELECT e.id, e.lease_id, e.state OPERATOR(pg_catalog.=) 'running', e.env IS NULL,"            \
-	" e.cancel_requested_at IS NOT NULL, e.host_instance, e.created_at, "                          \
-	"e.company_id, e.environment_id," LEDGER_OWN_OF("e.") " FROM envrt.executions e"
+	"SELECT e.id, e.lease_id, e.state = 'running', e.env IS NULL,"                                 \
+	" e.cancel_requested_at IS NOT NULL, e.host_instance, e.created_at, e.company_id, "            \
+	"e.environment_id," LEDGER_OWN_OF("e.") " FROM envrt.executions e"
 
 static ExecutionRow *
 execution_rows_read_rows(MemoryContext context, int count)
@@ -108,8 +108,8 @@ execution_rows_running(MemoryContext context, TimestampTz after_time, const pg_u
                        int *count)
 {
 	static Statement find = {
-	    ROW_COLUMNS " WHERE e.state OPERATOR(pg_catalog.=) 'running'"
-	                " AND ROW(e.created_at, e.id) OPERATOR(pg_catalog.>) ROW($5, $6)"
+	    ROW_COLUMNS " WHERE e.state = 'running'"
+	                " AND ROW(e.created_at, e.id) > ROW($5, $6)"
 	                " ORDER BY e.created_at, e.id LIMIT 256",
 	    6,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID},
@@ -127,9 +127,9 @@ ExecutionRow *
 execution_rows_queued(MemoryContext context, const CompanyTurn *turn, int *count)
 {
 	static Statement find = {
-	    ROW_COLUMNS " WHERE e.state OPERATOR(pg_catalog.=) 'queued'"
-	                " AND e.company_id OPERATOR(pg_catalog.=) $7"
-	                " AND ROW(e.created_at, e.id) OPERATOR(pg_catalog.>) ROW($5, $6)"
+	    ROW_COLUMNS " WHERE e.state = 'queued'"
+	                " AND e.company_id = $7"
+	                " AND ROW(e.created_at, e.id) > ROW($5, $6)"
 	                " ORDER BY e.created_at, e.id LIMIT 16",
 	    7,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID, UUIDOID},
@@ -149,10 +149,10 @@ execution_rows_cancel_queued(void)
 {
 	static Statement cancel = {
 	    "UPDATE envrt.executions SET state = 'cancelled', env = NULL, stdin = NULL,"
-	    " finished_at = pg_catalog.clock_timestamp() WHERE id OPERATOR(pg_catalog.=) ANY ("
+	    " finished_at = clock_timestamp() WHERE id = ANY ("
 	    "  SELECT id FROM envrt.executions"
-	    "  WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])"
-	    "   AND cancel_requested_at IS NOT NULL AND state OPERATOR(pg_catalog.=) 'queued'"
+	    "  WHERE state = ANY (ARRAY['queued', 'running'])"
+	    "   AND cancel_requested_at IS NOT NULL AND state = 'queued'"
 	    "  FOR NO KEY UPDATE SKIP LOCKED)",
 	    0,
 	    {0},
@@ -166,7 +166,7 @@ execution_rows_to_cancel(int *count)
 {
 	static Statement find = {
 	    "SELECT id FROM envrt.executions"
-	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])"
+	    " WHERE state = ANY (ARRAY['queued', 'running'])"
 	    " AND cancel_requested_at IS NOT NULL",
 	    0,
 	    {0},
@@ -185,7 +185,7 @@ execution_row_command(const pg_uuid_t *id, Command *command)
 {
 	static Statement find = {
 	    "SELECT command, args, cwd, env, stdin, timeout_ms FROM envrt.executions"
-	    " WHERE id OPERATOR(pg_catalog.=) $1 AND env IS NOT NULL",
+	    " WHERE id = $1 AND env IS NOT NULL",
 	    1,
 	    {UUIDOID},
 	};
@@ -225,13 +225,13 @@ execution_rows_write_row(Statement *statement, Statement *open, const pg_uuid_t 
                          const char *nulls)
 {
 	static Statement lock = {
-	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
+	    "SELECT FROM envrt.executions WHERE id = $1"
 	    " FOR NO KEY UPDATE SKIP LOCKED",
 	    1,
 	    {UUIDOID},
 	};
 	static Statement exists = {
-	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
+	    "SELECT FROM envrt.executions WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -249,7 +249,7 @@ execution_rows_write_row(Statement *statement, Statement *open, const pg_uuid_t 
 
 #define OPEN_ROW(condition)                                                                        \
 	{                                                                                              \
-		"SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1 AND " condition, 1,       \
+		"SELECT FROM envrt.executions WHERE id = $1 AND " condition, 1,                            \
 		{                                                                                          \
 			UUIDOID                                                                                \
 		}                                                                                          \
@@ -260,12 +260,12 @@ execution_row_start(const pg_uuid_t *id, const char *host_instance)
 {
 	static Statement start = {
 	    "UPDATE envrt.executions SET state = 'running', host_instance = $2,"
-	    " started_at = pg_catalog.clock_timestamp() WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND state OPERATOR(pg_catalog.=) 'queued' AND cancel_requested_at IS NULL",
+	    " started_at = clock_timestamp() WHERE id = $1"
+	    " AND state = 'queued' AND cancel_requested_at IS NULL",
 	    2,
 	    {UUIDOID, TEXTOID},
 	};
-	static Statement open = OPEN_ROW("state OPERATOR(pg_catalog.=) 'queued'"
+	static Statement open = OPEN_ROW("state = 'queued'"
 	                                 " AND cancel_requested_at IS NULL");
 	Datum values[2] = {0, CStringGetTextDatum(host_instance)};
 
@@ -277,7 +277,7 @@ execution_row_accepted(const pg_uuid_t *id)
 {
 	static Statement accepted = {
 	    "UPDATE envrt.executions SET env = NULL, stdin = NULL"
-	    " WHERE id OPERATOR(pg_catalog.=) $1",
+	    " WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -293,14 +293,13 @@ execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
 	static Statement finish = {
 	    "UPDATE envrt.executions SET state = $2, exit_code = $3, signal = $4, timed_out = $5,"
 	    " metadata = $6, sqlstate = $7, message = $8, detail = $9, hint = $10, env = NULL,"
-	    " stdin = NULL, finished_at = pg_catalog.clock_timestamp()"
-	    " WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])",
+	    " stdin = NULL, finished_at = clock_timestamp()"
+	    " WHERE id = $1"
+	    " AND state = ANY (ARRAY['queued', 'running'])",
 	    10,
 	    {UUIDOID, TEXTOID, INT4OID, TEXTOID, BOOLOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID},
 	};
-	static Statement open =
-	    OPEN_ROW("state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])");
+	static Statement open = OPEN_ROW("state = ANY (ARRAY['queued', 'running'])");
 	Datum values[10] = {0};
 	char nulls[] = "  nnnnnnnn";
 	const char *const texts[] = {end->sqlstate, end->message, end->detail, end->hint};
@@ -405,7 +404,7 @@ execution_output_position(const pg_uuid_t *id, OutputPosition *position)
 {
 	static Statement find = {
 	    "SELECT position, size FROM envrt.execution_output"
-	    " WHERE execution_id OPERATOR(pg_catalog.=) $1 ORDER BY position DESC LIMIT 1",
+	    " WHERE execution_id = $1 ORDER BY position DESC LIMIT 1",
 	    1,
 	    {UUIDOID},
 	};
@@ -442,24 +441,23 @@ static bool
 purge_one(const pg_uuid_t *id)
 {
 	static Statement delete_output = {
-	    "DELETE FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1"
-	    " AND position OPERATOR(pg_catalog.>) $2 AND position OPERATOR(pg_catalog.<=) ("
-	    "  SELECT pg_catalog.max(position) FROM (SELECT position FROM envrt.execution_output"
-	    "   WHERE execution_id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.>) $2"
+	    "DELETE FROM envrt.execution_output WHERE execution_id = $1"
+	    " AND position > $2 AND position <= ("
+	    "  SELECT max(position) FROM (SELECT position FROM envrt.execution_output"
+	    "   WHERE execution_id = $1 AND position > $2"
 	    "   ORDER BY position LIMIT 1000) o)"
 	    " RETURNING position",
 	    2,
 	    {UUIDOID, INT8OID},
 	};
 	static Statement delete_execution = {
-	    "DELETE FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1",
+	    "DELETE FROM envrt.executions WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
 	static Statement left = {
-	    "SELECT FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
-	    " UNION ALL (SELECT FROM envrt.execution_output WHERE execution_id "
-	    "OPERATOR(pg_catalog.=) $1 LIMIT 1)",
+	    "SELECT FROM envrt.executions WHERE id = $1"
+	    " UNION ALL (SELECT FROM envrt.execution_output WHERE execution_id = $1 LIMIT 1)",
 	    1,
 	    {UUIDOID},
 	};
@@ -491,21 +489,21 @@ TimestampTz
 execution_rows_purge(int most)
 {
 	static Statement find = {
-	    "SELECT id, finished_at FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.<=) $1"
-	    " AND finished_at OPERATOR(pg_catalog.>=) $2 AND id OPERATOR(pg_catalog.<>) ALL ($3)"
+	    "SELECT id, finished_at FROM envrt.executions WHERE finished_at <= $1"
+	    " AND finished_at >= $2 AND id <> ALL ($3)"
 	    " ORDER BY finished_at LIMIT 1 FOR UPDATE SKIP LOCKED",
 	    3,
 	    {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDARRAYOID},
 	};
 	static Statement find_given = {
-	    "SELECT id FROM envrt.executions WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND finished_at OPERATOR(pg_catalog.<=) $2 FOR UPDATE SKIP LOCKED",
+	    "SELECT id FROM envrt.executions WHERE id = $1"
+	    " AND finished_at <= $2 FOR UPDATE SKIP LOCKED",
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},
 	};
 	static Statement find_next = {
-	    "SELECT finished_at FROM envrt.executions WHERE finished_at OPERATOR(pg_catalog.>=) $1"
-	    " AND id OPERATOR(pg_catalog.<>) ALL ($2) ORDER BY finished_at LIMIT 1",
+	    "SELECT finished_at FROM envrt.executions WHERE finished_at >= $1"
+	    " AND id <> ALL ($2) ORDER BY finished_at LIMIT 1",
 	    2,
 	    {TIMESTAMPTZOID, UUIDARRAYOID},
 	};

@@ -138,8 +138,7 @@ load_execution(const ApiCall *call, const pg_uuid_t *id, Execution *execution)
 {
 	static Statement find = {
 	    "SELECT company_id, state, exit_code, signal, timed_out, metadata, sqlstate, message,"
-	    " detail, hint, xmin, cancel_requested_at IS NOT NULL FROM envrt.executions WHERE id "
-	    "OPERATOR(pg_catalog.=) $1",
+	    " detail, hint, xmin, cancel_requested_at IS NOT NULL FROM envrt.executions WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -290,10 +289,10 @@ static bool
 collect_first(const pg_uuid_t *id, const char *stream, int most, Collected *collected)
 {
 	static Statement find = {
-	    "SELECT position, output, COALESCE(pg_catalog.octet_length(data),"
-	    " pg_catalog.octet_length(output)) FROM envrt.execution_output"
-	    " WHERE execution_id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.>) $2"
-	    " AND stream OPERATOR(pg_catalog.=) $3 ORDER BY position LIMIT 64",
+	    "SELECT position, output, COALESCE(octet_length(data),"
+	    " octet_length(output)) FROM envrt.execution_output"
+	    " WHERE execution_id = $1 AND position > $2"
+	    " AND stream = $3 ORDER BY position LIMIT 64",
 	    3,
 	    {UUIDOID, INT8OID, TEXTOID},
 	};
@@ -331,10 +330,10 @@ static void
 collect_last(const pg_uuid_t *id, const char *stream, int most, Collected *collected)
 {
 	static Statement find = {
-	    "SELECT position, output, COALESCE(pg_catalog.octet_length(data),"
-	    " pg_catalog.octet_length(output)) FROM envrt.execution_output"
-	    " WHERE execution_id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.<) $2"
-	    " AND stream OPERATOR(pg_catalog.=) $3 ORDER BY position DESC LIMIT 64",
+	    "SELECT position, output, COALESCE(octet_length(data),"
+	    " octet_length(output)) FROM envrt.execution_output"
+	    " WHERE execution_id = $1 AND position < $2"
+	    " AND stream = $3 ORDER BY position DESC LIMIT 64",
 	    3,
 	    {UUIDOID, INT8OID, TEXTOID},
 	};
@@ -474,9 +473,9 @@ Datum
 envrt_cancel_execution(PG_FUNCTION_ARGS)
 {
 	static Statement cancel = {
-	    "UPDATE envrt.executions SET cancel_requested_at = pg_catalog.clock_timestamp()"
-	    " WHERE id OPERATOR(pg_catalog.=) $1 AND cancel_requested_at IS NULL"
-	    " AND state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])",
+	    "UPDATE envrt.executions SET cancel_requested_at = clock_timestamp()"
+	    " WHERE id = $1 AND cancel_requested_at IS NULL"
+	    " AND state = ANY (ARRAY['queued', 'running'])",
 	    1,
 	    {UUIDOID},
 	};
@@ -529,8 +528,8 @@ read_following(Following *following, MemoryContext context, MemoryContext scratc
 {
 	static Statement find = {
 	    "SELECT execution_id, position, stream, output, data, created_at"
-	    " FROM envrt.execution_output WHERE execution_id OPERATOR(pg_catalog.=) $1"
-	    " AND position OPERATOR(pg_catalog.>) $2 ORDER BY position LIMIT 64",
+	    " FROM envrt.execution_output WHERE execution_id = $1"
+	    " AND position > $2 ORDER BY position LIMIT 64",
 	    2,
 	    {UUIDOID, INT8OID},
 	};

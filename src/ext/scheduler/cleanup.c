@@ -274,18 +274,17 @@ static List *
 choose(TimestampTz now, MemoryContext context, bool *more)
 {
 #define DUE_COLUMNS                                                                                \
-	"SELECT p.lease_id, p.holder_id, p.environment_id, p.driver OPERATOR(pg_catalog.||) ':' "      \
-	"OPERATOR(pg_catalog.||) p.driver_key, p.company_id, p.provider_lease_id, " LEDGER_MAKER_OF(   \
-	    "p.") " FROM envrt.provider_leases p"
+	"SELECT p.lease_id, p.holder_id, p.environment_id, p.driver || ':' || p.driver_key, "          \
+	"p.company_id, p.provider_lease_id, " LEDGER_MAKER_OF("p.") " FROM envrt.provider_leases p"
 #define DUE                                                                                        \
-	" p.state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"                              \
-	" AND p.next_attempt_at OPERATOR(pg_catalog.<=) $5 AND" LEDGER_OWN_OF(                         \
-	    "p.") " AND p.environment_id OPERATOR(pg_catalog.<>) ALL ($6)"                             \
-	          " AND (p.driver OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) p.driver_key)"   \
-	          " OPERATOR(pg_catalog.<>) ALL ($7)"                                                  \
-	          " AND (p.company_id::pg_catalog.text OPERATOR(pg_catalog.||) ':'"                    \
-	          " OPERATOR(pg_catalog.||) p.driver OPERATOR(pg_catalog.||) ':'"                      \
-	          " OPERATOR(pg_catalog.||) p.driver_key) OPERATOR(pg_catalog.<>) ALL ($7)"
+	" p.state = ANY (ARRAY['idle', 'cleaning'])"                                                   \
+	" AND p.next_attempt_at <= $5 AND" LEDGER_OWN_OF(                                              \
+	    "p.") " AND p.environment_id <> ALL ($6)"                                                  \
+	          " AND (p.driver || ':' || p.driver_key)"                                             \
+	          " <> ALL ($7)"                                                                       \
+	          " AND (p.company_id::text || ':'"                                                    \
+	          " || p.driver || ':'"                                                                \
+	          " || p.driver_key) <> ALL ($7)"
 	static Statement find = {
 	    DUE_COLUMNS " WHERE" DUE " ORDER BY p.next_attempt_at LIMIT 256",
 	    7,
@@ -294,7 +293,7 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 	/* Its turn comes when the other one of its name has been answered. */
 	static Statement postpone = {
 	    "UPDATE envrt.provider_leases SET next_attempt_at = $2"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) ANY ($1)",
+	    " WHERE lease_id = ANY ($1)",
 	    2,
 	    {UUIDARRAYOID, TIMESTAMPTZOID},
 	};
@@ -302,17 +301,16 @@ choose(TimestampTz now, MemoryContext context, bool *more)
 	static Statement find_fairly = {
 	    "WITH RECURSIVE c(company_id) AS ("
 	    " (SELECT company_id FROM envrt.provider_leases"
-	    "  WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
-	    "  AND company_id OPERATOR(pg_catalog.>) $9 ORDER BY company_id LIMIT 1)"
+	    "  WHERE state = ANY (ARRAY['idle', 'cleaning'])"
+	    "  AND company_id > $9 ORDER BY company_id LIMIT 1)"
 	    " UNION ALL"
 	    " SELECT (SELECT t.company_id FROM envrt.provider_leases t"
-	    "   WHERE t.state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
-	    "   AND t.company_id OPERATOR(pg_catalog.>) c.company_id ORDER BY t.company_id LIMIT 1)"
+	    "   WHERE t.state = ANY (ARRAY['idle', 'cleaning'])"
+	    "   AND t.company_id > c.company_id ORDER BY t.company_id LIMIT 1)"
 	    "  FROM c WHERE c.company_id IS NOT NULL)"
 	    " SELECT r.* FROM c CROSS JOIN LATERAL (" DUE_COLUMNS
-	    "  WHERE p.company_id OPERATOR(pg_catalog.=) c.company_id AND" DUE
-	    "  ORDER BY p.next_attempt_at LIMIT 16) r"
-	    " WHERE c.company_id OPERATOR(pg_catalog.<>) ALL ($8) LIMIT 256",
+	    "  WHERE p.company_id = c.company_id AND" DUE "  ORDER BY p.next_attempt_at LIMIT 16) r"
+	    " WHERE c.company_id <> ALL ($8) LIMIT 256",
 	    9,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDARRAYOID, TEXTARRAYOID, UUIDARRAYOID, UUIDOID},
 	};
@@ -399,10 +397,9 @@ static bool
 is_of_another(const Cleanup *cleanup)
 {
 	static Statement find = {
-	    "SELECT 1 FROM envrt.provider_leases p WHERE p.provider_lease_id OPERATOR(pg_catalog.=) $1"
-	    " AND " LEDGER_MAKER_OF("p.") " OPERATOR(pg_catalog.=) $2"
-	                                  " AND p.lease_id OPERATOR(pg_catalog.<>) $3" LEDGER_LIVE_OF(
-	                                      "p.") " LIMIT 1",
+	    "SELECT 1 FROM envrt.provider_leases p WHERE p.provider_lease_id = $1"
+	    " AND " LEDGER_MAKER_OF("p.") " = $2"
+	                                  " AND p.lease_id <> $3" LEDGER_LIVE_OF("p.") " LIMIT 1",
 	    3,
 	    {TEXTOID, TEXTOID, UUIDOID},
 	};
@@ -497,10 +494,9 @@ take(List *chosen, TimestampTz now)
 {
 	static Statement update = {
 	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = coalesce(cleanup, "
-	    "'destroy'), attempts = attempts OPERATOR(pg_catalog.+) 1,"
-	    " fence = fence OPERATOR(pg_catalog.+) 1, next_attempt_at = $2, updated_at = "
-	    "pg_catalog.now()"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1"
+	    "'destroy'), attempts = attempts + 1,"
+	    " fence = fence + 1, next_attempt_at = $2, updated_at = now()"
+	    " WHERE lease_id = $1"
 	    " RETURNING cleanup, attempts, config, secrets, metadata, provider_lease_id, driver_key, "
 	    "plugin_key, company_id, host_instance, fence, last_error",
 	    2,
@@ -531,8 +527,8 @@ take_unusable(Cleanup *cleanup, TimestampTz now, const char *error)
 {
 	static Statement update = {
 	    "UPDATE envrt.provider_leases SET state = 'cleaning', cleanup = coalesce(cleanup, "
-	    "'destroy'), attempts = attempts OPERATOR(pg_catalog.+) 1, next_attempt_at = $2"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1 RETURNING cleanup, attempts, fence",
+	    "'destroy'), attempts = attempts + 1, next_attempt_at = $2"
+	    " WHERE lease_id = $1 RETURNING cleanup, attempts, fence",
 	    2,
 	    {UUIDOID, TIMESTAMPTZOID},
 	};
@@ -724,18 +720,18 @@ static void
 report_to_leases(List *ended, bool try, const char *status)
 {
 	static Statement find = {
-	    "SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
-	    " AND cleanup_status OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'failed'])"
-	    " AND status OPERATOR(pg_catalog.<>) 'active'",
+	    "SELECT id FROM @environment_leases@ WHERE id = ANY ($1)"
+	    " AND cleanup_status = ANY (ARRAY['pending', 'failed'])"
+	    " AND status <> 'active'",
 	    1,
 	    {UUIDARRAYOID},
 	};
 	static Statement update = {
-	    "UPDATE @environment_leases@ SET cleanup_status = $2, updated_at = pg_catalog.now()"
-	    " WHERE id OPERATOR(pg_catalog.=) ANY ("
-	    "  SELECT id FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) ANY ($1)"
+	    "UPDATE @environment_leases@ SET cleanup_status = $2, updated_at = now()"
+	    " WHERE id = ANY ("
+	    "  SELECT id FROM @environment_leases@ WHERE id = ANY ($1)"
 	    "  FOR NO KEY UPDATE SKIP LOCKED)"
-	    " RETURNING id, coalesce(cleanup_status OPERATOR(pg_catalog.=) $2, false)",
+	    " RETURNING id, coalesce(cleanup_status = $2, false)",
 	    2,
 	    {UUIDARRAYOID, TEXTOID},
 	};
@@ -827,8 +823,8 @@ backoff_ms(int attempts)
 
 /* What has been changed since is not this answer's business. */
 #define AS_TAKEN                                                                                   \
-	" lease_id OPERATOR(pg_catalog.=) $1 AND fence OPERATOR(pg_catalog.=) $2"                      \
-	" AND state OPERATOR(pg_catalog.=) 'cleaning'"
+	" lease_id = $1 AND fence = $2"                                                                \
+	" AND state = 'cleaning'"
 
 static void
 write_done(const Cleanup *cleanup)
@@ -839,17 +835,17 @@ write_done(const Cleanup *cleanup)
 	static Statement keep = {
 	    "UPDATE envrt.provider_leases SET state = 'idle', holder_id = NULL, cleanup = NULL,"
 	    " resumed = false, doomed = false, attempts = 0, last_error = NULL,"
-	    " next_attempt_at = CASE WHEN $3 OPERATOR(pg_catalog.=) 0 THEN expires_at"
-	    "   ELSE least(expires_at, pg_catalog.now() OPERATOR(pg_catalog.+) "
-	    "   pg_catalog.make_interval(secs => $3)) END,"
-	    " updated_at = pg_catalog.now()"
+	    " next_attempt_at = CASE WHEN $3 = 0 THEN expires_at"
+	    "   ELSE least(expires_at, now() + "
+	    "   make_interval(secs => $3)) END,"
+	    " updated_at = now()"
 	    " WHERE" AS_TAKEN,
 	    3,
 	    {UUIDOID, INT8OID, INT4OID},
 	};
 	static Statement report = {
 	    "UPDATE envrt.provider_leases SET cleanup = $3, next_attempt_at = $4,"
-	    " attempts = CASE WHEN cleanup OPERATOR(pg_catalog.=) $3 THEN attempts ELSE 0 END"
+	    " attempts = CASE WHEN cleanup = $3 THEN attempts ELSE 0 END"
 	    " WHERE" AS_TAKEN,
 	    4,
 	    {UUIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID},
@@ -884,8 +880,8 @@ write_found(const Cleanup *cleanup)
 {
 	static Statement name = {
 	    "UPDATE envrt.provider_leases SET provider_lease_id = $3, metadata = coalesce(metadata, "
-	    "$4), last_error = $5, attempts = attempts OPERATOR(pg_catalog.-) 1,"
-	    " next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now() WHERE" AS_TAKEN,
+	    "$4), last_error = $5, attempts = attempts - 1,"
+	    " next_attempt_at = now(), updated_at = now() WHERE" AS_TAKEN,
 	    5,
 	    {UUIDOID, INT8OID, TEXTOID, JSONBOID, TEXTOID},
 	};
@@ -911,14 +907,14 @@ write_not_done(const Cleanup *cleanup)
 {
 	static Statement retry = {
 	    "UPDATE envrt.provider_leases SET last_error = $3, next_attempt_at = $4,"
-	    " attempts = attempts OPERATOR(pg_catalog.-) $5, updated_at = pg_catalog.now()"
+	    " attempts = attempts - $5, updated_at = now()"
 	    " WHERE" AS_TAKEN,
 	    5,
 	    {UUIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT4OID},
 	};
 	static Statement unresolved = {
-	    "UPDATE envrt.provider_leases SET state = 'unresolved', last_error = $3, next_attempt_at "
-	    "= NULL, updated_at = pg_catalog.now() WHERE" AS_TAKEN,
+	    "UPDATE envrt.provider_leases SET state = 'unresolved', last_error = $3, next_attempt_at = "
+	    "NULL, updated_at = now() WHERE" AS_TAKEN,
 	    3,
 	    {UUIDOID, INT8OID, TEXTOID},
 	};
@@ -1099,9 +1095,8 @@ find_next_due(void)
 {
 	static Statement find = {
 	    "SELECT next_attempt_at FROM envrt.provider_leases"
-	    " WHERE state OPERATOR(pg_catalog.=) ANY (ARRAY['idle', 'cleaning'])"
-	    " AND next_attempt_at OPERATOR(pg_catalog.>) $5 AND" LEDGER_OWN
-	    " ORDER BY next_attempt_at LIMIT 1",
+	    " WHERE state = ANY (ARRAY['idle', 'cleaning'])"
+	    " AND next_attempt_at > $5 AND" LEDGER_OWN " ORDER BY next_attempt_at LIMIT 1",
 	    5,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID},
 	};

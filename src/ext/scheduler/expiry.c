@@ -130,19 +130,18 @@ typedef struct LeaseEnding
 } LeaseEnding;
 
 #define DUE(of)                                                                                    \
-	" " of "status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                       \
-	" AND " of "expires_at IS NOT NULL AND " of "expires_at OPERATOR(pg_catalog.<=) $1 "
+	" " of "status = ANY (ARRAY['active', 'retained'])"                                            \
+	" AND " of "expires_at IS NOT NULL AND " of "expires_at <= $1 "
 #define LIST_DUE                                                                                   \
 	"SELECT id FROM @environment_leases@ WHERE" DUE(                                               \
-	    "") " AND id OPERATOR(pg_catalog.<>) ALL ($2) ORDER BY expires_at LIMIT 100"
+	    "") " AND id <> ALL ($2) ORDER BY expires_at LIMIT 100"
 #define OF_ENDED_RUNS                                                                              \
-	"SELECT l.id FROM @environment_leases@ l JOIN @heartbeat_runs@ r ON r.id "                     \
-	"OPERATOR(pg_catalog.=) l.heartbeat_run_id"                                                    \
-	" WHERE l.status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"                     \
-	" AND l.status OPERATOR(pg_catalog.=) 'active'"                                                \
-	" AND r.status OPERATOR(pg_catalog.=) ANY (ARRAY['succeeded', 'failed', 'cancelled', "         \
-	"'timed_out']) AND $1 IS NOT NULL"
-#define LIST_OF_ENDED_RUNS OF_ENDED_RUNS " AND l.id OPERATOR(pg_catalog.<>) ALL ($2) LIMIT 100"
+	"SELECT l.id FROM @environment_leases@ l JOIN @heartbeat_runs@ r ON r.id = l.heartbeat_run_id" \
+	" WHERE l.status = ANY (ARRAY['active', 'retained'])"                                          \
+	" AND l.status = 'active'"                                                                     \
+	" AND r.status = ANY (ARRAY['succeeded', 'failed', 'cancelled', 'timed_out']) AND $1 IS NOT "  \
+	"NULL"
+#define LIST_OF_ENDED_RUNS OF_ENDED_RUNS " AND l.id <> ALL ($2) LIMIT 100"
 #define LIST_TYPES                                                                                 \
 	2,                                                                                             \
 	{                                                                                              \
@@ -154,12 +153,9 @@ static LeaseEnding expiries = {
     .status = "expired",
     .list = {LIST_DUE, LIST_TYPES},
     .list_and_lock = {LIST_DUE " FOR NO KEY UPDATE SKIP LOCKED", LIST_TYPES},
-    .given = {"SELECT id FROM @environment_leases@ WHERE" DUE(
-                  "") " AND id OPERATOR(pg_catalog.=) ANY ($2)",
-              LIST_TYPES},
+    .given = {"SELECT id FROM @environment_leases@ WHERE" DUE("") " AND id = ANY ($2)", LIST_TYPES},
     .given_and_lock = {"SELECT id FROM @environment_leases@ WHERE" DUE(
-                           "") " AND id OPERATOR(pg_catalog.=) ANY ($2) FOR NO KEY UPDATE SKIP "
-                               "LOCKED",
+                           "") " AND id = ANY ($2) FOR NO KEY UPDATE SKIP LOCKED",
                        LIST_TYPES},
 };
 static LeaseEnding run_ends = {
@@ -168,9 +164,8 @@ static LeaseEnding run_ends = {
     .reads_runs = true,
     .list = {LIST_OF_ENDED_RUNS, LIST_TYPES},
     .list_and_lock = {LIST_OF_ENDED_RUNS " FOR NO KEY UPDATE OF l SKIP LOCKED", LIST_TYPES},
-    .given = {OF_ENDED_RUNS " AND l.id OPERATOR(pg_catalog.=) ANY ($2)", LIST_TYPES},
-    .given_and_lock = {OF_ENDED_RUNS " AND l.id OPERATOR(pg_catalog.=) ANY ($2) FOR NO KEY UPDATE "
-                                     "OF l SKIP LOCKED",
+    .given = {OF_ENDED_RUNS " AND l.id = ANY ($2)", LIST_TYPES},
+    .given_and_lock = {OF_ENDED_RUNS " AND l.id = ANY ($2) FOR NO KEY UPDATE OF l SKIP LOCKED",
                        LIST_TYPES},
 };
 
@@ -383,9 +378,9 @@ next_expiry(void)
 {
 	static Statement next = {
 	    "SELECT expires_at FROM @environment_leases@"
-	    " WHERE status OPERATOR(pg_catalog.=) ANY (ARRAY['active', 'retained'])"
+	    " WHERE status = ANY (ARRAY['active', 'retained'])"
 	    " AND expires_at IS NOT NULL"
-	    " AND id OPERATOR(pg_catalog.<>) ALL ($1)"
+	    " AND id <> ALL ($1)"
 	    " ORDER BY expires_at LIMIT 1",
 	    1,
 	    {UUIDARRAYOID},

@@ -102,7 +102,7 @@ typedef struct RequestedLease
 /* A pass looks at each queued request once, a page at a time: what must wait is in nobody's way. */
 static bool passing = false;
 static Statement find_companies = {
-    COMPANY_TURNS_FIND("envrt.lease_requests", "state OPERATOR(pg_catalog.=) 'queued'"),
+    COMPANY_TURNS_FIND("envrt.lease_requests", "state = 'queued'"),
     1,
     {UUIDOID},
 };
@@ -212,9 +212,8 @@ static bool
 requested_leases_list_companies(bool begin)
 {
 	static Statement purge = {
-	    "DELETE FROM envrt.lease_requests WHERE state OPERATOR(pg_catalog.=) 'failed'"
-	    " AND finished_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) '1 "
-	    "day'::pg_catalog.interval)",
+	    "DELETE FROM envrt.lease_requests WHERE state = 'failed'"
+	    " AND finished_at < (now() - '1 day'::interval)",
 	    0,
 	    {0},
 	};
@@ -262,10 +261,9 @@ requested_leases_read_page(CompanyTurn *turn)
 {
 	static Statement find = {
 	    "SELECT lease_id, created_at, environment_id FROM envrt.lease_requests"
-	    " WHERE state OPERATOR(pg_catalog.=) 'queued' AND company_id OPERATOR(pg_catalog.=) $7"
-	    " AND ROW(created_at, lease_id) OPERATOR(pg_catalog.>) ROW($5, $6)"
-	    " AND environment_id OPERATOR(pg_catalog.<>) ALL ($8) AND" LEDGER_OWN
-	    " ORDER BY created_at, lease_id LIMIT 16",
+	    " WHERE state = 'queued' AND company_id = $7"
+	    " AND ROW(created_at, lease_id) > ROW($5, $6)"
+	    " AND environment_id <> ALL ($8) AND" LEDGER_OWN " ORDER BY created_at, lease_id LIMIT 16",
 	    8,
 	    {LEDGER_OWN_TYPES, TIMESTAMPTZOID, UUIDOID, UUIDOID, UUIDARRAYOID},
 	};
@@ -333,7 +331,7 @@ load_request(const ApiCall *call, const pg_uuid_t *lease_id, AcquireRequest *req
 	static Statement find = {
 	    "SELECT company_id, environment_id, heartbeat_run_id, issue_id, execution_workspace_id,"
 	    " execution_workspace_mode, expires_in FROM envrt.lease_requests"
-	    " WHERE lease_id OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'queued'",
+	    " WHERE lease_id = $1 AND state = 'queued'",
 	    1,
 	    {UUIDOID},
 	};
@@ -386,7 +384,7 @@ static void
 delete_request(const pg_uuid_t *lease_id)
 {
 	static Statement delete = {
-	    "DELETE FROM envrt.lease_requests WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    "DELETE FROM envrt.lease_requests WHERE lease_id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -404,13 +402,12 @@ static void
 lock_all(const AcquireRequest *request)
 {
 	static Statement lock_company = {
-	    "SELECT 1 FROM @companies@ WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE NOWAIT",
+	    "SELECT 1 FROM @companies@ WHERE id = $1 FOR KEY SHARE NOWAIT",
 	    1,
 	    {UUIDOID},
 	};
 	static Statement lock_workspace = {
-	    "SELECT 1 FROM @execution_workspaces@ WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE "
-	    "NOWAIT",
+	    "SELECT 1 FROM @execution_workspaces@ WHERE id = $1 FOR KEY SHARE NOWAIT",
 	    1,
 	    {UUIDOID},
 	};
@@ -580,8 +577,8 @@ static bool
 complete(RequestedLease *lease, bool *again)
 {
 	static Statement hold = {
-	    "UPDATE envrt.provider_leases SET state = 'held', owner = NULL, updated_at = "
-	    "pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    "UPDATE envrt.provider_leases SET state = 'held', owner = NULL, updated_at = now() WHERE "
+	    "lease_id = $1",
 	    1,
 	    {UUIDOID},
 	};
@@ -660,7 +657,7 @@ write_failure(const RequestedLease *lease, const ErrorData *error)
 {
 	static Statement fail = {
 	    "UPDATE envrt.lease_requests SET state = 'failed', sqlstate = $2, message = $3, detail = "
-	    "$4, hint = $5, finished_at = pg_catalog.now() WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    "$4, hint = $5, finished_at = now() WHERE lease_id = $1",
 	    5,
 	    {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID},
 	};
@@ -1146,13 +1143,13 @@ Datum
 envrt_await_lease(PG_FUNCTION_ARGS)
 {
 	static Statement find_request = {
-	    "SELECT state, sqlstate, message, detail, hint, heartbeat_run_id FROM "
-	    "envrt.lease_requests WHERE lease_id OPERATOR(pg_catalog.=) $1",
+	    "SELECT state, sqlstate, message, detail, hint, heartbeat_run_id FROM envrt.lease_requests "
+	    "WHERE lease_id = $1",
 	    1,
 	    {UUIDOID},
 	};
 	static Statement find_lease = {
-	    "SELECT * FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
+	    "SELECT * FROM @environment_leases@ WHERE id = $1", 1, {UUIDOID}};
 	pg_uuid_t *lease_id = uuid_argument(fcinfo, 0, "lease_id");
 	Datum values[1] = {UUIDPGetDatum(lease_id)};
 	ApiCall call;

@@ -131,7 +131,7 @@ static bool passed_running;
 static TimestampTz pass_time;
 static pg_uuid_t pass_id;
 static Statement find_companies = {
-    COMPANY_TURNS_FIND("envrt.executions", "state OPERATOR(pg_catalog.=) 'queued'"),
+    COMPANY_TURNS_FIND("envrt.executions", "state = 'queued'"),
     1,
     {UUIDOID},
 };
@@ -878,7 +878,7 @@ static bool
 check_lease(Running *running)
 {
 	static Statement find_lease = {
-	    "SELECT status FROM @environment_leases@ WHERE id OPERATOR(pg_catalog.=) $1",
+	    "SELECT status FROM @environment_leases@ WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};

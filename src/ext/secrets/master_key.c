@@ -202,8 +202,7 @@ static char *
 remembered_fingerprint(void)
 {
 	static Statement find = {
-	    "SELECT value FROM envrt.settings WHERE name OPERATOR(pg_catalog.=) "
-	    "'master_key_fingerprint'",
+	    "SELECT value FROM envrt.settings WHERE name = 'master_key_fingerprint'",
 	    0,
 	    {0},
 	};

@@ -63,8 +63,8 @@ bool
 config_is_secret_id(const pg_uuid_t *company_id, const json_t *value)
 {
 	static Statement find = {
-	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND company_id OPERATOR(pg_catalog.=) $2",
+	    "SELECT 1 FROM @company_secrets@ WHERE id = $1"
+	    " AND company_id = $2",
 	    2,
 	    {UUIDOID, UUIDOID},
 	};

@@ -205,7 +205,7 @@ lock_secret(const ApiCall *call, const pg_uuid_t *secret_id, SecretRow *row)
 {
 	static Statement find = {
 	    "SELECT company_id, name, latest_version FROM @company_secrets@"
-	    " WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+	    " WHERE id = $1 FOR NO KEY UPDATE",
 	    1,
 	    {UUIDOID},
 	};
@@ -225,8 +225,7 @@ rotate_with_keys(const SecretKeys *keys, const pg_uuid_t *secret_id, const Secre
                  const char *value, size_t length)
 {
 	static Statement update = {
-	    "UPDATE @company_secrets@ SET latest_version = $2, updated_at = $3 WHERE id "
-	    "OPERATOR(pg_catalog.=) $1",
+	    "UPDATE @company_secrets@ SET latest_version = $2, updated_at = $3 WHERE id = $1",
 	    3,
 	    {UUIDOID, INT4OID, TIMESTAMPTZOID},
 	};
@@ -462,17 +461,17 @@ static void
 refuse_referenced(const pg_uuid_t *secret_id, const SecretRow *row)
 {
 	static Statement find_environment = {
-	    "SELECT name FROM @environments@ WHERE company_id OPERATOR(pg_catalog.=) $1"
-	    " AND pg_catalog.strpos(pg_catalog.lower(config::pg_catalog.text), $2)"
-	    " OPERATOR(pg_catalog.>) 0 LIMIT 1",
+	    "SELECT name FROM @environments@ WHERE company_id = $1"
+	    " AND strpos(lower(config::text), $2)"
+	    " > 0 LIMIT 1",
 	    2,
 	    {UUIDOID, TEXTOID},
 	};
 	static Statement find_execution = {
-	    "SELECT id::pg_catalog.text FROM envrt.executions WHERE company_id OPERATOR(pg_catalog.=) "
-	    "$1 AND state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'running'])"
-	    " AND pg_catalog.strpos(pg_catalog.lower(env::pg_catalog.text), $2)"
-	    " OPERATOR(pg_catalog.>) 0 LIMIT 1",
+	    "SELECT id::text FROM envrt.executions WHERE company_id = $1 AND state = ANY "
+	    "(ARRAY['queued', 'running'])"
+	    " AND strpos(lower(env::text), $2)"
+	    " > 0 LIMIT 1",
 	    2,
 	    {UUIDOID, TEXTOID},
 	};
@@ -495,17 +494,16 @@ Datum
 envrt_delete_secret(PG_FUNCTION_ARGS)
 {
 	static Statement lock = {
-	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+	    "SELECT 1 FROM @company_secrets@ WHERE id = $1 FOR UPDATE",
 	    1,
 	    {UUIDOID},
 	};
 	static Statement delete_versions = {
-	    "DELETE FROM @company_secret_versions@ WHERE secret_id OPERATOR(pg_catalog.=) $1",
+	    "DELETE FROM @company_secret_versions@ WHERE secret_id = $1",
 	    1,
 	    {UUIDOID},
 	};
-	static Statement delete = {
-	    "DELETE FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1", 1, {UUIDOID}};
+	static Statement delete = {"DELETE FROM @company_secrets@ WHERE id = $1", 1, {UUIDOID}};
 	pg_uuid_t *secret_id = uuid_argument(fcinfo, 0, "secret_id");
 	Datum values[1] = {UUIDPGetDatum(secret_id)};
 	SecretRow row;
@@ -526,13 +524,12 @@ static void
 delete_made_secrets(const pg_uuid_t *company_id, const json_t *config)
 {
 	static Statement delete = {
-	    "DELETE FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND company_id OPERATOR(pg_catalog.=) $2"
-	    " AND name OPERATOR(pg_catalog.~) '^environment-[a-z]+-.*-[0-9a-f]{8}$'"
-	    " AND description OPERATOR(pg_catalog.~~) 'Secret for %'"
-	    " AND NOT EXISTS (SELECT 1 FROM @environments@ e WHERE e.company_id "
-	    "OPERATOR(pg_catalog.=) $2 AND pg_catalog.strpos(pg_catalog.lower("
-	    "e.config::pg_catalog.text), $3) OPERATOR(pg_catalog.>) 0)",
+	    "DELETE FROM @company_secrets@ WHERE id = $1"
+	    " AND company_id = $2"
+	    " AND name ~ '^environment-[a-z]+-.*-[0-9a-f]{8}$'"
+	    " AND description ~~ 'Secret for %'"
+	    " AND NOT EXISTS (SELECT 1 FROM @environments@ e WHERE e.company_id = $2 AND strpos(lower("
+	    "e.config::text), $3) > 0)",
 	    3,
 	    {UUIDOID, UUIDOID, TEXTOID},
 	};
@@ -677,14 +674,14 @@ json_t *
 secret_newest(const pg_uuid_t *company_id, const pg_uuid_t *secret_id)
 {
 	static Statement find = {
-	    "SELECT 1 FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1"
-	    " AND company_id OPERATOR(pg_catalog.=) $2",
+	    "SELECT 1 FROM @company_secrets@ WHERE id = $1"
+	    " AND company_id = $2",
 	    2,
 	    {UUIDOID, UUIDOID},
 	};
 	static Statement find_version = {
 	    "SELECT version, material FROM @company_secret_versions@"
-	    " WHERE secret_id OPERATOR(pg_catalog.=) $1 AND revoked_at IS NULL"
+	    " WHERE secret_id = $1 AND revoked_at IS NULL"
 	    " ORDER BY version DESC LIMIT 1",
 	    1,
 	    {UUIDOID},
@@ -723,7 +720,7 @@ secret_check_reference(const ApiCall *call, const pg_uuid_t *company_id, const j
 {
 	/* Locked, so that it is not deleted before what refers to it is there. */
 	static Statement find = {
-	    "SELECT company_id FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+	    "SELECT company_id FROM @company_secrets@ WHERE id = $1 FOR KEY SHARE",
 	    1,
 	    {UUIDOID},
 	};
@@ -747,14 +744,13 @@ json_t *
 secret_resolve(const pg_uuid_t *company_id, const json_t *reference)
 {
 	static Statement find = {
-	    "SELECT company_id, latest_version FROM @company_secrets@ WHERE id OPERATOR(pg_catalog.=) "
-	    "$1",
+	    "SELECT company_id, latest_version FROM @company_secrets@ WHERE id = $1",
 	    1,
 	    {UUIDOID},
 	};
 	static Statement find_version = {
 	    "SELECT material, revoked_at IS NOT NULL FROM @company_secret_versions@"
-	    " WHERE secret_id OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.=) $2",
+	    " WHERE secret_id = $1 AND version = $2",
 	    2,
 	    {UUIDOID, INT4OID},
 	};
