@@ -13,6 +13,7 @@
 #include "calls/call.h"
 #include "calls/lease_keys.h"
 #include "plugins/plugin.h"
+#include "plugins/plugin_request.h"
 #include "base/timer.h"
 
 typedef enum

@@ -12,6 +12,7 @@
 #include "plugins/operator_methods.h"
 #include "plugins/plugin_metrics.h"
 #include "plugins/plugin_registry.h"
+#include "plugins/plugin_worker.h"
 #include "shared/protocol.h"
 
 typedef struct Method

@@ -19,6 +19,7 @@
 #include "plugins/plugin_call.h"
 #include "plugins/plugin_error.h"
 #include "plugins/plugin_registry.h"
+#include "plugins/plugin_request.h"
 #include "plugins/worker_request.h"
 #include "shared/protocol.h"
 #include "base/timer.h"
