@@ -14,7 +14,7 @@
 #include "hostlink/blocking_calls.h"
 #include "environments/drivers.h"
 #include "base/json.h"
-#include "secrets/secrets.h"
+#include "secrets/secret_values.h"
 #include "base/settings.h"
 #include "environments/canonical_config.h"
 #include "rights/tables.h"

@@ -21,7 +21,7 @@
 #include "funcapi.h"
 #include "base/json.h"
 #include "environments/plugin_config.h"
-#include "secrets/secrets.h"
+#include "secrets/secret_values.h"
 #include "base/statement_log.h"
 #include "environments/canonical_config.h"
 #include "rights/tables.h"

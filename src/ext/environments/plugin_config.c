@@ -23,7 +23,7 @@
 #include "postgres.h"
 
 #include "secrets/secret_references.h"
-#include "secrets/secrets.h"
+#include "secrets/secret_values.h"
 #include "hostlink/blocking_calls.h"
 #include "environments/drivers.h"
 #include "base/json.h"

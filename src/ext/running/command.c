@@ -29,7 +29,7 @@
 #include "mb/pg_wchar.h"
 #include "shared/protocol.h"
 #include "environments/provider_lease.h"
-#include "secrets/secrets.h"
+#include "secrets/secret_values.h"
 #include "base/settings.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"

@@ -40,6 +40,7 @@
 #include "parser/parse_func.h"
 #include "secrets/secret_fields.h"
 #include "secrets/secrets.h"
+#include "secrets/secret_values.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
