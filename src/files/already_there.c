@@ -5,21 +5,21 @@
  * One end lists what it has, the other reads that and compares.  Equal is a file of the same size,
  * permissions and time of last change, a link of the same length and time, a directory of the same
  * permissions.  Times are compared to the nanosecond; where one end has none but whole seconds, as
- *some archives have them, to the second.  A change after the file was sent, but within the time
- *that the clock of a file system takes to go on, could look equal, so what was made at the target
- *so soon after its time of change is sent again.  Of git's objects it is the name that counts; its
- *branches are sent in any case (git_branches.c).
+ * some archives have them, to the second.  A change after the file was sent, but within the time
+ * that the clock of a file system takes to go on, could look equal, so what was made at the target
+ * so soon after its time of change is sent again.  Of git's objects it is the name that counts;
+ * its branches are sent in any case (git_branches.c).
  *
  * Mostly the target's end lists, and the source's leaves out what is equal (known_read).  Where the
  * source's end can list, but not compare, the target's chooses for it (known_choose): it answers
  * "some", a line break, and the names of what it wants, each with a NUL; or "all" and a line break,
  * when it knows nothing, or there is too much to say.
  *
- * A record is "KIND SIZE MODIFIED MODE CHANGED PATH" and a NUL, where KIND is f for a regular file,
- *l for a link, d for a directory; others are always wanted.  First there may be "t 0 0 0 0 pax":
- *the target's end reads archives with headers of pax.  A NUL alone is the end.  Of a list that is
- *too long, as much counts as there is room for; one without an end, or one that goes on and on, is
- *none: what is not known is sent.
+ * A record is "KIND SIZE MODIFIED MODE CHANGED PATH" and a NUL, where KIND is f for a regular
+ * file, l for a link, d for a directory; others are always wanted.  First there may be "t 0 0 0 0
+ * pax": the target's end reads archives with headers of pax.  A NUL alone is the end.  Of a list
+ * that is too long, as much counts as there is room for; one without an end, or one that goes on
+ * and on, is none: what is not known is sent.
  */
 #include <errno.h>
 #include <fcntl.h>

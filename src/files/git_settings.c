@@ -9,11 +9,11 @@
  *   rebase-merge                        its list of what is to be done may have commands
  *   commondir, gitdir                   they say where another git directory is
  *
- * Nor is anything that only leads to a git directory: a .git that is a file or a link, and links in
- * .git/modules and .git/worktrees.  The git directories are .git, those of worktrees, and those
- * of submodules, whose names may have any number of slashes: below .git/modules nothing with one of
- * the names above is taken, so a submodule's branch is neither that is called "config" or
- *"hooks/x".
+ * Nor is anything that only leads to a git directory: a .git that is a file or a link, and links
+ * in .git/modules and .git/worktrees.  The git directories are .git, those of worktrees, and those
+ * of submodules, whose names may have any number of slashes: below .git/modules nothing with one
+ * of the names above is taken, so a submodule's branch is neither that is called "config" or
+ * "hooks/x".
  *
  * Names are compared without regard to case, as some file systems do.  A bare repository is no
  * different from any other directory, and is not recognized.

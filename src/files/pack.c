@@ -3,14 +3,14 @@
  *		Files as an archive on stdout.
  *
  * The format is pax, which has times to the nanosecond and files with holes, or GNU tar's, which
- *every tar reads; names are the bytes that they are.  Directories, regular files and links are
- *packed, with permissions and the time of the last change; sockets, pipes and devices are left out,
- *and who owns what is not said.  Further names of a file are files of their own.
+ * every tar reads; names are the bytes that they are.  Directories, regular files and links are
+ * packed, with permissions and the time of the last change; sockets, pipes and devices are left
+ * out, and who owns what is not said.  Further names of a file are files of their own.
  *
  * A directory is packed when the target does not have it as it is, or something in it is packed,
- *and then before that.  What any tar unpacks (a sealed archive) has directories that may be
- *written, so that all can be put into them; the seal is itself an archive of them all as they are
- *to be in the end, with their permissions and times.
+ * and then before that.  What any tar unpacks (a sealed archive) has directories that may be
+ * written, so that all can be put into them; the seal is itself an archive of them all as they are
+ * to be in the end, with their permissions and times.
  *
  * The tree may change while it is read.  It is walked by descriptors, and no link is
  * followed, so nothing outside of it is read.  What vanishes meanwhile is left out, what

@@ -4,11 +4,11 @@
  *
  * A path is given in one of two ways.  On the server's own file system it is absolute, and comes
  * from somebody with the right to name files there.  It may lead through links, but only through
- *such as no transfer can have made: a pull makes links for the server's user, and lets the
- *workspace say where they lead, so none of that user's is followed, nor one of a stranger in a
- *directory where everybody may make some.  What remains are root's, and those of a directory's
- *owner in it.  In a workspace a path is relative, and whoever runs commands there decides what is
- *on the way: no link is followed then, and missing directories of a target are made.
+ * such as no transfer can have made: a pull makes links for the server's user, and lets the
+ * workspace say where they lead, so none of that user's is followed, nor one of a stranger in a
+ * directory where everybody may make some.  What remains are root's, and those of a directory's
+ * owner in it.  In a workspace a path is relative, and whoever runs commands there decides what is
+ * on the way: no link is followed then, and missing directories of a target are made.
  *
  * What is protected is known by device and inode, so no name, link or other mount of a
  * directory that is named itself leads around it: from the place that was found, the way up to the

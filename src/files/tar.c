@@ -3,12 +3,13 @@
  *		An archive that every tar reads.
  *
  * The format is GNU tar's with its entries for long names: they hold names as the bytes that they
- *are, and busybox and the BSDs know them too.  For who reads them, there is a header of pax before
- * an entry that needs one: with the time, when it is not a number of seconds from 1970 on, and for
- *a file with holes, as pax 1.0 of GNU's has them: a list of the pieces before their content.
+ * are, and busybox and the BSDs know them too.  For who reads them, there is a header of pax
+ * before an entry that needs one: with the time, when it is not a number of seconds from 1970 on,
+ * and for a file with holes, as pax 1.0 of GNU's has them: a list of the pieces before their
+ * content.
  *
  * A library writes such archives too, but gives fractions of times before 1970 a wrong sign, and
- *pax names that GNU tar warns about.
+ * pax names that GNU tar warns about.
  */
 #include <errno.h>
 #include <stdarg.h>

@@ -20,12 +20,13 @@
  *     no pipe, no socket.
  *   - Nothing that is protected, nor a link to it, loses its name.
  *   - A directory gets the permissions and the time that the archive gives it whenever it is left,
- *and may be written while it is entered: entries may come in any order, and return to a directory.
+ * and may be written while it is entered: entries may come in any order, and return to a
+ * directory.
  *
  * What comes from a workspace is without what would have a git run its programs (git_settings.c),
  * by what the place is called on either side; it is writable for nobody but its owner, and
  * directories that were there keep their mode.  What the source's git has packed goes
- *(git_branches.c).
+ * (git_branches.c).
  *
  * An archive whose first entry is "." is that of a directory; else it is one file, and its
  * name is the target's or, when that is a directory, that in it.

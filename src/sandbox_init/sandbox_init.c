@@ -24,16 +24,15 @@
  * It is linked statically, so that it runs in any image, and is a part of the
  * driver host's binary.
  *
- * The limits that the kernel does not know are kept by looking.  Memory:
- * the sum over the processes, first by what is cheap to know and too much, and
- * only when that is over the limit by what is exact.  What the kernel keeps for the
- * processes: the number of their open files and of their sockets, what waits in their
- * TCP and UDP sockets, and the watches of their epoll files, which it counts for all of
- * the server's user together.  A process that hides its files has as many as it may, and
- * watches that nobody sees.  Disk: the workspace
- *is walked only when the file system has lost so much room since the last time that the limit may
- *have been reached; the host hands on what is known from command to command.  One that is too full
- *at the start stays as it is but for what the command removes: no file can grow.
+ * The limits that the kernel does not know are kept by looking.  Memory: the sum over the
+ * processes, first by what is cheap to know and too much, and only when that is over the limit by
+ * what is exact.  What the kernel keeps for the processes: the number of their open files and of
+ * their sockets, what waits in their TCP and UDP sockets, and the watches of their epoll files,
+ * which it counts for all of the server's user together.  A process that hides its files has as
+ * many as it may, and watches that nobody sees.  Disk: the workspace is walked only when the file
+ * system has lost so much room since the last time that the limit may have been reached; the host
+ * hands on what is known from command to command.  One that is too full at the start stays as it
+ * is but for what the command removes: no file can grow.
  */
 #include <dirent.h>
 #include <errno.h>

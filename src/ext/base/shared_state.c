@@ -6,7 +6,7 @@
  * (their own slot) and by backends (requests: host_suspect, rescan, recheck,
  * held_by), all under one LWLock that is held for a few assignments only.
  * Whoever changes what somebody else waits for sets that one's latch or
- * broadcasts the condition variable after releasing the lock.
+ * broadcasts the condition variable after the change.
  *
  * Nothing here has to survive: after a crash restart it is empty and the
  * launcher begins anew.

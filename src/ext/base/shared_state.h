@@ -130,7 +130,8 @@ typedef struct SharedState
 	int nwanted;
 	Oid wanted[MAX_WANTED]; /* databases that may have got envrt */
 	ConditionVariable scheduler_changed;
-	ConditionVariable leases_changed; /* a cleanup or a requested lease came to its end */
+	ConditionVariable
+	    leases_changed; /* something that is waited for: of leases, cleanups, executions */
 	int nslots;
 	SchedulerSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;

@@ -1,9 +1,10 @@
 /*
  * leases.c
- *		Acquire, release and renew: envrt_acquire_lease, envrt_release_leases,
- *		envrt_release_lease, envrt_renew_lease.
+ *		Acquire, request, release and renew: envrt_acquire_lease,
+ *		envrt_request_lease, envrt_release_leases, envrt_release_lease,
+ *		envrt_renew_lease.
  *
- * Both take part in the caller's transaction and do nothing beyond it: a
+ * They take part in the caller's transaction and do nothing beyond it: a
  * lease is its row.
  *
  * Acquire: (1) look at environment, run and workspace; (2) if the driver

@@ -9,26 +9,35 @@
  * waited for.
  *
  * Whoever waits here or elsewhere looks each second whether its client is there
- * still, as PostgreSQL does by client_connection_check_interval only, which is
- * off unless somebody has set it: what nobody waits for any more is not to go on
- * for a day, on the far side nor here.
+ * still (base/client.c).
  *
- * Every wait of the extension, what ends it at the latest, and what is said then:
+ * Every wait of the extension, and what ends it at the latest:
  *
- *	here						the function's timeout; a scheduler that is not there for long,
- *								or does no round for a minute (require_scheduler)
- *	requests.c			a scheduler as above; what is held, returning or being ended has
- *								envrt.reuse_wait_timeout or ledger_turn_ms
- *	blocking_calls.c				the call's time limit; for a driver host that starts
- *START_WAIT_MS driver_provider.c			between two tries of a resume, for envrt.reuse_retry in
- *all database_ddl.c				STOP_WAIT_MS for a scheduler to end; the statement then says
- *itself who is in its way fault_points.c				for tests: whoever armed the point disarms
- *it locks of a caller's tables	as in any statement of his: lock_timeout, the deadlock detector the
- *scheduler's locks		its lock_timeout, a second; it waits for no lock that it can avoid
- *	scheduler.c, launcher.c		are idle until something is due, and can be woken; who waits for
- *								them has a limit of his own, above
- *	host_process.c				STOP_MS for the driver host's orderly end, then SIGKILL, after
- *								which the kernel has nothing to wait for but a disk
+ *	here
+ *		the function's timeout; a scheduler that is not there for long, or does
+ *		no round for a minute (require_scheduler)
+ *	requests.c
+ *		a scheduler as above; what is held, returning or being ended has
+ *		envrt.reuse_wait_timeout or ledger_turn_ms
+ *	hostlink/blocking_calls.c
+ *		the call's time limit; for a driver host that starts START_WAIT_MS
+ *	environments/driver_provider.c
+ *		between two tries of a resume, for envrt.reuse_retry in all
+ *	launcher/database_ddl.c
+ *		STOP_WAIT_MS for a scheduler to end; the statement then says itself who is
+ *		in its way
+ *	base/fault_points.c
+ *		for tests: whoever armed the point disarms it
+ *	locks of a caller's tables
+ *		as in any statement of his: lock_timeout, the deadlock detector
+ *	the scheduler's locks
+ *		its lock_timeout, a second; it waits for no lock that it can avoid
+ *	scheduler/scheduler.c, launcher/launcher.c
+ *		are idle until something is due, and can be woken; who waits for them has
+ *		a limit of his own, above
+ *	launcher/host_process.c
+ *		STOP_MS for the driver host's orderly end, then SIGKILL and KILL_MS; then it
+ *		looks once a second
  *
  * All of them but the last one end with a cancel, a termination, and the postmaster's death.
  */

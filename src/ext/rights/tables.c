@@ -25,15 +25,14 @@
  * this is known to hold (make_ready).  For the same reason the tables have one
  * owner.
  *
- * Plans: prepared generic and kept.  Such a plan must stay on an index from
- * the first row on, but one made while a table is empty is a sequential scan
- * and stays one until statistics change; so plans are made with sequential
- * scans (and sorts, where an index has the order) off, and without the
- * compilation that the cost of a forbidden scan would call for.  Bitmap scans
- * are off where the statement says so: only a plain index scan marks the entries of
- * dead rows, which the next one then passes by; without that, each look at a key
- * whose rows come and go would walk all that have gone since the last vacuum.  Only the planning:
- *the flags must not reach what triggers plan.
+ * Plans: prepared generic and kept.  Such a plan must stay on an index from the first row on, but
+ * one made while a table is empty is a sequential scan and stays one until statistics change; so
+ * plans are made with sequential scans (and sorts, where an index has the order) off, and without
+ * the compilation that the cost of a forbidden scan would call for.  Bitmap scans are off where
+ * the statement says so: only a plain index scan marks the entries of dead rows, which the next
+ * one then passes by; without that, each look at a key whose rows come and go would walk all that
+ * have gone since the last vacuum.  Only the planning: the flags must not reach what triggers
+ * plan.
  */
 #include "postgres.h"
 

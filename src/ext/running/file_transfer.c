@@ -3,7 +3,7 @@
  *		Files between the server and a lease's workspace: envrt_push_files and
  *		envrt_pull_files.
  *
- * The driver host moves them (src/host/transfer.c), and the caller waits: the call
+ * The driver host moves them (src/host/transfer/transfer.c), and the caller waits: the call
  * ends with the statement, and has no time limit but that something has to move.  On the
  * server's side everything happens as the server's user, so it takes the rights that the server's
  * own functions for files take.  What the server itself consists of is named here, and left alone

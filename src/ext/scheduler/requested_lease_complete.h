@@ -1,7 +1,7 @@
 /*
  * requested_lease_complete.h
  *		The second half of serving a requested lease: from the driver's answer to the row; see
- *requested_lease_complete.c.
+ * requested_lease_complete.c.
  */
 #ifndef ENVRT_REQUESTED_LEASE_COMPLETE_H
 #define ENVRT_REQUESTED_LEASE_COMPLETE_H

@@ -1,7 +1,7 @@
 /*
  * requested_lease_prepare.h
  *		The first half of serving a requested lease: what its driver is called with; see
- *requested_lease_prepare.c.
+ * requested_lease_prepare.c.
  */
 #ifndef ENVRT_REQUESTED_LEASE_PREPARE_H
 #define ENVRT_REQUESTED_LEASE_PREPARE_H

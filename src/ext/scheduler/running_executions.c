@@ -3,7 +3,7 @@
  *		Executions as the scheduler looks after them.
  *
  * The command runs in the driver host, which keeps what it writes until the
- * scheduler has it in the table (src/host/long_execution.c).  So it outlives
+ * scheduler has it in the table (src/host/server/long_execution.c).  So it outlives
  * the scheduler; the next one reads on from what is committed.  An execution
  * that is looked after is in one list, and each of its calls in turn:
  *

@@ -2,14 +2,12 @@
  * secret_fields.c
  *		Which strings of a config are secrets, by the plugin's JSON schema.
  *
- * A plugin's configSchema marks a field as "format": "secret-ref".  Config and
- * schema are walked together: properties, patternProperties,
- * additionalProperties, unevaluatedProperties, and items, prefixItems,
- * additionalItems, unevaluatedItems and contains lead down; the schemas of
- * allOf, anyOf, oneOf, if, then, else, dependentSchemas and dependencies, and
- * what a $ref within the document refers to, are about the same value.  Rather too much is a secret
- *than too little: it is not asked which branch of an anyOf applies, nor which names a pattern
- * means.
+ * A plugin's configSchema marks a field as "format": "secret-ref".  Config and schema are walked
+ * together: properties, patternProperties, additionalProperties, unevaluatedProperties, and items,
+ * prefixItems, additionalItems, unevaluatedItems and contains lead down; the schemas of allOf,
+ * anyOf, oneOf, if, then, else, dependentSchemas and dependencies, and what a $ref within the
+ * document refers to, are about the same value.  Rather too much is a secret than too little: it
+ * is not asked which branch of an anyOf applies, nor which names a pattern means.
  *
  * The schema is the plugin's, so the walk is bounded.  Where it would end
  * early there may be secrets that were not seen: that is an error.

@@ -478,9 +478,9 @@ config_before(const TriggerData *trigger, json_t *config, const char *driver)
  * envrt.on_environment_config()
  *		Asks whoever writes an environment with SQL of his own what the functions ask.
  *
- * What the functions write they write as the table's owner, who may do as he likes: he could
- * drop the trigger.  A plugin's schema is not known here, so it is any reference that counts, but
- *for an ssh environment's key, which no command gets to see.
+ * What the functions write they write as the table's owner, who may do as he likes: he could drop
+ * the trigger.  A plugin's schema is not known here, so it is any reference that counts, but for
+ * an ssh environment's key, which no command gets to see.
  */
 Datum
 envrt_on_environment_config(PG_FUNCTION_ARGS)

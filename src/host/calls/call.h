@@ -25,7 +25,7 @@ typedef struct CallSink
 	bool (*notify)(void *data, const char *method, json_t *params);
 	/* The call's end, unless it is cancelled; takes result and error, of which one is NULL. */
 	void (*end)(void *data, const json_t *id, json_t *result, HostError *error);
-	/* Somebody waits for the end: its time counts in envrt.stat_calls. */
+	/* Somebody waits for the end: its time counts in envrt.stat_latency. */
 	bool measured;
 } CallSink;
 

@@ -41,7 +41,7 @@ struct LeaseKey
 	/* Its client ends what it knows the name of, and nothing is to be ended without that. */
 	bool identified;
 
-	/* Of lease_operation.c. */
+	/* Of lease_queue.c. */
 	struct LeaseOperation *running;
 	struct LeaseOperation *first_waiting;
 	struct LeaseOperation *last_waiting;

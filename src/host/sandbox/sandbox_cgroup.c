@@ -10,7 +10,7 @@
  * is started.
  *
  * Where that can't be, and nothing is said about it, there are the limits that every
- * sandbox has (src/sandbox).  Which of both it is is found out when the first
+ * sandbox has (src/sandbox_init).  Which of both it is is found out when the first
  * sandbox is made.  What a host that was killed has left is empty, since its
  * sandboxes died with it, and is removed then.
  *

@@ -2,7 +2,7 @@
  * sandbox_config.c
  *		What an environment's config says about its sandboxes.
  *
- * The rules are those of src/common/config.c, by which the extension has checked
+ * The rules are those of src/shared/driver_config.c, by which the extension has checked
  * the config before it was stored.  They are applied again with each call: what is
  * not checked here would be trusted.
  */

@@ -43,7 +43,7 @@
 
 typedef struct SandboxExecution
 {
-	SandboxMember member; /* the first, see evict() */
+	SandboxMember member; /* the first, see sandbox_execute_evict() */
 	Call *call;           /* NULL: gone */
 	SandboxAnswer answer;
 	SandboxConfig *config;

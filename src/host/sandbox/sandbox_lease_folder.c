@@ -2,10 +2,10 @@
  * sandbox_lease_folder.c
  *		The folders of leases.
  *
- * A lease has the folder leases/ID below the sandbox directory, with `workspace`
- * in it, which is the lease's own, and two symbolic links whose targets are to be read only:
- * `image` says what the lease was made with, `ledger` in which database's ledger it is.  The folder
- *is the truth of whether the lease exists: nothing else is written down.
+ * A lease has the folder leases/ID below the sandbox directory, with `workspace` in it, which is
+ * the lease's own, and two symbolic links whose targets are to be read only: `image` says what the
+ * lease was made with, `ledger` in which database's ledger it is.  The folder is the truth of
+ * whether the lease exists: nothing else is written down.
  *
  * Removal.  The folder is renamed into trash/ first: from then on there is no lease.
  * What is in the trash is a stranger's work, of any depth and with any modes, so

@@ -3,7 +3,7 @@
  *		One command in a sandbox of its own: its process, its pipes, its end.
  *
  * The host's child is bwrap, whose child is the first process of the sandbox
- * (src/sandbox), whose child is the command.  In bwrap's arguments there is nothing:
+ * (src/sandbox_init), whose child is the command.  In bwrap's arguments there is nothing:
  * it reads them from a descriptor, and the first process reads from another what the
  * command is.  A run's life:
  *

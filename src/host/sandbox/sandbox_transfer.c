@@ -45,7 +45,7 @@
 
 typedef struct SandboxTransfer
 {
-	SandboxMember member; /* the first, see evict() */
+	SandboxMember member; /* the first, see sandbox_transfer_evict() */
 	Transfer transfer;
 	SandboxConfig *config;
 	FilesProcess *local;

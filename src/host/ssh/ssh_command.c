@@ -4,8 +4,8 @@
  *
  * A command waits for a place on a session (ssh_pool.c), runs in a channel
  * (ssh_channel.c), and ends: it exited, its output is complete, it failed, one of
- * its two deadlines passed, or it was cancelled.  It is freed then, before its
- * caller is told.
+ * its two deadlines passed, or it was cancelled.  Its caller is told, and then it
+ * is freed.
  *
  * What is known to have had no effect is tried again, on whatever session the pool has, some
  * times: a channel that the server did not open, or closed before it ran the command; with a

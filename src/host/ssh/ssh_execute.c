@@ -5,7 +5,7 @@
  * An execution is what a call needs from its start until its command has ended,
  * which may be later than the call:
  *
- *		STARTING    waiting for a session, a channel, and the server's consent
+ *		STARTING    until the shell is ready and is about to be given the script
  *		RUNNING     until the command exits or its time is over
  *		TERMINATED  SIGTERM has been sent; the grace period runs
  *		KILLED      SIGKILL has been sent

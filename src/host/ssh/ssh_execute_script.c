@@ -11,10 +11,10 @@
  *
  * The script says "<marker> read" on stderr, enters the directory (c), gives the command its
  * lifeline (l), which has the user's own variables and not the command's, exports those, says on
- *both streams that all that follows is the command's own (o), and becomes the command (x).  What
- *follows the line is the command's own input, to the byte, since a shell reads a line from a pipe
- *byte by byte.  (Hence the fixed text does what it can.) Scripts of ours (ssh_acquire_script.c) go
- *the same way, and are run by that sh itself.
+ * both streams that all that follows is the command's own (o), and becomes the command (x).  What
+ * follows the line is the command's own input, to the byte, since a shell reads a line from a pipe
+ * byte by byte.  (Hence the fixed text does what it can.) Scripts of ours (ssh_acquire_script.c)
+ * go the same way, and are run by that sh itself.
  *
  * A line that is not all printable ASCII does not go through the shell's `read`,
  * which would have to be trusted with every byte.  The line has dd read it then, as

@@ -7,31 +7,32 @@
  * step, through no link; from there on names are relative.
  *
  * A pull of a directory first lists what is there, where there is a find that can, and reads what
- * the server wants of it (known.c in src/files).  Else, and of a file, the list is its end alone, a
- * record that is empty.  Then comes the output of `tar -c`; where the tar can, each name of a file
- * is a file of its own, so that none is lacking when another one is not taken.  A find that
+ * the server wants of it (already_there.c in src/files).  Else, and of a file, the list is its end
+ *alone, a record that is empty.  Then comes the output of `tar -c`; where the tar can, each name of
+ *a file is a file of its own, so that none is lacking when another one is not taken.  A find that
  * fails may not have seen all, so its list counts for nothing, and tar says what is wrong.
  *
  * A push first says whether its tar reads headers of pax, and lists what the target has, for the
- *server's end, which sends what is not.  Then it has tar make that below a directory of its own
- *beside the target, and moves it from there when all has come: the archive's last entry, the seal,
- *says so. Directories that the target has are gone through, one mv for those of their files that
- *have come; what the target has no directory for is moved as a whole.  mv replaces file by file, so
- *each is the old or the new one.  The archive's directories may be written, and so may those of the
- *target while something is put into them.  In the end all that came with the archive get the
- *permissions and times that they are to have: the seal is an archive of them.  (busybox's tar gives
- *none to a directory that is there.)
+ * server's end, which sends what is not.  Then it has tar make that below a directory of its own
+ * beside the target, and moves it from there when all has come: the archive's last entry, the
+ * seal, says so. Directories that the target has are gone through, one mv for those of their files
+ * that have come; what the target has no directory for is moved as a whole.  mv replaces file by
+ * file, so each is the old or the new one.  The archive's directories may be written, and so may
+ * those of the target while something is put into them.  In the end all that came with the archive
+ * get the permissions and times that they are to have: the seal is an archive of them.  (busybox's
+ * tar gives none to a directory that is there.)
  *
- * Without the seal, whatever the reason (an error, a signal, a connection that ends), the directory
- * goes and the target is as it was.  What is in the way is looked for before anything is moved.
- *From then on nothing but SIGKILL ends it, and when a mv fails, the names of what it has not moved
- *are told.  A directory that was left a day ago, by a process that is not there any more, goes with
- *the next push into the same place.  Links in the target are replaced, not followed.  The files of
- *branches that have come packed are removed, as by git_refs.c in src/files.
+ * Without the seal, whatever the reason (an error, a signal, a connection that ends), the
+ * directory goes and the target is as it was.  What is in the way is looked for before anything is
+ * moved. From then on nothing but SIGKILL ends it, and when a mv fails, the names of what it has
+ * not moved are told.  A directory that was left a day ago, by a process that is not there any
+ * more, goes with the next push into the same place.  Links in the target are replaced, not
+ * followed.  The files of branches that have come packed are removed, as by git_branches.c in
+ * src/files.
  *
- * It says what is wrong on stderr as "envrt: <sqlstate> <text>", what the caller is to know besides
- *as "envrt note: <text>", and a dot on stdout now and then while it moves, so that it is known to
- *be alive.
+ * It says what is wrong on stderr as "envrt: <sqlstate> <text>", what the caller is to know
+ * besides as "envrt note: <text>", and a dot on stdout now and then while it moves, so that it is
+ * known to be alive.
  */
 #include <ctype.h>
 #include <stdlib.h>
