@@ -113,7 +113,7 @@ fi
 if wanted tap; then
 	unset "${!PGH@}" PGPORT PGUSER PGDATABASE
 	# Two at a time: each of them waits most of its time.  The longest one first.
-	tap_tests=(test/t/011_*.pl)
+	tap_tests=(test/t/*_fault_matrix.pl)
 	for file in test/t/*.pl; do
 		[ "$file" = "${tap_tests[0]}" ] || tap_tests+=("$file")
 	done
