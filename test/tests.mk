@@ -2,6 +2,7 @@
 #
 #   check-common   unit tests of src/shared, under the sanitizers, and of tools/
 #   check-layers   who may use whom in src/ (src/LAYERS)
+#   check-documents   each test is run, and the documents have every object, setting and test
 #   fuzz           every test/fuzz/fuzz_*.c for FUZZ_SECONDS each
 #   bench          what the extension costs, next to bare SQL and bare libssh
 #   test, demo     the same as test/all and test/demo
@@ -30,7 +31,7 @@ $(COMMON_TESTS): build/%: test/common/%.c $(SHARED_SOURCES) $(TEST_HEADERS)
 
 .PHONY: check-common
 check-common: $(COMMON_TESTS) $(HOST)
-	$(PROVE) --exec '' $(PROVE_FLAGS) $(COMMON_TESTS) test/common/check_layers.t
+	$(PROVE) --exec '' $(PROVE_FLAGS) $(COMMON_TESTS) test/common/check_layers.t test/common/check_documents.t
 
 # A fuzz target links all of src/shared, and what it names in a line "fuzz: src/host/folder/file.c ...".
 FUZZ_CC ?= clang
@@ -84,7 +85,7 @@ CLANG_FORMAT ?= clang-format
 CPPCHECK ?= cppcheck
 WARNING_COMPILERS ?= gcc clang
 
-.PHONY: check-format check-sql check-layers check-warnings check-cppcheck
+.PHONY: check-format check-sql check-layers check-documents check-warnings check-cppcheck
 check-format:
 	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
 
@@ -97,6 +98,9 @@ check-layers: $(OBJS) $(HOST_OBJS)
 	tools/check-layers --cc '$(CC)' --flags 'ext=-Isrc -Isrc/ext -isystem $(shell $(PG_CONFIG) --includedir-server)' \
 		--flags 'host=-Isrc -Isrc/host' --flags shared=-Isrc --flags files=-Isrc \
 		ext=$(call comma_list,$(OBJS)) host=$(call comma_list,$(HOST_OBJS))
+
+check-documents:
+	tools/check-documents --make '$(MAKE) PG_CONFIG=$(PG_CONFIG)'
 
 # Every file by every compiler, each a target of its own for make -j.  The server's headers are
 # not ours to keep clean; its function interface has parameters that not every function needs,

@@ -89,6 +89,7 @@ if wanted checks; then
 	check format make -s check-format
 	check names make -s check-sql
 	check layers make -s check-layers
+	check documents make -s check-documents
 	check warnings make -s -k -j"$(nproc)" check-warnings
 	check cppcheck make -s check-cppcheck
 fi
