@@ -180,5 +180,7 @@ changed('a path of nothing', 'CONTRIBUTING.md', $append->("It is in `src/ext/now
 	qr{^CONTRIBUTING\.md: there is no src/ext/nowhere\.c$}m);
 changed('a path of nothing in a comment', 'src/ext/base/timer.c', $append->("/* See src/host/nowhere.c. */\n"),
 	qr{^src/ext/base/timer\.c: there is no src/host/nowhere\.c$}m);
+changed('a path of nothing in a script', 'test/valgrind', sub { $_[0] =~ s/017_execute/017_executes/r },
+	qr{^test/valgrind: there is no test/t/\{017_executes,}m);
 
 done_testing();
