@@ -2,7 +2,7 @@
  * protocol.h
  *		What the extension and the driver host must agree on.
  *
- * See README.md in this folder for the protocol itself.
+ * The protocol itself is described in docs/protocol.md.
  */
 #ifndef ENVRT_PROTOCOL_H
 #define ENVRT_PROTOCOL_H

@@ -1,6 +1,6 @@
 /*
  * blocking_calls.c
- *		The backend's end of the protocol with the driver host (src/shared/README.md).
+ *		The backend's end of the protocol with the driver host (docs/protocol.md).
  *
  * A backend keeps one connection and has at most one call in flight on it.
  * A call has four phases: connect (or find the cached connection alive),
