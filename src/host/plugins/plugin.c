@@ -68,6 +68,7 @@ plugin_set_state(Plugin *plugin, PluginWorkerState state)
 	};
 
 	assert(allowed[plugin->state][state]);
+	(void) allowed;
 	plugin->state = state;
 }
 
