@@ -38,32 +38,20 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
-#include "base/arguments.h"
-#include "catalog/pg_type.h"
-#include "running/command.h"
-#include "ledger/company_turns.h"
-#include "secrets/secret_references.h"
 #include "hostlink/async_calls.h"
-#include "shared/execute_result.h"
-#include "running/execution_rows.h"
 #include "shared/fair_share.h"
 #include "ledger/failures.h"
-#include "base/fault_points.h"
-#include "base/json.h"
 #include "ledger/ledger.h"
-#include "lib/ilist.h"
-#include "miscadmin.h"
-#include "environments/provider_lease.h"
 #include "scheduler/running_executions.h"
 #include "base/settings.h"
-#include "storage/condition_variable.h"
-#include "storage/lmgr.h"
 #include "base/timer.h"
-#include "utils/builtins.h"
-#include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "scheduler/execution_outcome.h"
+#include "scheduler/execution_start.h"
+#include "scheduler/execution_reading.h"
+#include "scheduler/execution_calls.h"
+
+#define CANCEL_MS 30000
 
 /*
  * An execution takes two of the driver host's calls, and other calls want a third.
@@ -75,54 +63,9 @@
 #define MAX_TRIES 64
 /* Forgotten in a transaction. */
 #define PURGE_EXECUTIONS 20
-#define RETRY_MS 1000
-#define LOCKED_RETRY_MS 200
-#define START_MS 30000
-#define READ_WAIT_MS 60000
-#define READ_MS (READ_WAIT_MS + 30000)
-#define CANCEL_MS 30000
-/* The end of a long output that is kept, at most; the driver host keeps no more. */
-#define LAST_BYTES (128 * 1024)
-
-typedef enum Phase
-{
-	PHASE_START, /* the driver host is to be told */
-	PHASE_STARTING,
-	PHASE_READ, /* it is to be asked for what comes next */
-	PHASE_READING,
-	PHASE_ANSWERED /* and has answered: `result` or `error` */
-} Phase;
-
-typedef struct Running
-{
-	dlist_node node;
-	pg_uuid_t id;
-	pg_uuid_t lease_id;
-	pg_uuid_t company_id; /* that of the lease when the execution was asked for */
-	pg_uuid_t environment_id;
-	Phase phase;
-	bool told;             /* the driver host has it */
-	bool accepted;         /* ... and the row says so */
-	bool position_unknown; /* it is in the table */
-	OutputPosition output;
-	bool last_only; /* the driver host was told to keep the last of it only */
-	bool check_lease;
-	bool to_cancel;
-	bool cancelled;      /* the driver host was told */
-	char lease_end[128]; /* to_cancel is due to that; "": it is not */
-	TimestampTz retry_at;
-	json_t *params;      /* to be sent */
-	json_t *values;      /* of secrets in the call's params */
-	bool values_unknown; /* a predecessor had them */
-	json_t *result;
-	json_t *error;
-	ExecutionEnd *end; /* what is to be written; in its own context */
-	MemoryContext end_context;
-} Running;
 
 static dlist_head executions = DLIST_STATIC_INIT(executions);
 static int nexecutions = 0;
-static char host[64] = ""; /* the driver host that they are of; "": none yet */
 static bool look = true;
 static TimestampTz look_at = DT_NOEND;
 /* A pass looks at each unfinished row once, as far as a round goes: first at what runs. */
@@ -138,9 +81,6 @@ static Statement find_companies = {
 static CompanyTurns turns = {.find = &find_companies};
 static bool joining = false; /* who has come is to take part in the pass */
 static bool full = false;    /* some are queued for whom there is no room */
-/* Somebody has locked what... */
-static TimestampTz rows_at = DT_NOBEGIN;   /* everything needs: not before then */
-static TimestampTz leases_at = DT_NOBEGIN; /* a look at a lease needs */
 static int leases_failures = 0;
 static TimestampTz purge_at = DT_NOBEGIN;
 static int purge_retention = 0; /* purge_at is by this envrt.execution_retention */
@@ -203,19 +143,11 @@ add(SchedulerSlot *slot, const ExecutionRow *row)
 }
 
 static void
-drop_answer(Running *running)
-{
-	json_decref(running->result);
-	json_decref(running->error);
-	running->result = running->error = NULL;
-}
-
-static void
 drop(Running *running)
 {
 	dlist_delete(&running->node);
 	nexecutions--;
-	drop_answer(running);
+	running_execution_drop_answer(running);
 	json_decref(running->values);
 	json_decref(running->params);
 	if (full)
@@ -225,631 +157,13 @@ drop(Running *running)
 	pfree(running);
 }
 
-static void
-retry_later(Running *running, int64 ms)
-{
-	running->retry_at = Max(running->retry_at, TimestampTzPlusMilliseconds(timer_now(), ms));
-}
-
-/* In PG_CATCH of a transaction on the rows, of which nobody's is to blame. */
-static void
-rows_failed(const char *activity)
-{
-	bool locked = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
-
-	ledger_abort(activity);
-	rows_at = TimestampTzPlusMilliseconds(timer_now(), locked ? LOCKED_RETRY_MS : RETRY_MS);
-}
-
-/* Whether begin_on_all() has raised an error since the shared tables are locked. */
-static bool shared_tables_locked = false;
-
-static const char starting[] = "starting an execution";
-static const char writing[] = "writing down how an execution goes on";
-
-/* In PG_CATCH of a transaction on one execution's rows: the others go on. */
-static void
-row_failed(Running *running)
-{
-	if (execution_rows_were_locked())
-		rows_failed(writing);
-	else
-		running->retry_at = failure_caught(writing, &running->id);
-}
-
 /*
  * The end
  */
 
-/* Note how it ended; written by write_end() as soon as that is possible. */
-static ExecutionEnd *
-set_end(Running *running, const char *state)
-{
-	if (running->end == NULL)
-	{
-		running->end_context =
-		    AllocSetContextCreate(TopMemoryContext, "envrt execution's end", ALLOCSET_SMALL_SIZES);
-		running->end = MemoryContextAllocZero(running->end_context, sizeof(ExecutionEnd));
-	}
-	running->end->state = state;
-	return running->end;
-}
-
-static char *
-end_text(const Running *running, const char *text)
-{
-	MemoryContext previous;
-	char *copy;
-
-	if (text == NULL)
-		return NULL;
-	previous = MemoryContextSwitchTo(running->end_context);
-	copy = text_from_utf8(text);
-	MemoryContextSwitchTo(previous);
-	return copy;
-}
-
-static void
-set_lost(Running *running, const char *message)
-{
-	ExecutionEnd *end = set_end(running, "lost");
-
-	end->message = end_text(running, message);
-}
-
-/* By whoever wanted it, or by its lease's end, which is said. */
-static void
-set_cancelled(Running *running)
-{
-	ExecutionEnd *end = set_end(running, "cancelled");
-
-	if (running->lease_end[0] == '\0')
-		return;
-	end->sqlstate = MemoryContextStrdup(running->end_context, "57014");
-	end->message = MemoryContextStrdup(running->end_context, running->lease_end);
-}
-
-/* The driver host's error as an end. */
-static void
-set_error_end(Running *running, const json_t *error)
-{
-	const json_t *data = json_object_get(error, "data");
-	const char *message = json_string_value(json_object_get(error, "message"));
-	const char *outcome = json_string_value(json_object_get(data, "outcome"));
-	const char *sqlstate = json_string_value(json_object_get(data, "sqlstate"));
-	ExecutionEnd *end;
-
-	if (running->to_cancel)
-	{
-		set_cancelled(running);
-		return;
-	}
-	/* The connection to its host went while it ran. */
-	if (outcome != NULL && strcmp(outcome, "unknown") == 0 && sqlstate != NULL &&
-	    strcmp(sqlstate, "08006") == 0)
-	{
-		set_lost(running, message);
-		return;
-	}
-	end = set_end(running, "failed");
-	end->sqlstate = end_text(running, sqlstate);
-	end->message = end_text(running, message != NULL ? message : "the driver failed");
-	end->detail = end_text(running, json_string_value(json_object_get(data, "detail")));
-	end->hint = end_text(running, json_string_value(json_object_get(data, "hint")));
-}
-
-/* An ERROR of ours as an end, unless it is one that passes; the transaction is over afterwards. */
-static void
-set_caught_end(Running *running, MemoryContext context)
-{
-	ErrorData *error;
-
-	MemoryContextSwitchTo(context);
-	HOLD_INTERRUPTS();
-	error = CopyErrorData();
-	FlushErrorState();
-	AbortCurrentTransaction();
-	RESUME_INTERRUPTS();
-	MemoryContextSwitchTo(context);
-	if (execution_rows_were_locked() || shared_tables_locked)
-		leases_at = TimestampTzPlusMilliseconds(timer_now(), LOCKED_RETRY_MS);
-	else if (error_is_passing(error))
-		running->retry_at = failure_noted(starting, &running->id, error);
-	else
-	{
-		ExecutionEnd *end = set_end(running, "failed");
-		MemoryContext of_end = running->end_context;
-
-		end->sqlstate = MemoryContextStrdup(of_end, unpack_sql_state(error->sqlerrcode));
-		end->message = MemoryContextStrdup(of_end, error->message);
-		if (error->detail != NULL)
-			end->detail = MemoryContextStrdup(of_end, error->detail);
-		if (error->hint != NULL)
-			end->hint = MemoryContextStrdup(of_end, error->hint);
-	}
-	FreeErrorData(error);
-}
-
-static void
-nothing_answered(void *data, const DriverAnswer *answer)
-{
-	(void) data;
-	(void) answer;
-}
-
-static json_t *
-id_params(const Running *running)
-{
-	json_t *params = json_object_new();
-
-	json_object_set_new(params, "executionId", json_string(uuid_text(&running->id)));
-	return params;
-}
-
-/* False when it has to be tried again. */
-static bool
-write_end(Running *running)
-{
-	MemoryContext context = CurrentMemoryContext;
-	volatile bool written = false;
-
-	PG_TRY();
-	{
-		ApiCall call;
-
-		execution_rows_begin(&call);
-		written = execution_row_end(&running->id, running->end);
-		ledger_commit(&call, false);
-		if (written)
-			failure_over(writing, &running->id);
-	}
-	PG_CATCH();
-	{
-		row_failed(running);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	return written;
-}
-
 /*
  * Calls
  */
-
-static void
-answered(void *data, const DriverAnswer *answer)
-{
-	Running *running = data;
-
-	if (answer->result == NULL && answer->error == NULL)
-	{
-		/* Its driver host is there still, or not: that is seen when there is one again. */
-		running->phase = running->phase == PHASE_STARTING ? PHASE_START : PHASE_READ;
-		return;
-	}
-	running->result = json_incref(unconstify(json_t *, answer->result));
-	running->error = json_incref(unconstify(json_t *, answer->error));
-	if (running->phase == PHASE_STARTING)
-		config_mask_secrets(running->error, running->values);
-	running->phase =
-	    running->phase == PHASE_STARTING && running->error == NULL ? PHASE_READ : PHASE_ANSWERED;
-	if (running->phase == PHASE_READ)
-	{
-		running->told = true;
-		drop_answer(running);
-	}
-}
-
-/* Take every lock on the shared tables that it needs to say what is to be run; false: locked. */
-static bool
-lock_shared_tables(void)
-{
-	static const SharedTable tables[] = {
-	    TABLE_ENVIRONMENT_LEASES,      TABLE_ENVIRONMENTS, TABLE_COMPANIES, TABLE_COMPANY_SECRETS,
-	    TABLE_COMPANY_SECRET_VERSIONS, TABLE_PLUGINS};
-
-	for (int i = 0; i < (int) lengthof(tables); i++)
-		if (!ConditionalLockRelationOid(shared_table_oid(tables[i]), AccessShareLock))
-			return false;
-	return true;
-}
-
-/* A transaction on the rows and, as their owner, on the shared tables; ERROR 55P03 when locked. */
-static void
-begin_on_all(ApiCall *call)
-{
-	shared_tables_locked = false;
-	owner_begin(call);
-	execution_rows_lock();
-	shared_tables_locked = true;
-	if (!lock_shared_tables())
-		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-		                errmsg("somebody has what is needed locked")));
-	shared_tables_locked = false;
-}
-
-/* The command as its row has it, with everything in the current context; false: it has none. */
-static bool
-load_command(const Running *running, Command *command)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ApiCall ledger;
-	bool found;
-
-	ledger_enter(&ledger);
-	found = execution_row_command(&running->id, command);
-	if (found)
-	{
-		MemoryContext previous = MemoryContextSwitchTo(context);
-
-		command->command = DatumGetTextPCopy(PointerGetDatum(command->command));
-		command->args = DatumGetArrayTypePCopy(PointerGetDatum(command->args));
-		command->env = DatumGetJsonbPCopy(PointerGetDatum(command->env));
-		if (command->cwd != NULL)
-			command->cwd = DatumGetTextPCopy(PointerGetDatum(command->cwd));
-		if (command->stdin_bytes != NULL)
-			command->stdin_bytes = DatumGetByteaPCopy(PointerGetDatum(command->stdin_bytes));
-		MemoryContextSwitchTo(previous);
-	}
-	api_leave(&ledger);
-	return found;
-}
-
-static bool
-start_row(const Running *running)
-{
-	ApiCall ledger;
-	bool started;
-
-	ledger_enter(&ledger);
-	started = execution_row_start(&running->id, host);
-	api_leave(&ledger);
-	return started;
-}
-
-/*
- * As the direct call loads it.  What the caller may see was looked at when the execution was asked
- * for, for that very company and environment.
- */
-static void
-load_lease(const ApiCall *call, const Running *running, CalledLease *lease)
-{
-	called_lease_load(call, &running->lease_id, lease);
-	called_lease_require_same(lease, &running->company_id, &running->environment_id);
-}
-
-/*
- * Everything that the driver host is told, in running->params, and its row
- * running; without params: it is no more, or locked.
- */
-static void
-running_executions_prepare(Running *running, bool queued)
-{
-	ApiCall call;
-	CalledLease lease;
-	Command command;
-	int64 timeout_ms;
-
-	json_decref(running->params);
-	running->params = NULL;
-	begin_on_all(&call);
-	if (load_command(running, &command))
-	{
-		json_t *params;
-
-		load_lease(&call, running, &lease);
-		params = command_params(&call, &lease, &command, EXECUTION_MS, &timeout_ms);
-		json_decref(running->values);
-		running->values = provider_take_secrets(params);
-		running->values_unknown = false;
-		json_object_set_new(params, "executionId", json_string(uuid_text(&running->id)));
-		json_object_set_new(params, "database", json_integer(MyDatabaseId));
-		if (!queued || start_row(running))
-			running->params = json_incref(params);
-	}
-	ledger_commit(&call, true);
-}
-
-static void
-tell(Running *running)
-{
-	FAULT_POINT("execution-before-start");
-	running->phase = PHASE_STARTING;
-	if (!driver_client_call("envrt/executionStart", running->params, START_MS, answered, running))
-		running->phase = PHASE_START;
-	running->params = NULL;
-}
-
-/*
- * Starts one, or has it end with what is wrong; false: a lock is in the way, of the tables
- * (rows_at or leases_at say so) or of its row.
- */
-static bool
-running_executions_start(Running *running, bool queued)
-{
-	MemoryContext context = CurrentMemoryContext;
-
-	PG_TRY();
-	{
-		running_executions_prepare(running, queued);
-	}
-	PG_CATCH();
-	{
-		json_decref(running->params);
-		running->params = NULL;
-		set_caught_end(running, context);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	if (running->params != NULL)
-	{
-		failure_over(starting, &running->id);
-		tell(running);
-	}
-	else if (running->end == NULL && !queued && leases_at <= timer_now() &&
-	         running->retry_at <= timer_now())
-	{
-		/* Somebody has deleted its row; what may have been begun is not wanted. */
-		running->to_cancel = true;
-		set_lost(running, "It is not in the table any more.");
-	}
-	return running->phase == PHASE_STARTING || running->end != NULL;
-}
-
-/* Values of secrets that its driver may repeat; what has them can't be kept without. */
-static void
-load_values(Running *running)
-{
-	MemoryContext context = CurrentMemoryContext;
-
-	PG_TRY();
-	{
-		ApiCall call;
-		CalledLease lease;
-		json_t *params;
-
-		begin_on_all(&call);
-		load_lease(&call, running, &lease);
-		params = called_lease_params(&call, &lease, "command execution");
-		running->values = provider_take_secrets(params);
-		running->values_unknown = false;
-		ledger_commit(&call, false);
-	}
-	PG_CATCH();
-	{
-		bool locked = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
-
-		ledger_abort("looking for secrets that an execution was given");
-		if (locked)
-			retry_later(running, LOCKED_RETRY_MS);
-		else if (running->to_cancel)
-			set_cancelled(running);
-		else
-			set_lost(running, "Its driver has answered, and the secrets that are to be kept out of "
-			                  "that can't be looked up any more.");
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-}
-
-/* How much of the output is kept of its end, and how much at most of its beginning. */
-static int64
-most_at_last(void)
-{
-	return Min((int64) envrt_max_execution_output * 1024 / 2, LAST_BYTES);
-}
-
-static int64
-most_at_first(void)
-{
-	return (int64) envrt_max_execution_output * 1024 - most_at_last();
-}
-
-static void
-read_on(Running *running)
-{
-	json_t *params = id_params(running);
-
-	json_object_set_new(params, "after", json_integer(running->output.position));
-	json_object_set_new(params, "waitMs", json_integer(READ_WAIT_MS));
-	if (running->output.size >= most_at_first())
-		running->last_only = true;
-	if (running->last_only)
-		json_object_set_new(params, "keepLast", json_integer(most_at_last()));
-	running->phase = PHASE_READING;
-	if (!driver_client_call("envrt/executionRead", params, READ_MS, answered, running))
-		running->phase = PHASE_READ;
-}
-
-/* The row is to say that the driver host has it; if it can't now, then before the next read. */
-static void
-accept(Running *running)
-{
-	MemoryContext context = CurrentMemoryContext;
-
-	PG_TRY();
-	{
-		ApiCall call;
-
-		execution_rows_begin(&call);
-		running->accepted = execution_row_accepted(&running->id);
-		ledger_commit(&call, false);
-		failure_over(writing, &running->id);
-	}
-	PG_CATCH();
-	{
-		row_failed(running);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-}
-
-static void
-find_position(Running *running)
-{
-	MemoryContext context = CurrentMemoryContext;
-
-	PG_TRY();
-	{
-		ApiCall call;
-		OutputPosition position;
-
-		execution_rows_begin(&call);
-		execution_output_position(&running->id, &position);
-		ledger_commit(&call, false);
-		running->output = position;
-		running->position_unknown = false;
-	}
-	PG_CATCH();
-	{
-		row_failed(running);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-}
-
-/*
- * Keep what has been read; false when it has to be read again.  *all: there is no more of
- * it; else it is to be read again as the last of the output, or what there is of that.
- */
-static bool
-keep_output(Running *running, const json_t *pieces, bool *all)
-{
-	MemoryContext context = CurrentMemoryContext;
-	OutputPosition position = running->output;
-	volatile bool kept = false;
-	volatile bool complete = false;
-
-	PG_TRY();
-	{
-		ApiCall call;
-
-		execution_rows_begin(&call);
-		complete = execution_output_insert(&running->id, pieces, &position,
-		                                   running->last_only ? PG_INT64_MAX : most_at_first());
-		ledger_commit(&call, false);
-		kept = true;
-		failure_over(writing, &running->id);
-	}
-	PG_CATCH();
-	{
-		row_failed(running);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	/* One that is to be cancelled must come to its end, without what a trigger refuses. */
-	if (!kept && running->to_cancel && !execution_rows_were_locked())
-	{
-		size_t last = json_array_size(pieces) - 1;
-
-		position.position =
-		    json_integer_value(json_object_get(json_array_get(pieces, last), "position"));
-		position.refused++;
-		kept = complete = true;
-		running->retry_at = DT_NOBEGIN;
-	}
-	if (kept)
-	{
-		running->output = position;
-		ConditionVariableBroadcast(&shared_state->leases_changed);
-	}
-	*all = complete;
-	return kept;
-}
-
-/* Whether a driver has put something into words: of the command's own streams it knows bytes only.
- */
-static bool
-has_words(json_t *json)
-{
-	const char *key;
-	json_t *value;
-	size_t i;
-	bool found = json_is_string(json);
-
-	if (json_is_array(json))
-		json_array_foreach(json, i, value) found = found || has_words(value);
-	else if (json_is_object(json))
-		json_object_foreach(json, key, value) found =
-		    found || (strcmp(key, "dataBase64") != 0 && strcmp(key, "stream") != 0 &&
-		              strcmp(key, "signal") != 0 && has_words(value));
-	return found;
-}
-
-static bool
-is_state(const json_t *error, const char *sqlstate)
-{
-	const char *state =
-	    json_string_value(json_object_get(json_object_get(error, "data"), "sqlstate"));
-
-	return state != NULL && strcmp(state, sqlstate) == 0;
-}
-
-static void
-take_end(Running *running, json_t *end)
-{
-	json_t *result = json_object_get(end, "result");
-	ExecutionEnd *exited;
-	ExecuteResult read;
-	const char *problem;
-
-	if (json_object_get(end, "error") != NULL)
-		set_error_end(running, json_object_get(end, "error"));
-	else if ((problem = execute_result_read(result, &read)) != NULL)
-	{
-		ExecutionEnd *failed = set_end(running, "failed");
-
-		failed->sqlstate = "38000";
-		failed->message =
-		    end_text(running, psprintf("the driver's answer can't be used: %s", problem));
-	}
-	else
-	{
-		/* The answer stays until it is written. */
-		exited = set_end(running, "exited");
-		exited->result = result;
-		exited->missing = json_integer_value(json_object_get(running->result, "droppedBytes")) +
-		                  running->output.refused;
-	}
-}
-
-static void
-running_executions_take_answer(Running *running)
-{
-	json_t *pieces = json_object_get(running->result, "pieces");
-	json_t *end = json_object_get(running->result, "end");
-	bool all = true;
-
-	if (running->values_unknown && has_words(running->result))
-	{
-		load_values(running);
-		if (running->values_unknown && running->end == NULL)
-			return; /* it stays answered */
-		if (running->end != NULL)
-		{
-			running->phase = PHASE_READ;
-			drop_answer(running);
-			return;
-		}
-	}
-	config_mask_secrets(running->result, running->values);
-	running->phase = running->told ? PHASE_READ : PHASE_START;
-	/* A driver host that is busy now will be less so. */
-	if (running->error != NULL && !running->told && is_state(running->error, "53400"))
-		retry_later(running, RETRY_MS);
-	else if (running->error != NULL && !running->told)
-		set_error_end(running, running->error);
-	else if (running->error != NULL && is_state(running->error, "42704"))
-		set_lost(running, "The driver host does not know it any more.");
-	else if (running->error != NULL)
-		retry_later(running, RETRY_MS);
-	else if (json_array_size(pieces) > 0 && !keep_output(running, pieces, &all))
-		retry_later(running, LOCKED_RETRY_MS);
-	else if (all && json_is_object(end))
-		take_end(running, end);
-	if (running->end == NULL || running->end->result == NULL)
-		drop_answer(running);
-}
 
 /*
  * Leases and cancels
@@ -885,7 +199,7 @@ check_lease(Running *running)
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool done = false;
 
-	if (leases_at > timer_now())
+	if (executions_leases_at > timer_now())
 		return false;
 	PG_TRY();
 	{
@@ -912,7 +226,7 @@ check_lease(Running *running)
 		return true;
 	}
 	/* A lock is soon gone; what a person has to mend need not be said each second. */
-	leases_at =
+	executions_leases_at =
 	    TimestampTzPlusMilliseconds(timer_now(), LOCKED_RETRY_MS << Min(leases_failures, 8));
 	leases_failures++;
 	return false;
@@ -921,23 +235,23 @@ check_lease(Running *running)
 static void
 cancel(Running *running)
 {
-	running->cancelled = driver_client_call("envrt/executionCancel", id_params(running), CANCEL_MS,
-	                                        nothing_answered, NULL);
+	running->cancelled = driver_client_call("envrt/executionCancel", execution_id_params(running),
+	                                        CANCEL_MS, execution_nothing_answered, NULL);
 }
 
 /* Writes down how it ended; the driver host can forget it, whatever it knew of it. */
 static void
 running_executions_finish(Running *running)
 {
-	if (!write_end(running))
+	if (!execution_write_end(running))
 	{
-		retry_later(running, LOCKED_RETRY_MS);
+		running_execution_retry_later(running, LOCKED_RETRY_MS);
 		return;
 	}
 	if (running->to_cancel && !running->cancelled)
 		cancel(running);
-	(void) driver_client_call("envrt/executionForget", id_params(running), CANCEL_MS,
-	                          nothing_answered, NULL);
+	(void) driver_client_call("envrt/executionForget", execution_id_params(running), CANCEL_MS,
+	                          execution_nothing_answered, NULL);
 	drop(running);
 	if (purge_at == DT_NOEND)
 		purge_at = DT_NOBEGIN;
@@ -958,10 +272,10 @@ advance(Running *running)
 	if (running->end == NULL && running->check_lease)
 		(void) check_lease(running);
 	if (running->phase == PHASE_ANSWERED && running->end == NULL)
-		running_executions_take_answer(running);
+		execution_take_answer(running);
 	if (running->end == NULL && running->phase == PHASE_START && running->to_cancel &&
 	    !running->told)
-		set_cancelled(running);
+		execution_set_cancelled(running);
 	if (running->end != NULL && !is_in_flight(running))
 	{
 		running_executions_finish(running);
@@ -974,17 +288,17 @@ advance(Running *running)
 		cancel(running);
 	if (running->phase == PHASE_START)
 	{
-		if (leases_at <= timer_now() && !running_executions_start(running, false))
-			retry_later(running, LOCKED_RETRY_MS);
+		if (executions_leases_at <= timer_now() && !execution_start(running, false))
+			running_execution_retry_later(running, LOCKED_RETRY_MS);
 	}
 	else if (running->phase == PHASE_READ && running->retry_at == DT_NOBEGIN)
 	{
 		if (!running->accepted)
-			accept(running);
+			execution_note_accepted(running);
 		if (running->position_unknown)
-			find_position(running);
+			execution_find_position(running);
 		if (!running->position_unknown)
-			read_on(running);
+			execution_read_on(running);
 	}
 }
 
@@ -1004,7 +318,7 @@ running_executions_is_put_off(const pg_uuid_t *id)
 {
 	TimestampTz retry_at;
 
-	if (!failure_holds(starting, id, &retry_at))
+	if (!failure_holds(execution_starting, id, &retry_at))
 		return false;
 	look_at = Min(look_at, retry_at);
 	return true;
@@ -1027,9 +341,9 @@ take_queued(Running *running)
 	if (!check_lease(running))
 		taken = NONE_NOW;
 	else if (running->to_cancel)
-		set_cancelled(running);
-	else if (!running_executions_start(running, true))
-		taken = leases_at > timer_now() ? NONE_NOW : NOT_NOW;
+		execution_set_cancelled(running);
+	else if (!execution_start(running, true))
+		taken = executions_leases_at > timer_now() ? NONE_NOW : NOT_NOW;
 	/* Not begun: the row says it all, next time. */
 	if (running->phase == PHASE_START && running->end == NULL && taken != STARTED)
 	{
@@ -1052,9 +366,10 @@ take_row(SchedulerSlot *slot, const ExecutionRow *row)
 		return NOT_NOW;
 	running = add(slot, row);
 	if (!row->own)
-		set_lost(running, "It was started on another server, or before a promotion.");
-	else if (row->running && (row->host_instance == NULL || strcmp(row->host_instance, host) != 0))
-		set_lost(running, "The driver host that ran it has ended.");
+		execution_set_lost(running, "It was started on another server, or before a promotion.");
+	else if (row->running &&
+	         (row->host_instance == NULL || strcmp(row->host_instance, executions_host) != 0))
+		execution_set_lost(running, "The driver host that ran it has ended.");
 	else if (row->running)
 	{
 		/* A predecessor may have kept output though it could not write down the start. */
@@ -1130,7 +445,7 @@ running_executions_read_page(const CompanyTurn *turn, int *count)
 	PG_CATCH();
 	{
 		rows = NULL;
-		rows_failed("looking for executions");
+		running_execution_rows_failed("looking for executions");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -1158,7 +473,7 @@ running_executions_list_companies(bool begin)
 	}
 	PG_CATCH();
 	{
-		rows_failed("looking for executions");
+		running_execution_rows_failed("looking for executions");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -1266,19 +581,19 @@ notice_host(void)
 	const char *name = driver_client_instance();
 	dlist_iter iter;
 
-	if (name == NULL || strcmp(name, host) == 0)
+	if (name == NULL || strcmp(name, executions_host) == 0)
 		return;
-	if (host[0] != '\0')
+	if (executions_host[0] != '\0')
 	{
 		dlist_foreach(iter, &executions)
 		{
 			Running *running = dlist_container(Running, node, iter.cur);
 
 			if (running->end == NULL)
-				set_lost(running, "The driver host that ran it has ended.");
+				execution_set_lost(running, "The driver host that ran it has ended.");
 		}
 	}
-	strlcpy(host, name, sizeof(host));
+	strlcpy(executions_host, name, sizeof(executions_host));
 	look = true;
 }
 
@@ -1319,9 +634,9 @@ next_of(const Running *running, TimestampTz now)
 	if (running->retry_at != DT_NOBEGIN)
 		next = running->retry_at;
 	else if (driver_client_instance() != NULL && !is_in_flight(running))
-		next = running->phase == PHASE_START ? Max(now, leases_at) : now;
+		next = running->phase == PHASE_START ? Max(now, executions_leases_at) : now;
 	if (running->check_lease)
-		next = Min(next, Max(now, leases_at));
+		next = Min(next, Max(now, executions_leases_at));
 	return next;
 }
 
@@ -1339,8 +654,8 @@ running_executions_tend(SchedulerSlot *slot)
 	bool is_due;
 
 	notice_host();
-	if (rows_at > now)
-		return rows_at;
+	if (executions_rows_at > now)
+		return executions_rows_at;
 	is_connected = driver_client_instance() != NULL;
 	is_due = is_connected && (look || look_at <= now || passing);
 	if (purge_retention != envrt_execution_retention)
@@ -1369,7 +684,7 @@ running_executions_tend(SchedulerSlot *slot)
 		Running *running = dlist_container(Running, node, iter.cur);
 
 		CHECK_FOR_INTERRUPTS();
-		if (rows_at > now)
+		if (executions_rows_at > now)
 			break;
 		if (running->end == NULL && running->check_lease)
 			(void) check_lease(running);
@@ -1380,11 +695,11 @@ running_executions_tend(SchedulerSlot *slot)
 		running->retry_at = DT_NOBEGIN;
 		advance(running);
 	}
-	if (purge_at <= now && rows_at <= now)
+	if (purge_at <= now && executions_rows_at <= now)
 		purge();
 	if (nexecutions != before)
 		running_executions_publish(slot);
-	next = Max(purge_at, rows_at);
+	next = Max(purge_at, executions_rows_at);
 	if (is_connected)
 		next = Min(next, look || passing ? now : look_at);
 	dlist_foreach_modify(iter, &executions)
@@ -1393,5 +708,5 @@ running_executions_tend(SchedulerSlot *slot)
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
-	return Max(next, rows_at);
+	return Max(next, executions_rows_at);
 }
