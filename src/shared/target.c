@@ -68,16 +68,98 @@ copy_ipv6(const char *text, size_t length, char *host)
 	return true;
 }
 
+/* The default port of the URL's scheme, which *url is moved beyond; 0: neither http nor https. */
+static int
+skip_scheme(const char **url, const char **scheme)
+{
+	if (strncasecmp(*url, "http://", 7) == 0)
+	{
+		*scheme = "http";
+		*url += 7;
+		return 80;
+	}
+	if (strncasecmp(*url, "https://", 8) == 0)
+	{
+		*scheme = "https";
+		*url += 8;
+		return 443;
+	}
+	return 0;
+}
+
+/* Moves both ends to host and port, without the user, the path and what follows. */
+static void
+find_authority(const char **url, const char **end)
+{
+	/* The authority ends at the path; browsers and curl take a backslash for a slash. */
+	for (const char *p = *url; p < *end; p++)
+	{
+		if (*p == '/' || *p == '?' || *p == '#' || *p == '\\')
+		{
+			*end = p;
+			break;
+		}
+	}
+	for (const char *p = *end; p > *url; p--)
+	{
+		if (p[-1] == '@')
+		{
+			*url = p;
+			break;
+		}
+	}
+}
+
+/* Copies the host; returns where it ends, or NULL when it is none. */
+static const char *
+read_host(const char *text, const char *end, char *host)
+{
+	const char *host_end;
+
+	if (text < end && *text == '[')
+	{
+		host_end = memchr(text, ']', (size_t) (end - text));
+		if (host_end == NULL || !copy_ipv6(text + 1, (size_t) (host_end - text - 1), host))
+			return NULL;
+		return host_end + 1;
+	}
+	host_end = memchr(text, ':', (size_t) (end - text));
+	if (host_end == NULL)
+		host_end = end;
+	return copy_name(text, (size_t) (host_end - text), host) ? host_end : NULL;
+}
+
+/* What stands after the host as a port; 0 when it is none. */
+static int
+read_port(const char *text, const char *end, int otherwise)
+{
+	int port = 0;
+
+	/* "http://host:" has the default port; port 0 can't be reached. */
+	if (text == end || (*text == ':' && text + 1 == end))
+		return otherwise;
+	if (*text != ':')
+		return 0;
+	for (const char *p = text + 1; p < end; p++)
+	{
+		if (*p < '0' || *p > '9')
+			return 0;
+		port = port * 10 + (*p - '0');
+		if (port > 65535)
+			return 0;
+	}
+	return port;
+}
+
 bool
 api_origin(const char *url, char *origin, size_t size)
 {
 	const char *scheme;
 	const char *end = url + strlen(url);
 	const char *host_end;
-	const char *port_text = NULL;
 	char host[MAX_HOST + 1];
 	int default_port;
-	int port = 0;
+	int port;
 	int written;
 
 	while (url < end && target_is_space(*url))
@@ -89,78 +171,16 @@ api_origin(const char *url, char *origin, size_t size)
 		if ((unsigned char) *p <= ' ' || *p == 127)
 			return false;
 	}
-
-	if (strncasecmp(url, "http://", 7) == 0)
-	{
-		scheme = "http";
-		default_port = 80;
-		url += 7;
-	}
-	else if (strncasecmp(url, "https://", 8) == 0)
-	{
-		scheme = "https";
-		default_port = 443;
-		url += 8;
-	}
-	else
+	default_port = skip_scheme(&url, &scheme);
+	if (default_port == 0)
 		return false;
-
-	/* The authority ends at the path; browsers and curl take a backslash for a slash. */
-	for (const char *p = url; p < end; p++)
-	{
-		if (*p == '/' || *p == '?' || *p == '#' || *p == '\\')
-		{
-			end = p;
-			break;
-		}
-	}
-	for (const char *p = end; p > url; p--)
-	{
-		if (p[-1] == '@')
-		{
-			url = p;
-			break;
-		}
-	}
-
-	if (url < end && *url == '[')
-	{
-		host_end = memchr(url, ']', (size_t) (end - url));
-		if (host_end == NULL || !copy_ipv6(url + 1, (size_t) (host_end - url - 1), host))
-			return false;
-		host_end++;
-	}
-	else
-	{
-		host_end = memchr(url, ':', (size_t) (end - url));
-		if (host_end == NULL)
-			host_end = end;
-		if (!copy_name(url, (size_t) (host_end - url), host))
-			return false;
-	}
-
-	if (host_end < end)
-	{
-		if (*host_end != ':')
-			return false;
-		port_text = host_end + 1;
-		for (const char *p = port_text; p < end; p++)
-		{
-			if (*p < '0' || *p > '9')
-				return false;
-			port = port * 10 + (*p - '0');
-			if (port > 65535)
-				return false;
-		}
-		/* "http://host:" has the default port; port 0 can't be reached. */
-		if (port_text == end)
-			port = default_port;
-		else if (port == 0)
-			return false;
-	}
-	else
-		port = default_port;
-
+	find_authority(&url, &end);
+	host_end = read_host(url, end, host);
+	if (host_end == NULL)
+		return false;
+	port = read_port(host_end, end, default_port);
+	if (port == 0)
+		return false;
 	if (port == default_port)
 		written = snprintf(origin, size, "%s://%s", scheme, host);
 	else
