@@ -51,10 +51,10 @@
 #include "files/git_settings.h"
 #include "files/path_guard.h"
 #include "files/report.h"
+#include "files/sparse_write.h"
 
 #define BLOCK 65536
 #define MAX_NAME 255
-#define HOLE 4096
 #define MAX_SAID ((size_t) 64 * 1024 * 1024)
 #define BLOCK_OF_DISK 4096
 
@@ -449,54 +449,6 @@ static void __attribute__((noreturn)) fail_reading(void)
 	fail(0, "the archive can't be read: %s", text != NULL ? text : "it is none");
 }
 
-static bool
-is_zero(const char *bytes, size_t length)
-{
-	return bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0;
-}
-
-static void
-write_at(int fd, const char *bytes, size_t length, la_int64_t offset, const char *path)
-{
-	while (length > 0)
-	{
-		ssize_t count = pwrite(fd, bytes, length, offset);
-
-		if (count < 0 && errno != EINTR)
-			fail(errno, "could not write \"%s\": %s", path, strerror(errno));
-		if (count == 0)
-			fail(ENOSPC, "could not write \"%s\": %s", path, strerror(ENOSPC));
-		if (count > 0)
-		{
-			bytes += count;
-			length -= (size_t) count;
-			offset += count;
-		}
-	}
-}
-
-/* Where nothing is, nothing is written: the file has holes there.  Whether the last byte was. */
-static bool
-write_what_is(int fd, const char *bytes, size_t length, la_int64_t offset, const char *path)
-{
-	size_t start = 0;
-	size_t end = 0;
-
-	while (end < length)
-	{
-		size_t piece = length - end < HOLE ? length - end : HOLE;
-
-		if (is_zero(bytes + end, piece))
-		{
-			write_at(fd, bytes + start, end - start, offset + (la_int64_t) start, path);
-			start = end + piece;
-		}
-		end += piece;
-	}
-	write_at(fd, bytes + start, end - start, offset + (la_int64_t) start, path);
-	return start < length;
-}
-
 static void
 write_content(int fd, struct archive_entry *entry, const char *path)
 {
@@ -516,7 +468,7 @@ write_content(int fd, struct archive_entry *entry, const char *path)
 			report_bytes(offset > next ? (uint64_t) (offset - next) : 0);
 		}
 		next = offset + (la_int64_t) length;
-		if (write_what_is(fd, bytes, length, offset, path))
+		if (sparse_write(fd, bytes, length, offset, path))
 			end = offset + (la_int64_t) length;
 		report_bytes(length);
 	}

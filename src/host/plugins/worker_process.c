@@ -37,15 +37,14 @@
 #include <unistd.h>
 #include <uv.h>
 
-#include "base/json_mend.h"
 #include "base/log.h"
 #include "base/loop_turns.h"
 #include "base/memory.h"
-#include "base/message_io.h"
 #include "shared/protocol.h"
 #include "base/timer.h"
 #include "plugins/worker_process.h"
 #include "plugins/worker_supervisor.h"
+#include "plugins/worker_message.h"
 
 /* How much of stderr is kept, and how much of that is shown: one that is cut off can be masked. */
 #define STDERR_KEEP 16384
@@ -68,9 +67,6 @@
 
 /* A worker that lets more requests than this pile up does not read them. */
 #define MAX_UNREAD ((size_t) 4 * ENVRT_MAX_LINE)
-
-/* In a line that it writes. */
-#define MAX_VALUES 250000
 
 #define ENVIRONMENT_SIZE 6
 
@@ -358,39 +354,6 @@ is_farewell(const RpcMessage *message)
 	       json_integer_value(message->id) == SHUTDOWN_ID;
 }
 
-/*
- * Whether to read it would take far more memory and time than its length is
- * worth: each value of two bytes takes two hundred.
- */
-static bool
-has_too_many_values(const char *line, size_t length)
-{
-	const char *end = line + length;
-	size_t values = 0;
-
-	if (length < MAX_VALUES)
-		return false;
-	for (const char *c = line; c < end; c++)
-	{
-		values += *c == ',' || *c == '[' || *c == '{';
-		if (*c != '"')
-			continue;
-		/* To the end of the text. */
-		for (c++; (c = memchr(c, '"', (size_t) (end - c))) != NULL; c++)
-		{
-			const char *escape = c;
-
-			while (escape[-1] == '\\')
-				escape--;
-			if ((c - escape) % 2 == 0)
-				break;
-		}
-		if (c == NULL)
-			break;
-	}
-	return values > MAX_VALUES;
-}
-
 /* Takes the identity. */
 static void
 unusable(WorkerProcess *process, RpcIdentity *identity, const char *problem, const char *line,
@@ -399,39 +362,6 @@ unusable(WorkerProcess *process, RpcIdentity *identity, const char *problem, con
 	if (process->owner != NULL)
 		process->events.unusable(process->owner, identity, problem, line, length);
 	rpc_identity_clear(identity);
-}
-
-/* What was parsed, or, where that fails, what it is once it has been mended. */
-static void
-parse(const char *text, size_t length, RpcMessage *message)
-{
-	Bytes mended = {0};
-
-	rpc_parse(text, length, message);
-	if (message->kind != RPC_INVALID || message->root != NULL || text[0] != '{')
-		return;
-	json_mend(&mended, text, length);
-	rpc_message_clear(message);
-	rpc_parse(mended.data, mended.length, message);
-	explicit_bzero(mended.data, mended.length);
-	bytes_free(&mended);
-}
-
-static void
-worker_process_read_line(MessageLine *line)
-{
-	while (line->length > 0 && (*line->text == ' ' || *line->text == '\t'))
-		line->text++, line->length--;
-	if (has_too_many_values(line->text, line->length))
-		line->problem = "the message has too many values";
-	else
-	{
-		parse(line->text, line->length, &line->message);
-		if (line->message.kind == RPC_INVALID)
-			line->problem = line->message.error_text;
-	}
-	if (line->problem != NULL)
-		rpc_identify(line->text, line->length, &line->identity);
 }
 
 static void take_lines(WorkerProcess *process, bool in_turn);
@@ -520,7 +450,7 @@ take_lines(WorkerProcess *process, bool in_turn)
 		else if (status != RPC_READ_LINE)
 			worker_process_kill(process, "wrote a line for which there was no memory");
 		else if (process->events.line == NULL)
-			process->reading = message_read(process->reader, text, length, worker_process_read_line,
+			process->reading = message_read(process->reader, text, length, worker_message_read_line,
 			                                worker_process_take_line, process);
 		else if (process->owner != NULL)
 			process->events.line(process->owner, text, length);
