@@ -18,19 +18,18 @@ void
 ssh_session_set_phase(SshSession *session, SshPhase phase)
 {
 	/* The table at the head of ssh_session.c. */
-	static const bool allowed[][SESSION_ENDED + 1] = {
-	    [SESSION_RESOLVING] = {[SESSION_WAITING] = true, [SESSION_ENDED] = true},
-	    [SESSION_WAITING] = {[SESSION_CONNECTING] = true, [SESSION_ENDED] = true},
+	static const unsigned allowed[] = {
+	    [SESSION_RESOLVING] = 1U << SESSION_WAITING | 1U << SESSION_ENDED,
+	    [SESSION_WAITING] = 1U << SESSION_CONNECTING | 1U << SESSION_ENDED,
 	    [SESSION_CONNECTING] =
-	        {[SESSION_CONNECTING] = true, [SESSION_HANDSHAKE] = true, [SESSION_ENDED] = true},
-	    [SESSION_HANDSHAKE] =
-	        {[SESSION_CONNECTING] = true, [SESSION_LOGIN] = true, [SESSION_ENDED] = true},
-	    [SESSION_LOGIN] = {[SESSION_READY] = true, [SESSION_ENDED] = true},
-	    [SESSION_READY] = {[SESSION_ENDED] = true},
-	    [SESSION_ENDED] = {[SESSION_ENDED] = true},
+	        1U << SESSION_CONNECTING | 1U << SESSION_HANDSHAKE | 1U << SESSION_ENDED,
+	    [SESSION_HANDSHAKE] = 1U << SESSION_CONNECTING | 1U << SESSION_LOGIN | 1U << SESSION_ENDED,
+	    [SESSION_LOGIN] = 1U << SESSION_READY | 1U << SESSION_ENDED,
+	    [SESSION_READY] = 1U << SESSION_ENDED,
+	    [SESSION_ENDED] = 1U << SESSION_ENDED,
 	};
 
-	assert(allowed[session->phase][phase]);
+	assert((allowed[session->phase] >> phase & 1) != 0);
 	(void) allowed;
 	session->phase = phase;
 }
