@@ -183,4 +183,18 @@ changed('a path of nothing in a comment', 'src/ext/base/timer.c', $append->("/* 
 changed('a path of nothing in a script', 'test/valgrind', sub { $_[0] =~ s/017_execute/017_executes/r },
 	qr{^test/valgrind: there is no test/t/\{017_executes,}m);
 
+# 5. Functions in C
+changed('a function that a document alone has', 'src/host/ssh/README.md', $append->("`ssh_fly()` flies.\n"),
+	qr{^src/host/ssh/README\.md: there is no function ssh_fly\(\)$}m);
+changed('a function that the code has no more', 'src/ext/ledger/settle.c', sub { $_[0] =~ s/\bdecide\(/decide_row(/gr },
+	qr{^docs/architecture\.md: there is no function decide\(\)$}m);
+changed('a function that is named with another file', 'docs/architecture.md',
+	sub { $_[0] =~ s{(`write_not_done\(\)` in `)scheduler/cleanup_outcome\.c}{$1scheduler/cleanup.c}r },
+	qr{^docs/architecture\.md: scheduler/cleanup\.c does not define write_not_done\(\)$}m);
+changed('a function that has moved to another file', 'src/ext/scheduler/cleanup_take.c',
+	sub { $_[0] =~ s/^take\(List/cleanup_take_rows(List/mr },
+	qr{^src/ext/ledger/README\.md: scheduler/cleanup_take\.c does not define take\(\)$}m);
+changed('a file of the code that is gone', 'src/ext/ledger/README.md', $append->("It is in `unsettle.c`.\n"),
+	qr{^src/ext/ledger/README\.md: there is no unsettle\.c$}m);
+
 done_testing();
