@@ -9,7 +9,12 @@
  *		creating -> held -> cleaning -> gone
  *		            held -> cleaning (keep) -> idle -> creating (resumed) -> held
  *		                                       idle -> cleaning -> gone
+ *		creating -> cleaning: its transaction has left no lease, what was resumed is
+ *			no more, or its name is that of something that is being ended
+ *		creating -> gone: the provider has made nothing
+ *		cleaning, as a new row: a resume has made something else (LEDGER_STRAY)
  *		cleaning -> unresolved: nobody can say whether it exists
+ *		unresolved -> cleaning or gone: somebody has said so
  *
  * A row comes before the provider is called, in a transaction that is durable
  * before the backend goes on; from then on the provider lease can't be
@@ -27,7 +32,7 @@
  * one before.  So rows of one name are one thing (LEDGER_MAKER_OF):
  *
  *		- nothing is told to end while a row that lives has its name; the last
- *		  one that has it ends it (cleanup.c);
+ *		  one that has it ends it (cleanup_choice.c, cleanup_take.c);
  *		- whoever is about to make something waits for the end of what may have
  *		  had the name before; whoever was given the name of something that is
  *		  being ended gives it up, waits, and asks again (learn_row).

@@ -310,7 +310,7 @@ execution_row_end(const pg_uuid_t *id, const ExecutionEnd *end)
 		ExecuteResult read;
 		json_t *metadata = json_object_get(end->result, "metadata");
 
-		/* The result was found to be one before (running_executions.c). */
+		/* The result was found to be one before (execution_outcome.c). */
 		(void) execute_result_read(end->result, &read);
 		metadata = json_guard(json_is_object(metadata) ? json_copy(metadata) : json_object_new());
 		if (end->missing > 0)

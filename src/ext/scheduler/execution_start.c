@@ -103,7 +103,7 @@ tell(Running *running)
 
 /*
  * Starts one, or has it end with what is wrong; false: a lock is in the way, of the tables
- * (rows_at or leases_at say so) or of its row.
+ * (executions_rows_at or executions_leases_at say so) or of its row.
  */
 bool
 execution_start(Running *running, bool queued)

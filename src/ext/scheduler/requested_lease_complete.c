@@ -27,7 +27,7 @@ discard_other(const AcquireRequest *request, RequestedLease *lease)
 }
 
 /*
- * Step 3, for an answer; false when it does not make a lease: the request is
+ * Step 3 (requested_leases.c), for an answer; false when it does not make a lease: the request is
  * there no more, or (*again) it is to be begun anew.
  */
 bool

@@ -187,7 +187,7 @@ note_lease(Running *running, const char *status)
 		         "Lease \"%s\" has ended (status: %.20s).", uuid_text(&running->lease_id), status);
 }
 
-/* False: not now, leases_at says when.  Nothing else waits for that. */
+/* False: not now, executions_leases_at says when.  Nothing else waits for that. */
 static bool
 check_lease(Running *running)
 {
@@ -500,7 +500,9 @@ pass_running(SchedulerSlot *slot)
 	return count < EXECUTION_PAGE && running_executions_list_companies(true);
 }
 
-/* The next one that is queued, in `*row`; NULL: none (rows_at says whether that is for now only).
+/*
+ * The next one that is queued, in `*row`; NULL: none (executions_rows_at says whether that is
+ * for now only).
  */
 static CompanyTurn *
 next_queued(const ExecutionRow **row)

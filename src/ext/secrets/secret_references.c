@@ -24,7 +24,7 @@
  * reference names, "latest" being the newest at each call: the one it was made
  * with may have been revoked.  But it must be cleaned up also when its secrets
  * have been deleted, or the newest is a mistake: so the ledger keeps the values
- * it was made with, encrypted and bound to its row's key (secrets.c), for when
+ * it was made with, encrypted and bound to its row's key (secret_values.c), for when
  * nothing newer is to be had or is of use.
  */
 #include "postgres.h"

@@ -101,7 +101,7 @@ extern void ssh_channel_signal(SshChannel *channel, const char *signal);
 /* The owner wants nothing more of it.  kill: the command is to be ended too. */
 extern void ssh_channel_abandon(SshChannel *channel, bool kill);
 
-/* For ssh_session.c. */
+/* For the files of a session. */
 
 /* Does what can be done without waiting; returns whether a channel went. */
 extern bool ssh_channels_advance(ChannelList *list);

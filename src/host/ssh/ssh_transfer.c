@@ -17,7 +17,7 @@
  * A block of input is read when the last one was sent, and the channel's output while little of it
  * is pending, so no more than that is in memory, and each side is as fast as the other.
  *
- *   starting   waiting for a session, a channel, and the server's consent
+ *   starting   until the shell of the remote host is ready and is about to be given the script
  *   running    both ends
  *   ending     the client is gone, nothing moves, or one end has failed: the local processes are
  *              ended, and the channel closed.  The script sees the end of its input without the
